@@ -1,0 +1,273 @@
+"""GRPO from the equations up: sampling, group advantages, the clipped surrogate, k3 KL, and the two ways to average tokens.
+
+What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object, no engine. Every function
+takes tensors and returns tensors; any of them can be lifted out alone. The loop that calls them in this order is train.py:
+
+    rollout    = sample(model, inputs, uniforms, ...)             G completions for each of P prompts
+    advantages = group_advantages(rewards)                        (P, G)
+    weights    = token_weights(rollout.mask, "token")             (P, G, T), sums to 1 over the whole optimizer step
+    ids, positions, mask = pack_group(prompt_ids, completions)    one row per prompt: the prompt is computed once
+    logp, entropy = token_logprobs(hidden, lm_head_weight, targets)
+    loss, metrics = grpo_loss(logp, old_logp, ref_logp, advantages, weights)
+
+Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, V vocabulary.
+Sources: LENS Eq. 7-12, SAM-R1 Eq. 1-4 and section 3.2.2, Dr. Seg Eq. 1-2; "SPEC" is the README's account of what each leaves open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+
+@dataclasses.dataclass
+class Rollout:
+    """ids (P, G, T) int64, 0 after the end; mask (P, G, T) bool, the tokens that belong to the completion, its end token included;
+    logp (P, G, T) float32, log-probability of each token in the distribution that it was drawn from, 0 where not mask."""
+
+    ids: Tensor
+    mask: Tensor
+    logp: Tensor
+
+
+def pick_tokens(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Draw one token per row by inverse CDF: the first token at which the cumulative probability exceeds u.
+
+    logits (B, V) with -inf at tokens that must not be drawn; uniforms (B,) in [0, 1). temperature 0 takes the likeliest.
+    Returns ids (B,) and their log-probabilities (B,), float32, in the distribution drawn from (after temperature and top_p).
+    The noise is an argument: the same uniforms give the same tokens on any rank, in any batch, after any restart.
+    """
+    logits = logits.float()
+    if temperature == 0:
+        best = logits.argmax(-1)
+        return best, logits.log_softmax(-1).gather(-1, best[:, None])[:, 0]
+    logp = (logits / temperature).log_softmax(-1)
+    if top_p < 1:  # keep the smallest set of likeliest tokens whose probability reaches top_p
+        ordered, order = logp.sort(-1, descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()  # probability of all likelier tokens
+        keep = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, before < top_p)
+        logp = logp.masked_fill(~keep, -torch.inf).log_softmax(-1)
+    cdf = logp.exp().cumsum(-1)
+    # Scaling u by the last value absorbs rounding; right=True steps over tokens of zero probability when u falls on their edge.
+    ids = torch.searchsorted(cdf, (uniforms.to(cdf) * cdf[:, -1])[:, None], right=True)[:, 0]
+    last = logp.shape[-1] - 1 - (logp > -torch.inf).flip(-1).int().argmax(-1)  # float rounding must not step past the last token
+    ids = torch.minimum(ids, last)
+    return ids, logp.gather(-1, ids[:, None])[:, 0]
+
+
+@torch.no_grad()
+def sample(
+    model,
+    inputs: Mapping[str, Tensor],
+    uniforms: Tensor,
+    *,
+    num_samples: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    eos_token_id: int,
+    banned_ids: Sequence[int] = (),
+    progress=None,
+) -> Rollout:
+    """G completions for each of P prompts, from any Hugging Face causal or image-text model.
+
+    inputs: what the processor made, LEFT-padded, with explicit `position_ids`, (3, P, S) for the Qwen-VL families or (P, S).
+    uniforms (P, G, >= max_new_tokens): all the randomness there is. banned_ids can never be drawn (a policy that writes an image
+    token crashes its own next forward). progress: called with the number of finished rows after each token, or None.
+
+    Prefill runs once per prompt, vision tower included; only its cache is copied G times. Rows that have ended leave the batch.
+    """
+    P, S = inputs["input_ids"].shape
+    G, T, device = num_samples, max_new_tokens, inputs["input_ids"].device
+    out = model(**inputs, use_cache=True, logits_to_keep=1)
+    cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(G, 0)  # (B, V), B = P * G rows alive
+    cache.batch_repeat_interleave(G)
+    attention_mask = inputs["attention_mask"].repeat_interleave(G, 0)  # (B, S + t)
+    position = inputs["position_ids"].amax(dim=-1).repeat_interleave(G, -1)  # (3, B) or (B,): the last position of each row
+    uniforms = uniforms.reshape(P * G, -1).to(device)
+    ids = torch.zeros(P * G, T, dtype=torch.long, device=device)
+    mask = torch.zeros(P * G, T, dtype=torch.bool, device=device)
+    logp = torch.zeros(P * G, T, device=device)
+    rows = torch.arange(P * G, device=device)  # which completion each row of the batch is
+    banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=device)
+    for t in range(T):
+        logits = logits.float().index_fill(-1, banned, -torch.inf)
+        tokens, token_logp = pick_tokens(logits, uniforms[rows, t], temperature, top_p)
+        ids[rows, t], mask[rows, t], logp[rows, t] = tokens, True, token_logp  # the end token belongs to the completion
+        alive = (tokens != eos_token_id).nonzero()[:, 0]
+        if progress is not None:
+            progress(P * G - len(alive))
+        if len(alive) == 0 or t == T - 1:
+            break
+        if len(alive) < len(rows):
+            rows, tokens, attention_mask = rows[alive], tokens[alive], attention_mask[alive]
+            position = position[..., alive]
+            cache.batch_select_indices(alive)
+        position = position + 1
+        attention_mask = F.pad(attention_mask, (0, 1), value=1)
+        logits = model(
+            input_ids=tokens[:, None],
+            attention_mask=attention_mask,
+            position_ids=position[..., None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    return Rollout(ids.view(P, G, T), mask.view(P, G, T), logp.view(P, G, T))
+
+
+# ----------------------------------------------------------------------------------------------------------- advantages
+
+
+def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
+    """A_i = (r_i - mean(r)) / (std(r) + eps) within each group: rewards (P, G) -> advantages (P, G).
+
+    LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one. A group whose rewards are all equal teaches
+    nothing and gets exactly 0. That is decided by its range: twelve float rewards of 0.3 have a standard deviation of about 6e-17,
+    and dividing by a tiny eps would turn that rounding into a training signal.
+    """
+    r = rewards.double()  # a reward of 1e8 and one of 1e8 + 1 differ
+    if r.shape[-1] < 2:
+        return torch.zeros_like(rewards)
+    A = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + eps)
+    same = r.amax(-1, keepdim=True) == r.amin(-1, keepdim=True)
+    return A.masked_fill(same, 0.0).to(rewards.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------- the loss
+
+
+def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
+    """The weight of every token in the step's loss: mask (P, G, T) bool -> weights (P, G, T) float32, summing to 1.
+
+    "sequence": mean over completions of the mean over their tokens, 1 / (P G |o_i|)   (GRPO; LENS Eq. 12).
+    "token":    sum over the group's tokens / their number, then the mean over groups, 1 / (P sum_i |o_i|)   (SAM-R1 Eq. 4).
+
+    Call it ONCE per optimizer step, with every prompt of the step, and slice the result for micro-batches: then the gradient does
+    not depend on how the step is cut, which is what per-micro-batch means get wrong. A completion (or, under "token", a group)
+    without tokens weighs nothing, and what it would have weighed goes to the others.
+    """
+    m = mask.double()
+    length = m.sum(-1, keepdim=True)  # |o_i|: (P, G, 1)
+    if average == "sequence":
+        w = m / length.clamp(min=1) / (length > 0).sum().clamp(min=1)
+    elif average == "token":
+        total = length.sum(-2, keepdim=True)  # (P, 1, 1)
+        w = m / total.clamp(min=1) / (total > 0).sum().clamp(min=1)
+    else:
+        raise ValueError(f"average must be 'sequence' or 'token', not {average!r}")
+    return w.float()
+
+
+def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1 with d = log pi_ref - log pi_theta. Float32.
+
+    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative, unbiased. d is clamped at +-20 so that exp cannot overflow, and the value at 10,
+    so that one token cannot own the gradient (where a clamp acts, the gradient is 0).
+    """
+    d = (ref_logp.float() - logp.float()).clamp(-20, 20)
+    return (d.exp() - d - 1).clamp(max=10)
+
+
+def grpo_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    ref_logp: Tensor | None,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    beta: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped GRPO objective as a loss: the sum over tokens of weights * (-min(rho A, clip(rho) A) + beta kl).
+
+    logp, old_logp, ref_logp, weights (P, G, T), or the same slice of each; advantages (P, G). Log-probabilities of the tokens
+    sampled under the policy now, when sampled, and the reference's (None: no KL). weights come from token_weights, so micro-batches
+    simply add up, and the metrics (weighted sums: kl, clip_low, clip_high, ratio) do too. Padding has weight 0; its log-probabilities must be finite.
+
+    clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2): a token that did well may grow by more than a token that did badly
+    may shrink, so rare good tokens are not held back. With one update per rollout rho is identically 1 and neither clip ever acts.
+    """
+    logp, old_logp = logp.float(), old_logp.float()
+    A = advantages.float()[..., None]  # one scalar per completion, shared by its tokens
+    rho = (logp - old_logp).clamp(-20, 20).exp()  # rho_it = pi_theta / pi_old
+    clipped = rho.clamp(1 - clip_low, 1 + clip_high)
+    loss = -torch.minimum(rho * A, clipped * A)
+    metrics = {
+        "ratio": rho,
+        "clip_low": (rho < 1 - clip_low) & (A < 0),  # tokens whose gradient the clip has cut
+        "clip_high": (rho > 1 + clip_high) & (A > 0),
+    }
+    if ref_logp is not None:
+        metrics["kl"] = k3_kl(logp, ref_logp)
+        loss = loss + beta * metrics["kl"]
+    return (weights * loss).sum(), {name: (weights * value.detach()).sum() for name, value in metrics.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- log-probabilities
+
+
+def _chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, banned: Tensor) -> tuple[Tensor, Tensor]:
+    logits = F.linear(hidden, weight).float().index_fill(-1, banned, -torch.inf) / temperature
+    logp = logits.log_softmax(-1)
+    p = logp.detach()
+    entropy = -(p.exp() * p.masked_fill(p == -torch.inf, 0.0)).sum(-1)  # 0 * -inf is nan: banned tokens have no share
+    return logp.gather(-1, targets[:, None])[:, 0], entropy
+
+
+def token_logprobs(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    banned_ids: Sequence[int] = (),
+    chunk: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of its distribution (nats), without ever holding all logits.
+
+    hidden (N, d): the state that PREDICTS the target, that is, of the token before it; lm_head_weight (V, d); targets (N,).
+    Returns logp (N,) and entropy (N,), float32; entropy carries no gradient. banned_ids as in `sample`: what could not be drawn has
+    no probability here either.
+
+    Logits exist for `chunk` tokens at a time, in forward and, by recomputation, in backward: at V = 152,000, 1,600 completion
+    tokens would otherwise take 1 GB in float32, and three times that with their gradient.
+    """
+    banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=hidden.device)
+    pieces = [
+        checkpoint(_chunk_logprobs, h, lm_head_weight, t, temperature, banned, use_reentrant=False)
+        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    ]
+    if not pieces:
+        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
+    logp, entropy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return logp, entropy
+
+
+# -------------------------------------------------------------------------------------------------------------- packing
+
+
+def pack_group(prompt_ids: Tensor, completions: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay one prompt and its completions in a single row, so that the prompt is computed once: [prompt | o_1 | ... | o_G].
+
+    prompt_ids (S,), completions a list of (t_i,) -> ids (L,), positions (L,), mask (L, L) bool with mask[q, k] = q may see k.
+
+              prompt  o_1   o_2        A completion sees the prompt and itself, never its siblings; its positions continue the
+     prompt   tri      .     .         prompt's (S, S + 1, ...) as if it stood there alone. So each token gets the very numbers
+     o_1      full    tri    .         that it would get in a row of its own, at 1,000 + 8 x 200 tokens instead of 8 x 1,200.
+     o_2      full     .    tri
+    """
+    S, device = len(prompt_ids), prompt_ids.device
+    ids = torch.cat([prompt_ids, *completions])
+    branch = torch.cat([torch.full((len(part),), i, device=device) for i, part in enumerate([prompt_ids, *completions])])
+    positions = torch.cat([torch.arange(S, device=device), *[S + torch.arange(len(o), device=device) for o in completions]])
+    causal = torch.ones(len(ids), len(ids), dtype=torch.bool, device=device).tril()
+    mask = causal & ((branch[None, :] == 0) | (branch[None, :] == branch[:, None]))
+    return ids, positions, mask

@@ -1,0 +1,516 @@
+"""The three networks: the policy (a Qwen-VL), the segmenter (SAM2 by its own parts, batched), and LENS's context module between them.
+
+    policy    = load_policy("Qwen/Qwen2.5-VL-7B-Instruct", image_size=840)      # or a folder, or toy/qwen2_5_vl
+    prompts   = policy.encode(images, texts)                                    # tokens, pixels, 3-D positions, frames
+    logp, entropy, states = policy(rows, token_logprobs)                        # the one call that training goes through
+    segmenter = load_segmenter("facebook/sam2-hiera-large")                     # or a checkpoint, or toy/sam2
+    masks     = segmenter.segment(segmenter.embed(images), index, boxes, points, labels)
+
+Shape letters: P prompts, S prompt tokens, R packed rows, L their length, B completions, K context queries, d hidden width,
+I images, N objects (of all completions together), k points per object, (h, w) SAM2's mask resolution, a quarter of its input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+# ----------------------------------------------------------------------------------------------------------- the policy
+
+
+@dataclasses.dataclass
+class Prompts:
+    """P encoded prompts. `inputs` is left-padded and ready for sampling; positions are explicit, so nothing recomputes them."""
+
+    inputs: dict[str, Tensor]  # input_ids, attention_mask, position_ids (3, P, S), pixel_values, image_grid_thw, mm_token_type_ids
+    resized: list[tuple[int, int]]  # (width, height) of each picture as the model sees it
+
+    def one(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Prompt i without padding: ids (S,), positions (3, S), its rows of pixel_values, its grid (1, 3)."""
+        real = self.inputs["attention_mask"][i].bool()
+        grid = self.inputs["image_grid_thw"]
+        end = grid.prod(-1).cumsum(0)[i]
+        pixels = self.inputs["pixel_values"][end - grid[i].prod() : end]
+        return self.inputs["input_ids"][i, real], self.inputs["position_ids"][:, i, real], pixels, grid[i : i + 1]
+
+
+@dataclasses.dataclass
+class Rows:
+    """Packed rows (grpo.pack_group), padded to one length and ready for Policy.forward. Flat indices count over R * L."""
+
+    ids: Tensor  # (R, L)
+    positions: Tensor  # (3, R, L)
+    mask: Tensor  # (R, 1, L, L) bool, True where a query may look
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+    source: Tensor  # (M,) flat index of the state that predicts each completion token: the state of the token before it
+    target: Tensor  # (M,) the token predicted
+    queries: Tensor | None = None  # (B, K) flat indices of the context queries
+
+
+class Policy(nn.Module):
+    """A Qwen-VL and its processor as one module. Every trained call goes through `forward`: DDP and FSDP synchronise nothing else."""
+
+    def __init__(
+        self,
+        vlm,
+        processor,
+        image_size: int | None = None,
+        max_pixels: int = 1_000_000,
+        context: ContextModule | None = None,
+        segmenter: Segmenter | None = None,
+    ):
+        super().__init__()
+        self.vlm, self.processor = vlm, processor
+        self.context, self.segmenter = context, segmenter  # LENS: part of the policy, since both are trained with it
+        self.image_size, self.max_pixels = image_size, max_pixels
+        self.family: str = vlm.config.model_type
+        vision = vlm.config.vision_config
+        self.patch, self.factor = vision.patch_size, vision.patch_size * vision.spatial_merge_size
+        tokenizer = processor.tokenizer
+        self.eos_token_id: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        # Vision tokens in a completion would ask the next forward for pictures that do not exist: they are never sampled,
+        # and have no probability when completions are scored.
+        names = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+        known = tokenizer.get_vocab()
+        self.banned_ids: list[int] = [known[name] for name in names if name in known]
+        # Rows of the output matrix past the tokenizer's last token exist only to round its size up.
+        self.banned_ids += range(max(known.values()) + 1, vlm.get_output_embeddings().weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.vlm.device
+
+    def encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Prompts:
+        """P RGB pictures and P user messages -> Prompts, on the policy's device.
+
+        image_size resizes every picture to that square (rounded down to the family's factor: 840 becomes 832 at factor 32);
+        without it the processor's native resize applies, up to max_pixels.
+        """
+        if self.image_size:
+            side = self.image_size // self.factor * self.factor
+            images = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]
+            resize = {"do_resize": False}
+        else:
+            images = [pad_thin(image) for image in images]
+            resize = {"size": {"shortest_edge": self.factor**2 * 4, "longest_edge": self.max_pixels}}
+        chats = [
+            self.processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            for text in texts
+        ]
+        inputs = self.processor(
+            text=chats,
+            images=list(images),
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            return_mm_token_type_ids=True,
+            **resize,
+        ).to(self.device)
+        inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(self.vlm.dtype)}
+        # M-RoPE: three position numbers per token (time, height, width), so that image tokens lie on a grid. Computed here, once.
+        # (Qwen2.5-VL falls back silently to plain 1-D positions where it has to guess.)
+        inputs["position_ids"], _ = self.vlm.model.get_rope_index(
+            input_ids=inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs["image_grid_thw"],
+            attention_mask=inputs["attention_mask"],
+        )
+        # The size is read off the grid, never recomputed: it is what the coordinates mean to this family.
+        resized = [(int(w) * self.patch, int(h) * self.patch) for _, h, w in inputs["image_grid_thw"].tolist()]
+        return Prompts(inputs, resized)
+
+    def forward(
+        self, rows: Rows, score: Callable, temperature: float = 1.0, embeddings: Embeddings | None = None, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Score packed completions: logp (M,), entropy (M,); for LENS also each completion's mask logits (B, h, w).
+
+        score: grpo.token_logprobs, handed in so that this file stands alone. embeddings, index (B,): SAM2's view of the pictures and
+        which of them each completion is about; without them no mask is made.
+        """
+        embeds = self.vlm.get_input_embeddings()(rows.ids)
+        if rows.queries is not None:  # LENS: learned vectors in the places that `pack` left for them
+            B, K = rows.queries.shape
+            queries = self.context.queries.to(embeds.dtype).expand(B, K, -1).reshape(B * K, -1)
+            embeds = embeds.flatten(0, 1).index_put((rows.queries.flatten(),), queries).view_as(embeds)
+        hidden = self.vlm.model(
+            inputs_embeds=embeds,
+            attention_mask=rows.mask,
+            position_ids=rows.positions,
+            pixel_values=rows.pixel_values,
+            image_grid_thw=rows.image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state.flatten(0, 1)  # (R * L, d)
+        head = self.vlm.get_output_embeddings().weight
+        logp, entropy = score(hidden[rows.source], head, rows.target, temperature=temperature, banned_ids=self.banned_ids)
+        if rows.queries is None or embeddings is None:
+            return logp, entropy, None
+        # LENS Eq. 2-4: states at the query positions -> connector -> SAM2's sparse prompt tokens -> its single-mask output.
+        tokens = self.context(hidden[rows.queries])
+        return logp, entropy, self.segmenter.decode(embeddings, index, tokens)[0][:, 0]
+
+    def pack(self, prompts: Prompts, groups: Sequence[tuple[int, Sequence[Tensor]]], pack_group: Callable) -> Rows:
+        """Lay each (prompt index, its completions) in one row: [prompt | o_1 | ... ], with K places for queries after each o_i.
+
+        pack_group: grpo.pack_group, handed in so that this file stands alone. Completions keep their order: the M tokens that
+        forward scores are row by row, completion by completion, token by token; query states come in the same order.
+        """
+        K = 0 if self.context is None else len(self.context.queries)
+        parts, source, target, queries = [], [], [], []
+        lengths = [int(prompts.inputs["attention_mask"][i].sum()) + sum(len(o) + K for o in os) for i, os in groups]
+        L = max(lengths)
+        for r, (i, completions) in enumerate(groups):
+            prompt_ids, rope, pixels, grid = prompts.one(i)
+            tail = prompt_ids.new_zeros(K)
+            ids, positions, mask = pack_group(prompt_ids, [torch.cat([o, tail]) for o in completions])
+            S, n = len(prompt_ids), len(ids)
+            # Text after the prompt counts on from its largest position, the same on all three axes (that is M-RoPE's rule).
+            after = (rope.max() + 1 + positions[S:] - S).expand(3, -1)
+            full = torch.eye(L, dtype=torch.bool, device=ids.device)  # padding looks at itself: a row without any key is nan
+            full[:n, :n] = mask
+            parts.append((F.pad(ids, (0, L - n)), F.pad(torch.cat([rope, after], 1), (0, L - n)), full, pixels, grid))
+            at = r * L + S
+            for o in completions:
+                # Token t is predicted by the state before it; the first one by the prompt's last, which all completions share.
+                before = torch.arange(at - 1, at + len(o) - 1, device=ids.device)
+                source.append(torch.cat([before.new_tensor([r * L + S - 1])[: len(o)], before[1:]]))
+                target.append(o)
+                queries.append(torch.arange(at + len(o), at + len(o) + K, device=ids.device))
+                at += len(o) + K
+        ids, positions, mask, pixels, grid = zip(*parts, strict=True)
+        return Rows(
+            torch.stack(ids), torch.stack(positions, 1), torch.stack(mask)[:, None], torch.cat(pixels), torch.cat(grid),
+            torch.cat(source), torch.cat(target), torch.stack(queries) if K else None,
+        )  # fmt: skip
+
+    def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
+        """(B, T) ids and mask -> the completions' texts, without their end token."""
+        return [
+            self.processor.tokenizer.decode(row[keep & (row != self.eos_token_id)].tolist(), skip_special_tokens=False)
+            for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)
+        ]
+
+    def save(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
+        """Write the Hugging Face format: from_pretrained loads the folder. LENS's context module and mask decoder lie beside.
+
+        state: this module's full state dict, where its own parameters are sharded over processes.
+        """
+        state = self.state_dict() if state is None else state
+        part = lambda prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}  # noqa: E731
+        self.vlm.save_pretrained(folder, state_dict=part("vlm."))
+        self.processor.save_pretrained(folder)
+        if self.context is not None:
+            lens = {k: v for k, v in state.items() if k.startswith("context.")}
+            lens |= {f"mask_decoder.{k}": v for k, v in part("segmenter.mask_decoder.").items()}
+            save_file({k: v.detach().cpu().contiguous() for k, v in lens.items()}, Path(folder, "lens.safetensors"))
+            Path(folder, "lens.json").write_text(json.dumps({"context": self.context.config, "segmenter": self.segmenter.name}))
+
+
+def pad_thin(image: Image.Image, ratio: int = 150) -> Image.Image:
+    """Widen a picture whose sides differ by more than `ratio` (the processors refuse 200): resized, since the frame is relative."""
+    w, h = image.size
+    if max(w, h) <= ratio * min(w, h):
+        return image
+    return image.resize((max(w, h // ratio), max(h, w // ratio)))
+
+
+def load_policy(
+    name: str,
+    *,
+    image_size: int | None = None,
+    max_pixels: int = 1_000_000,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Policy:
+    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL from a Hub id or a folder, with its context module if the folder has one.
+
+    Raises OSError, with one sentence that says what was not reached, where neither gives a model.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+        vlm = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+    except OSError as error:
+        raise OSError(f"could not load the policy {name!r}: it is no folder here, and the Hugging Face Hub did not give it.") from error
+    for module in vlm.modules():  # dropout would make the log-probabilities of sampling and of training differ
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    context = segmenter = None
+    if Path(name, "lens.json").exists():  # LENS: the context module and the tuned mask decoder lie beside the VLM
+        config, state = json.loads(Path(name, "lens.json").read_text()), load_file(Path(name, "lens.safetensors"))
+        context, segmenter = ContextModule(**config["context"]), load_segmenter(config["segmenter"])
+        part = lambda prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}  # noqa: E731
+        context.load_state_dict(part("context."))
+        segmenter.mask_decoder.load_state_dict(part("mask_decoder."))
+    return Policy(vlm, processor, image_size, max_pixels, context, segmenter).to(device)
+
+
+# -------------------------------------------------------------------------------------------------------- the segmenter
+
+
+@dataclasses.dataclass
+class Embeddings:
+    """SAM2's view of I pictures: features (I, c, h/4, w/4), two finer levels for its mask decoder, and the original sizes."""
+
+    features: Tensor
+    fine: list[Tensor]
+    sizes: list[tuple[int, int]]  # (width, height) of each picture
+
+
+class Segmenter(nn.Module):
+    """SAM2's still-picture path: image encoder -> prompt encoder -> mask decoder, for many pictures and objects at once.
+
+    The package's SAM2ImagePredictor does the same for one picture at a time and at 1024 x 1024 only; a test holds the two equal.
+    """
+
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(self, image_encoder, prompt_encoder, mask_decoder, no_mem_embed: nn.Parameter, image_size: int):
+        super().__init__()
+        self.image_encoder, self.prompt_encoder, self.mask_decoder = image_encoder, prompt_encoder, mask_decoder
+        self.no_mem_embed, self.image_size = no_mem_embed, image_size
+        self.name = ""  # where it was loaded from
+
+    @property
+    def device(self) -> torch.device:
+        return self.no_mem_embed.device
+
+    def embed(self, images: Sequence[Image.Image]) -> Embeddings:
+        """I RGB pictures of any sizes -> Embeddings. One pass of the image encoder; everything after it is cheap."""
+        batch = [torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None].float() / 255 for image in images]
+        size = (self.image_size, self.image_size)  # SAM2 squares every picture
+        batch = torch.cat([F.interpolate(x, size, mode="bilinear", antialias=True) for x in batch])
+        mean, std = batch.new_tensor(self.MEAN)[:, None, None], batch.new_tensor(self.STD)[:, None, None]
+        levels = self.image_encoder(((batch - mean) / std).to(self.no_mem_embed.dtype))["backbone_fpn"]
+        fine = [self.mask_decoder.conv_s0(levels[0]), self.mask_decoder.conv_s1(levels[1])]
+        # "No memory of earlier frames", which SAM2 adds for still pictures.
+        return Embeddings(levels[2] + self.no_mem_embed.view(1, -1, 1, 1), fine, [image.size for image in images])
+
+    def decode(self, embeddings: Embeddings, index: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Sparse prompt tokens (N, n, c) for pictures index (N,) -> mask logits (N, 4, h, w) and predicted IoUs (N, 4).
+
+        Output 0 is SAM2's single mask; 1-3 are its three proposals for an ambiguous prompt.
+        """
+        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        masks, ious, _, _ = self.mask_decoder.predict_masks(
+            image_embeddings=embeddings.features[index],
+            image_pe=self.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=tokens,
+            dense_prompt_embeddings=dense.expand(len(index), -1, *embeddings.features.shape[-2:]),
+            repeat_image=False,
+            high_res_features=[level[index] for level in embeddings.fine],
+        )
+        return masks, ious
+
+    def prompt_tokens(self, boxes: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+        """Boxes (N, 4) and points (N, k, 2) with labels (N, k) (1 on the object, 0 beside it), in fractions of the picture
+        (0-1) -> sparse tokens (N, k + 3, c): two corners, the points, and the "no more points" token."""
+        corners = torch.tensor([2, 3], device=boxes.device).expand(len(boxes), 2)
+        coords = torch.cat([boxes.view(-1, 2, 2), points], 1) * self.image_size
+        return self.prompt_encoder((coords, torch.cat([corners, labels], 1)), None, None)[0]
+
+    @torch.no_grad()
+    def segment(
+        self,
+        embeddings: Embeddings,
+        index: Sequence[int],
+        boxes: np.ndarray,
+        points: np.ndarray,
+        labels: np.ndarray,
+        chunk: int = 64,
+    ) -> list[Tensor]:
+        """N objects -> N masks, each (H, W) bool at its picture's original size; the proposal of highest predicted IoU is kept.
+
+        index: which picture each object is on; boxes (N, 4), points (N, k, 2): ORIGINAL pixels; labels (N, k): 1 or 0.
+        `chunk` objects go through the mask decoder at a time (each holds its own copy of the picture's features).
+        """
+        index_t = torch.as_tensor(list(index), device=self.device)
+        sizes = torch.tensor([embeddings.sizes[i] for i in index], dtype=torch.float64).view(-1, 1, 2)
+        unit = lambda xy: (torch.as_tensor(xy, dtype=torch.float64).view(len(index), -1, 2) / sizes).clamp(0, 1).to(self.no_mem_embed)  # noqa: E731
+        tokens = self.prompt_tokens(unit(boxes).flatten(1), unit(points), torch.as_tensor(labels, device=self.device))
+        masks: list[Tensor] = []
+        for at in torch.arange(len(index), device=self.device).split(chunk):
+            logits, ious = self.decode(embeddings, index_t[at], tokens[at])
+            best = logits[:, 1:][torch.arange(len(at)), ious[:, 1:].argmax(-1)]  # (n, h, w)
+            masks += [self.resize(logit, embeddings.sizes[i]) > 0 for logit, i in zip(best, index_t[at].tolist(), strict=True)]
+        return masks
+
+    def union(self, embeddings: Embeddings, index: Sequence[int], answers: Sequence[Sequence]) -> list[Tensor]:
+        """B answers, each a list of objects with .box, .points, .negative_points in ORIGINAL pixels -> B masks (H, W) bool.
+
+        The mask of an answer is the union over its objects; an answer without objects gets an empty mask and costs nothing. All
+        objects of all answers with the same number of points share the decoder's batches (padding points would change them).
+        """
+        masks = [torch.zeros(embeddings.sizes[i][::-1], dtype=torch.bool, device=self.device) for i in index]
+        jobs: dict[tuple[int, int], list] = {}
+        for b, objects in enumerate(answers):
+            for o in objects:
+                jobs.setdefault((len(o.points), len(o.negative_points)), []).append((b, o))
+        for (positive, negative), group in jobs.items():
+            points = np.array([[*o.points, *o.negative_points] for _, o in group], dtype=np.float64).reshape(len(group), -1, 2)
+            labels = np.array([[1] * positive + [0] * negative] * len(group), dtype=np.int32).reshape(len(group), -1)
+            boxes = np.array([o.box for _, o in group], dtype=np.float64)
+            found = self.segment(embeddings, [index[b] for b, _ in group], boxes, points, labels)
+            for (b, _), mask in zip(group, found, strict=True):
+                masks[b] |= mask
+        return masks
+
+    @staticmethod
+    def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mask logits (h, w) -> (H, W), bilinear, for a picture of (width, height) `size`."""
+        return F.interpolate(logits[None, None].float(), size[::-1], mode="bilinear", align_corners=False)[0, 0]
+
+
+def mask_iou(a: Tensor, b: Tensor) -> float:
+    """IoU of two (H, W) bool masks; two empty masks agree (1)."""
+    union = (a | b).sum().item()
+    return (a & b).sum().item() / union if union else 1.0
+
+
+# SAM2 at a size for a laptop: 128 x 128 input, 1.6 M parameters, no memory modules (still pictures do not use them).
+TINY_SAM2 = {
+    "image_size": 128,
+    "width": 64,
+    "trunk": {
+        "embed_dim": 24,
+        "num_heads": 1,
+        "stages": [1, 2, 3, 1],
+        "window_spec": [8, 4, 8, 4],
+        "global_att_blocks": [4, 5],
+        "window_pos_embed_bkg_spatial_size": [4, 4],
+    },
+    "channels": [192, 96, 48, 24],
+}
+
+
+def build_segmenter(image_size: int, width: int, trunk: dict, channels: list[int]) -> Segmenter:
+    """A Segmenter with random weights from a few numbers (TINY_SAM2 shows them), made of the sam2 package's classes."""
+    from sam2.modeling.backbones.hieradet import Hiera
+    from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+    from sam2.modeling.position_encoding import PositionEmbeddingSine
+    from sam2.modeling.sam.mask_decoder import MaskDecoder
+    from sam2.modeling.sam.prompt_encoder import PromptEncoder
+    from sam2.modeling.sam.transformer import TwoWayTransformer
+
+    neck = FpnNeck(PositionEmbeddingSine(width), width, channels, fpn_top_down_levels=[2, 3])
+    grid = (image_size // 16, image_size // 16)
+    return Segmenter(
+        ImageEncoder(Hiera(**trunk), neck, scalp=1),
+        PromptEncoder(width, grid, (image_size, image_size), mask_in_chans=16),
+        MaskDecoder(
+            transformer_dim=width,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=4 * width, num_heads=4),
+            iou_head_hidden_dim=width,
+            use_high_res_features=True,
+            iou_prediction_use_sigmoid=True,
+        ),
+        nn.Parameter(torch.zeros(1, 1, width)),
+        image_size,
+    )
+
+
+def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
+    """SAM2, frozen and in eval mode, from one of: a Hub id ("facebook/sam2-hiera-large"); one of the package's checkpoint files,
+    known by its file name, or "CONFIG.yaml:FILE.pt" for any other; a folder written by `save_segmenter`.
+
+    Raises OSError with one sentence where it cannot be had.
+    """
+    if Path(name, "segmenter.json").exists():
+        segmenter = build_segmenter(**json.loads(Path(name, "segmenter.json").read_text()))
+        segmenter.load_state_dict(load_file(Path(name, "segmenter.safetensors")))
+    else:
+        from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2, build_sam2_hf
+
+        try:
+            if name in HF_MODEL_ID_TO_FILENAMES:
+                sam = build_sam2_hf(name, device="cpu")
+            else:
+                config, _, checkpoint = name.rpartition(":")
+                known = {file: yaml for yaml, file in HF_MODEL_ID_TO_FILENAMES.values()}
+                sam = build_sam2(config or known[Path(checkpoint).name], checkpoint, device="cpu")
+        except (OSError, KeyError) as error:
+            raise OSError(
+                f"could not load the segmenter {name!r}: it is no folder or checkpoint here, and the Hugging Face Hub did not give it."
+            ) from error
+        segmenter = Segmenter(sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed, sam.image_size)
+    segmenter.name = name
+    return segmenter.eval().requires_grad_(False).to(device)
+
+
+def save_segmenter(segmenter: Segmenter, config: dict, folder: str | Path) -> None:
+    """Write a segmenter of `build_segmenter(**config)` as a folder for `load_segmenter`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, "segmenter.json").write_text(json.dumps(config, indent=1))
+    save_file({k: v.detach().cpu().contiguous() for k, v in segmenter.state_dict().items()}, Path(folder, "segmenter.safetensors"))
+
+
+# -------------------------------------------------------------------------------------------------- LENS: context module
+
+
+class ContextModule(nn.Module):
+    """LENS section 3: K learned queries read the finished sequence; a connector turns their states into SAM2's prompt tokens.
+
+        [ prompt | reasoning and box | q_1 ... q_K ]  --causal VLM-->  states (B, K, d)  --connector-->  (B, K, c)  --> SAM2
+
+    The queries come last, so no token of the completion sees them: they read the policy and do not disturb it.
+
+    connector "transformer" (the paper; 206.3 M parameters at d = 2048, Table A4): learned positions, 4 pre-LayerNorm blocks
+    (full attention, 16 heads, MLP ratio 4, quick-GELU), then Linear(d, d)-GELU-Linear(d, c).
+    connector "mlp" (Table 4's weaker one): no blocks, a two-layer MLP per query in their place, the same projection.
+    collapse (released code): a convolution over the K states makes them one token before the projection (paper: K tokens).
+    """
+
+    def __init__(self, d: int, c: int = 256, num_queries: int = 64, connector: str = "transformer", collapse: bool = False, layers: int = 4):
+        super().__init__()
+        self.config = dict(d=d, c=c, num_queries=num_queries, connector=connector, collapse=collapse, layers=layers)
+        self.queries = nn.Parameter(torch.randn(num_queries, d) * 0.02)
+        if connector == "transformer":
+            self.positions = nn.Parameter(torch.randn(num_queries, d) * 0.02)
+            quick_gelu = lambda x: x * torch.sigmoid(1.702 * x)  # noqa: E731
+            self.blocks = nn.Sequential(
+                *[
+                    nn.TransformerEncoderLayer(d, 16, 4 * d, 0.0, quick_gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True)
+                    for _ in range(layers)
+                ]
+            )
+        elif connector == "mlp":
+            self.positions = None
+            self.blocks = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d))
+        else:
+            raise ValueError(f"connector must be 'transformer' or 'mlp', not {connector!r}")
+        self.collapse = nn.Conv1d(d, d, num_queries) if collapse else None
+        self.project = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, c))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States of the queries (B, K, d) -> sparse prompt tokens (B, K, c), or (B, 1, c) collapsed."""
+        x = states.to(self.project[0].weight.dtype)
+        x = self.blocks(x if self.positions is None else x + self.positions)
+        if self.collapse is not None:
+            x = self.collapse(x.transpose(1, 2)).transpose(1, 2)
+        return self.project(x)
+
+
+def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
+    """1 - (2 |A B| + eps) / (|A| + |B| + eps) on probabilities, per mask: (B, H, W) -> (B,). 0 where both are empty."""
+    p, t = logits.sigmoid().flatten(1), target.to(logits).flatten(1)
+    return 1 - (2 * (p * t).sum(-1) + eps) / (p.sum(-1) + t.sum(-1) + eps)
+
+
+def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """LENS's L_seg per mask: dice + mean per-pixel binary cross-entropy, at the target's resolution. (B, H, W) twice -> (B,)."""
+    bce = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none").flatten(1).mean(-1)
+    return dice_loss(logits, target) + bce

@@ -1,0 +1,540 @@
+"""What the policy wrote, and what it is worth: one strict parser, and the reward of every paper as a pure function.
+
+    answer = parse_answer(text, "drseg").rescaled((840, 840), (1000, 1000))   # never raises, whatever the text
+    parts = genseg_reward(answer, target)                                     # {"think": 1.0, "box_iou": 0.5, ...}
+    total = sum(parts.values())                                               # weights are already in the parts
+
+Answer and target are in the same frame, the recipe's (840 x 840 pixels, 0-1000, or original pixels), converted once before
+the reward, so that the papers' thresholds ("30 px") mean what they meant. No torch here: a few small arrays per completion.
+
+Sections in brackets are SPEC's names for the papers: LENS, SAM-R1, GenSeg-R1, Dr. Seg, VisionReasoner, Seg-Zero.
+Letters: N objects written, M objects in the ground truth, k points per object, J = 3 components of Dr. Seg's metric.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import json
+import math
+import re
+import string
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+# ----------------------------------------------------------------------------------------------------------- the parser
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """The JSON that a recipe expects between <answer> and </answer>."""
+
+    box: str = "bbox_2d"
+    points: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+    label: str | None = None
+    listed: bool = True  # a list of objects, or one bare object
+    many: bool = True  # requests may have several targets
+    no_target: bool = False  # may also be {"no_target": true}; then an empty list is malformed
+
+
+SCHEMAS = {
+    "lens": Schema(listed=False, many=False),
+    "samr1": Schema(points=("point_2d",), label="label", many=False),
+    "genseg": Schema(points=("point_1", "point_2"), no_target=True),
+    "genseg-g": Schema(points=("point_1", "point_2"), negatives=("negative_1", "negative_2"), no_target=True),
+    "drseg": Schema(points=("point_2d",)),
+    "visionreasoner": Schema(points=("point_2d",)),
+    "segzero": Schema(box="bbox", points=("points_1", "points_2"), listed=False, many=False),
+}
+
+
+@dataclasses.dataclass
+class Instance:
+    """One object: a box [x1, y1, x2, y2], positive points (k, 2) on it, negative points (k, 2) beside it."""
+
+    box: Sequence[float]
+    points: Sequence[Sequence[float]] = ()
+    negative_points: Sequence[Sequence[float]] = ()
+
+
+@dataclasses.dataclass
+class Answer:
+    """A completion, read. In the units the model wrote until `rescaled`.
+
+    think_ok: the whole is think-then-answer. answer_ok: the answer is valid in the schema. A malformed answer predicts nothing:
+    instances is empty (but see parse_answer on segzero). no_target: a valid answer that says that nothing fits.
+    key_score, 0 to 2: valid boxes plus valid points per object written (VisionReasoner's answer reward).
+    """
+
+    text: str
+    thought: str = ""
+    looks: list[str] = dataclasses.field(default_factory=list)
+    instances: list[Instance] = dataclasses.field(default_factory=list)
+    no_target: bool = False
+    think_ok: bool = False
+    answer_ok: bool = False
+    key_score: float = 0.0
+
+    def rescaled(self, source: tuple[float, float], target: tuple[float, float]) -> Answer:
+        """The same answer with its coordinates taken from one frame (width, height) to another."""
+        sx, sy = target[0] / source[0], target[1] / source[1]
+
+        def scale(numbers: Sequence[float]) -> list[float]:
+            return [v * (sy if i % 2 else sx) for i, v in enumerate(numbers)]
+
+        moved = [
+            Instance(scale(o.box), [scale(p) for p in o.points], [scale(p) for p in o.negative_points]) for o in self.instances
+        ]
+        return dataclasses.replace(self, instances=moved)
+
+
+def _between(text: str, opening: str, closing: str, start: int = 0) -> tuple[str, int] | None:
+    """The text from the first `opening` to the next `closing`, and where it ends. str.find, so linear time on any input."""
+    i = text.find(opening, start)
+    j = text.find(closing, i + len(opening)) if i >= 0 else -1
+    return None if j < 0 else (text[i + len(opening) : j], j + len(closing))
+
+
+def _numbers(value: object, n: int) -> list[float] | None:
+    """`value` if it is a list of n finite numbers, else None. (True and "7" are no numbers; JSON's 1e999 and NaN are not finite.)"""
+    if isinstance(value, list) and len(value) == n and all(type(v) is float and math.isfinite(v) for v in value):
+        return value
+    return None
+
+
+def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
+    """Read a completion. Never raises, on any text; linear time. The answer is in the units that the model wrote.
+
+    The first <answer> block counts, also where the whole is not think-then-answer. Seg-Zero's reward judges box and points each by
+    itself, so for "segzero" alone a valid box is kept (without points) in an answer that is otherwise malformed.
+    `lenient`, for evaluation of LENS only: the first four numbers in brackets are the box, whatever stands around them (SPEC section 3).
+    """
+    spec = SCHEMAS[schema]
+    answer = Answer(text=text)
+    # think-then-answer: nothing before, between but space, or after. What stands inside the tags is not looked at.
+    body = text.strip()
+    middle = body.find("</think>")
+    while 0 <= middle and not body[middle + 8 :].lstrip().startswith("<answer>"):
+        middle = body.find("</think>", middle + 8)
+    answer.think_ok = body.startswith("<think>") and middle >= 7 and body.endswith("</answer>")
+    thought = _between(text, "<think>", "</think>")
+    answer.thought = thought[0].strip() if thought else ""
+    at = 0
+    while (look := _between(text, "<look>", "</look>", at)) is not None:
+        answer.looks.append(look[0].strip())
+        at = look[1]
+    found = _between(text, "<answer>", "</answer>")
+    if found is not None:
+        try:  # every number becomes a float, so that 5,000 digits are an infinity and not an error of int()
+            value = json.loads(found[0], parse_int=float)
+        except (ValueError, RecursionError):
+            value = None
+        _read_objects(value, spec, schema, answer)
+    if lenient and not answer.answer_ok:
+        number = r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*"
+        if four := re.search(r"\[" + ",".join([number] * 4) + r"\]", found[0] if found else text):
+            answer.instances, answer.answer_ok = [Instance([float(v) for v in four.groups()])], True
+    return answer
+
+
+def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> None:
+    """Fill `answer` from the decoded JSON."""
+    if spec.no_target and isinstance(value, dict) and value.get("no_target") is True and len(value) == 1:
+        answer.no_target = answer.answer_ok = True
+        return
+    objects = value if spec.listed and isinstance(value, list) else [value] if not spec.listed and isinstance(value, dict) else None
+    if objects is None or not all(isinstance(o, dict) for o in objects):
+        return
+    if not objects:  # [] says "nothing", unless the schema has words for that
+        answer.no_target = answer.answer_ok = not spec.no_target
+        return
+    instances, boxes, points, valid = [], 0, 0.0, True
+    for o in objects:
+        box = _numbers(o.get(spec.box), 4)
+        positive = [_numbers(o.get(key), 2) for key in spec.points]
+        negative = [_numbers(o.get(key), 2) for key in spec.negatives]
+        boxes += box is not None
+        points += sum(p is not None for p in positive) / max(len(positive), 1)
+        # Negative points may be left out whole (then they earn nothing); half-written ones are malformed.
+        left_out = not any(key in o for key in spec.negatives)
+        label_ok = spec.label is None or isinstance(o.get(spec.label), str)
+        good = box is not None and None not in positive and (left_out or None not in negative) and label_ok
+        valid = valid and good
+        if good:
+            instances.append(Instance(box, positive, [] if left_out else negative))
+        elif schema == "segzero" and box is not None:
+            instances.append(Instance(box))
+    answer.key_score = (boxes + points) / len(objects)
+    answer.answer_ok = valid
+    answer.instances = instances if valid or schema == "segzero" else []
+
+
+def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", digits: int | None = 0) -> str:
+    """The inverse of parse_answer: a completion in the schema, for supervised targets and for the oracle that checks rewards.
+
+    Coordinates are rounded to `digits` decimals (0 writes integers, None writes them in full).
+    """
+    spec = SCHEMAS[schema]
+
+    def numbers(values: Sequence[float]) -> list:
+        return [float(v) if digits is None else round(float(v)) if digits == 0 else round(float(v), digits) for v in values]
+
+    objects = []
+    for o in instances:
+        fields: dict = {spec.box: numbers(o.box)}
+        fields |= {key: numbers(p) for key, p in zip(spec.points, o.points, strict=True)}
+        fields |= {key: numbers(p) for key, p in zip(spec.negatives, o.negative_points) if len(o.negative_points)}
+        if spec.label:
+            fields[spec.label] = "object"
+        objects.append(fields)
+    if not objects and not spec.listed:
+        raise ValueError(f"schema {schema!r} has no way to say that nothing fits")
+    value = {"no_target": True} if not objects and spec.no_target else objects if spec.listed else objects[0]
+    return f"<think>{thought}</think><answer>{json.dumps(value)}</answer>"
+
+
+# ----------------------------------------------------------------------------------------------- targets and geometry
+
+
+@dataclasses.dataclass
+class Target:
+    """The ground truth of one request, in the recipe's frame (width, height).
+
+    boxes (M, 4); points (M, k, 2), k = 1 or 2 annotated points per object; mask (H, W) bool or None, which keeps its own
+    resolution: points are scaled onto it by its size / frame. no_target: nothing in the picture fits.
+    """
+
+    boxes: np.ndarray
+    points: np.ndarray
+    mask: np.ndarray | None = None
+    no_target: bool = False
+    frame: tuple[float, float] = (840, 840)
+
+
+def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """IoU of two boxes as written: continuous areas, 0 where the intersection is empty (swapped corners included)."""
+    return float(box_ious(np.array([a], dtype=float), np.array([b], dtype=float))[0, 0])
+
+
+def box_ious(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray:
+    """IoU of every box in a (N, 4) with every box in b (M, 4): (N, M). `extra` is added to each side (released code: 1)."""
+    a, b = a[:, None], b[None]
+    w = (np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0]) + extra).clip(min=0)
+    h = (np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1]) + extra).clip(min=0)
+    area = lambda x: (x[..., 2] - x[..., 0] + extra) * (x[..., 3] - x[..., 1] + extra)  # noqa: E731
+    union = area(a) + area(b) - w * h
+    return np.divide(w * h, union, out=np.zeros_like(union), where=(w * h > 0) & (union > 0))
+
+
+MAX_OBJECTS = 120  # a side, in matching: a completion of thousands of boxes must not cost a cubic assignment [VisionReasoner]
+_FAR = 1e7  # coordinates are clipped here, far outside any picture, so that 1e308 stays finite in sums and products
+
+
+def _arrays(answer: Answer, target: Target) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes and points of both sides as arrays: (N, 4), (N, k, 2), (M, 4), (M, k', 2)."""
+    objects = answer.instances[:MAX_OBJECTS]
+    boxes = np.array([o.box for o in objects], dtype=float).reshape(-1, 4).clip(-_FAR, _FAR)
+    k = len(objects[0].points) if objects else 0
+    points = np.array([o.points for o in objects], dtype=float).reshape(len(objects), k, 2).clip(-_FAR, _FAR)
+    return boxes, points, np.asarray(target.boxes, float)[:MAX_OBJECTS], np.asarray(target.points, float)[:MAX_OBJECTS]
+
+
+def point_distances(points: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Distance of each object's written points (N, k, 2) to each true object's (M, k', 2): (N, M), Euclidean.
+
+    One against one: their distance. Two against two: the mean under the better of the two pairings (the order in which points are
+    written means nothing). Two against one annotated point: the smaller distance (GenSeg-R1's "minimum distance").
+    """
+    d = np.linalg.norm(points[:, None, :, None] - truth[None, :, None], axis=-1)  # (N, M, k, k')
+    if d.shape[-2:] == (2, 2):
+        return np.minimum(d[..., 0, 0] + d[..., 1, 1], d[..., 0, 1] + d[..., 1, 0]) / 2
+    return d.min((-1, -2))
+
+
+def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(N,) bool: all of an object's points (N, k, 2) lie in its own box (N, 4), edges included."""
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    return ((points >= low) & (points <= high)).all((-1, -2))
+
+
+@dataclasses.dataclass
+class Matched:
+    """Pairs of a written and a true object, n = min(N, M): each array (n,). `hits` holds the three binary criteria, (n, 3)."""
+
+    iou: np.ndarray
+    l1: np.ndarray
+    distance: np.ndarray
+    hits: np.ndarray
+    larger: int  # max(N, M)
+
+
+def match(answer: Answer, target: Target, box_l1: float, point: float, extra: float = 0.0) -> Matched:
+    """VisionReasoner's matching: Hungarian assignment on 3 minus the number of criteria that a pair fulfils.
+
+    The criteria: box IoU > 0.5; mean L1 distance of the corners < box_l1; point distance < point with all points in the object's
+    own written box. Thresholds in the units of the frame.
+    """
+    boxes, points, true_boxes, true_points = _arrays(answer, target)
+    N, M = len(boxes), len(true_boxes)
+    if not N or not M:
+        return Matched(*np.zeros((3, 0)), np.zeros((0, 3)), max(N, M))
+    iou = box_ious(boxes, true_boxes, extra)
+    l1 = np.abs(boxes[:, None] - true_boxes[None]).mean(-1)
+    distance = point_distances(points, true_points)
+    hits = np.stack([iou > 0.5, l1 < box_l1, (distance < point) & _inside(points, boxes)[:, None]], -1)
+    rows, cols = linear_sum_assignment(3 - hits.sum(-1))
+    return Matched(iou[rows, cols], l1[rows, cols], distance[rows, cols], hits[rows, cols].astype(float), max(N, M))
+
+
+# ---------------------------------------------------------------------------------------------------------- repetition
+
+# Text that a prompt shows as "fill in here": Dr. Seg's released ones, and this project's (data.PROMPTS). Echoing it is not reasoning.
+PLACEHOLDERS = ("your reasoning text", "your visual focus", "more reasoning text", "reasoning here", "region here")
+
+
+def count_repeats(text: str, stops: str = ".", fold: bool = False) -> int:
+    """How many sentences have been said before: one said k times counts k - 1. Tags are part of the text.
+
+    Sentences end at any character of `stops`. fold: case and punctuation around a sentence do not count.
+    """
+    sentences = [s.strip() for s in re.split(f"[{re.escape(stops)}]", text)]
+    if fold:
+        sentences = [s.strip(string.punctuation + string.whitespace + "“”‘’«»，、；：").casefold() for s in sentences]
+    sentences = [s for s in sentences if s]
+    return len(sentences) - len(set(sentences))
+
+
+def echoes_placeholder(text: str) -> bool:
+    """Does the text copy a placeholder of the prompt, whatever the case and the non-letters between its words?"""
+    words = f" {re.sub(r'[^a-z]+', ' ', text.lower())} "
+    return any(f" {p} " in words for p in PLACEHOLDERS)
+
+
+# ------------------------------------------------------------------------------------------------------------- rewards
+# Each takes (answer, target, mask_iou, options) and returns its named parts, weights applied: the reward is their sum. mask_iou is
+# the IoU of the answer's mask with the truth, where a recipe puts SAM2 in its reward.
+
+
+def _weighted(parts: dict[str, float], weights: dict[str, float] | None, default: dict[str, float] | None = None) -> dict[str, float]:
+    weights = (default or {}) | (weights or {})
+    return {name: float(value) * weights.get(name, 1.0) for name, value in parts.items()}
+
+
+def segzero_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None, released: bool = False) -> dict[str, float]:
+    """Seg-Zero [C], 0 to 5, pixels of the 840 frame: think; format (three keys of the right lengths); box IoU > 0.5; mean L1 < 10;
+    both points in the written box and within 100 of the true ones. Box parts count also where the points are malformed."""
+    parts = {"think": answer.think_ok, "format": answer.answer_ok, "box_iou": 0.0, "box_l1": 0.0, "point": 0.0}
+    boxes, points, true_boxes, true_points = _arrays(answer, target)
+    if len(boxes) and len(true_boxes):
+        parts["box_iou"] = box_ious(boxes[:1], true_boxes[:1], float(released))[0, 0] > 0.5
+        parts["box_l1"] = np.abs(boxes[0] - true_boxes[0]).mean() < 10
+        if answer.answer_ok:
+            parts["point"] = _inside(points, boxes)[0] and point_distances(points, true_points)[0, 0] < 100
+    return _weighted(parts, weights)
+
+
+def visionreasoner_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None, released: bool = False) -> dict[str, float]:
+    """VisionReasoner [C], 0 to 7: think 1; answer 0-2 (valid boxes + points per object); accuracy 0-3 (hits of the matching over the
+    larger count: IoU > 0.5, L1 < 10, point < 30 in the 840 frame); non_repeat 1."""
+    pairs = match(answer, target, 10, 30, float(released))
+    accuracy = pairs.hits.sum() / max(pairs.larger, 1)
+    parts = {"think": answer.think_ok, "answer": answer.key_score, "accuracy": accuracy, "non_repeat": count_repeats(answer.text) < 2}
+    return _weighted(parts, weights)
+
+
+DRSEG_STOPS = ".!?…。！？｡．"
+
+
+def drseg_metrics(answer: Answer, target: Target, released: bool = False) -> tuple[float, float, float]:
+    """Dr. Seg's x = (x1, x2, x3), Eq. 13-16, each 0 to 1: mean box IoU over matched pairs; agreement of the counts,
+    min(N, M) / max(N, M), 1 when both are 0; mean over matched pairs of g(point distance), 1 up to 30 px, 0 from 200 px, linear
+    between (840 frame). Matching as in VisionReasoner. A malformed answer has N = 0, and does not count as an answer of "none"."""
+    pairs = match(answer, target, 10, 30, float(released))
+    n = len(pairs.iou)
+    if n == 0:
+        return 0.0, float(pairs.larger == 0 and answer.answer_ok), 0.0
+    g = ((200 - pairs.distance) / 170).clip(0, 1)
+    return float(pairs.iou.mean()), n / pairs.larger, float(g.mean())
+
+
+class RankQueue:
+    """Dr. Seg's distribution ranking (section 4.3, Eq. 9-12): the last `size` metric vectors, and how a new one compares.
+
+    rank(x) = mean over j of q_j,  q_j = (1/M) sum_m 1(s_m <= x_j): the fraction of the queue that x equals or beats, per component.
+
+    New vectors wait in `pending` and enter together at the step's end (flush), so that all completions of a step are ranked against
+    the same history. On several processes: gather every process's pending rows, then flush(rows) the same rows in the same order
+    everywhere. Part of the checkpoint: state_dict / load_state_dict.
+    """
+
+    def __init__(self, size: int = 2048, dims: int = 3, initial_zeros: int = 128):
+        self.rows: deque[tuple[float, ...]] = deque([(0.0,) * dims] * initial_zeros, maxlen=size)
+        self.pending: list[tuple[float, ...]] = []
+        self._sort()
+
+    def _sort(self) -> None:
+        self.sorted = [sorted(column) for column in zip(*self.rows, strict=True)]
+
+    def percentiles(self, x: Sequence[float]) -> list[float]:
+        """q_j per component; 1 for an empty queue (nothing beats x)."""
+        if not self.rows:
+            return [1.0] * len(x)
+        return [bisect.bisect_right(column, v) / len(column) for column, v in zip(self.sorted, x, strict=True)]
+
+    def rank(self, x: Sequence[float]) -> float:
+        q = self.percentiles(x)
+        return sum(q) / len(q)
+
+    def push(self, x: Sequence[float]) -> None:
+        self.pending.append(tuple(float(v) for v in x))
+
+    def flush(self, rows: Sequence[Sequence[float]] | None = None) -> None:
+        """Let the pending rows (or `rows`: those of all processes) into the queue, oldest out first."""
+        self.rows.extend(tuple(map(float, r)) for r in (self.pending if rows is None else rows))
+        self.pending = []
+        self._sort()
+
+    def state_dict(self) -> dict:
+        return {"size": self.rows.maxlen, "rows": [list(r) for r in self.rows], "pending": [list(r) for r in self.pending]}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows = deque((tuple(r) for r in state["rows"]), maxlen=state["size"])
+        self.pending = [tuple(r) for r in state["pending"]]
+        self._sort()
+
+
+def drseg_reward(
+    answer: Answer,
+    target: Target,
+    mask_iou=None,
+    *,
+    queue: RankQueue | None = None,
+    components: Sequence[int] = (0, 1, 2),
+    weights=None,
+    released: bool = False,
+) -> dict[str, float]:
+    """Dr. Seg, 0 to 5: look + think + answer + non_repeat (Eq. 8), 1 each, and accuracy 0-1: the rank of x in `queue` (Eq. 12), or
+    without a queue the mean of x (Table 5's raw reward). `components`: which of x1-x3 count (Table 10). The caller pushes x."""
+    x = drseg_metrics(answer, target, released)
+    q = queue.percentiles(x) if queue is not None else x
+    q = [q[j] for j in components]
+    parts = {
+        "look": any(answer.looks),
+        "think": answer.think_ok,
+        "answer": answer.key_score if released else answer.answer_ok,  # released: 0-2, per key
+        "non_repeat": count_repeats(answer.text, DRSEG_STOPS, fold=True) < 2 and not echoes_placeholder(answer.text),
+        "accuracy": sum(round(v, 1) for v in q) if released else sum(q) / len(q),  # released: sum, one decimal each
+    }
+    return _weighted(parts, weights)
+
+
+def tiered(iou: float, tiers: Sequence[float] = (0.5, 0.7, 0.8), rewards: Sequence[float] = (2.0, 3.0, 4.0)) -> float:
+    """SAM-R1 section 3.3: the reward of the highest tier that the IoU exceeds, 0 below the first. One tier: a fixed threshold."""
+    return max((r for t, r in zip(tiers, rewards, strict=True) if iou > t), default=0.0)
+
+
+def samr1_reward(
+    answer: Answer,
+    target: Target,
+    mask_iou: float | None = None,
+    *,
+    tiers: Sequence[float] = (0.5, 0.7, 0.8),
+    tier_rewards: Sequence[float] = (2.0, 3.0, 4.0),
+    weights=None,
+) -> dict[str, float]:
+    """SAM-R1 section 3.3, -2 to 6: tiered(mask IoU) 0-4; think +1 or -1; format +1 or -1. The mask is SAM2's, from boxes and points."""
+    value = tiered(mask_iou or 0.0, tiers, tier_rewards) if answer.answer_ok else 0.0
+    return _weighted({"tiered": value, "think": 1 if answer.think_ok else -1, "format": 1 if answer.answer_ok else -1}, weights)
+
+
+def genseg_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None) -> dict[str, float]:
+    """GenSeg-R1 section 3.6, 0 to 6, in the 0-1000 frame: think; format; box_iou (> 0.5); box_l1 (mean < 11.9); point (both inside
+    the written box and within 119 of the annotated ones, see point_distances); non_repeat. Box and point parts are summed over
+    matched pairs and divided by the larger count. A right {"no_target": true} earns all of them, a wrong one none."""
+    pairs = match(answer, target, 11.9, 119)
+    if target.no_target:
+        box_iou_, box_l1, point = (float(answer.no_target),) * 3
+    else:
+        box_iou_, box_l1, point = pairs.hits.sum(0) / max(pairs.larger, 1)
+    repeats = count_repeats(answer.text, DRSEG_STOPS, fold=True) < 2 and not echoes_placeholder(answer.text)
+    parts = {"think": answer.think_ok, "format": answer.answer_ok, "box_iou": box_iou_, "box_l1": box_l1, "point": point, "non_repeat": repeats}
+    return _weighted(parts, weights)
+
+
+GENSEG_G_WEIGHTS = {"mask_iou": 5.0, "negative": 10.0, "no_target": 10.0}
+
+
+def genseg_g_reward(answer: Answer, target: Target, mask_iou: float | None = None, *, weights=None) -> dict[str, float]:
+    """GenSeg-R1-G section 3.6: genseg_reward plus mask_iou (x 5, SAM2's mask), negative (x 10, valid_negatives) and no_target: on a
+    request without target +10 for saying so and -10 for any box. Range: 0 to 21 with a target, -10 to 16 without."""
+    parts = genseg_reward(answer, target)
+    if target.no_target:
+        parts |= {"mask_iou": 0.0, "negative": 0.0, "no_target": 1.0 if answer.no_target else -1.0 if answer.instances else 0.0}
+    else:
+        iou = (mask_iou or 0.0) if answer.instances else 0.0
+        parts |= {"mask_iou": iou, "negative": valid_negatives(answer, target), "no_target": 0.0}
+    return _weighted(parts, weights, GENSEG_G_WEIGHTS)
+
+
+def valid_negatives(answer: Answer, target: Target, clearance: float = 5 / 840) -> float:
+    """Fraction of the written negative points that lie in their own written box, in the picture, off the true mask, and no
+    nearer than `clearance` (of the picture's longer side) to a pixel of it. 0 if none is written or there is no mask."""
+    written = [(p, o.box) for o in answer.instances[:MAX_OBJECTS] for p in o.negative_points]
+    if not written or target.mask is None:
+        return 0.0
+    H, W = target.mask.shape
+    sx, sy, r = W / target.frame[0], H / target.frame[1], clearance * max(H, W)
+    valid = 0
+    for (x, y), box in written:
+        px, py = x * sx, y * sy
+        if not (box[0] <= x <= box[2] and box[1] <= y <= box[3] and 0 <= px < W and 0 <= py < H):
+            continue
+        # only the neighbourhood can be too near: squares of distances from the point to the centres of the mask's pixels in it
+        x0, y0, x1, y1 = max(int(px - r), 0), max(int(py - r), 0), int(px + r) + 2, int(py + r) + 2
+        ys, xs = np.nonzero(target.mask[y0:y1, x0:x1])
+        on_mask = target.mask[int(py), int(px)]
+        valid += not on_mask and not bool(((xs + x0 + 0.5 - px) ** 2 + (ys + y0 + 0.5 - py) ** 2 < r**2).any())
+    return valid / len(written)
+
+
+def lens_reward(answer: Answer, target: Target, mask_iou: float | None = None, *, weights=None) -> dict[str, float]:
+    """LENS Eq. 6, 0 to 3: format (think-then-answer with one valid box) + box IoU^2 + mask IoU^2 (squares: the appendix), all lambda 1.
+    The mask comes from the context queries, so it may be right where the box is wrong, or where there is none."""
+    boxes, _, true_boxes, _ = _arrays(answer, target)
+    iou = box_ious(boxes[:1], true_boxes[:1])[0, 0] if len(boxes) and len(true_boxes) else 0.0
+    return _weighted({"format": answer.think_ok and answer.answer_ok, "box_iou": iou**2, "mask_iou": (mask_iou or 0.0) ** 2}, weights)
+
+
+REWARDS = {
+    "segzero": segzero_reward,
+    "visionreasoner": visionreasoner_reward,
+    "drseg": drseg_reward,
+    "samr1": samr1_reward,
+    "genseg": genseg_reward,
+    "genseg-g": genseg_g_reward,
+    "lens": lens_reward,
+}
+# What an honest right answer earns, part by part before weights: with a target, and without one where the recipe has such requests.
+_GENSEG = {"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1, "non_repeat": 1}
+MAXIMUM: dict[str, tuple[dict[str, float], dict[str, float] | None]] = {
+    "segzero": ({"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1}, None),
+    "visionreasoner": ({"think": 1, "answer": 2, "accuracy": 3, "non_repeat": 1}, None),
+    "drseg": ({"look": 1, "think": 1, "answer": 1, "non_repeat": 1, "accuracy": 1}, None),
+    "samr1": ({"tiered": 4, "think": 1, "format": 1}, None),
+    "genseg": (_GENSEG, _GENSEG),
+    "genseg-g": (_GENSEG | {"mask_iou": 1, "negative": 1}, _GENSEG | {"no_target": 1}),
+    "lens": ({"format": 1, "box_iou": 1, "mask_iou": 1}, None),
+}
+
+
+def maximum(reward: str, no_target: bool = False, weights: dict[str, float] | None = None) -> float:
+    """The total that an honest right answer earns. ValueError where the recipe has no requests of that kind."""
+    parts = MAXIMUM[reward][no_target]
+    if parts is None:
+        raise ValueError(f"the {reward} recipe has no answer to a request without target")
+    weights = (GENSEG_G_WEIGHTS if reward == "genseg-g" else {}) | (weights or {})
+    return sum(value * weights.get(name, 1.0) for name, value in parts.items())
