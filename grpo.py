@@ -62,6 +62,23 @@ def pick_tokens(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_
     return ids, logp.gather(-1, ids[:, None])[:, 0]
 
 
+def reserve(layer, room: int) -> None:
+    """Give a layer of transformers' DynamicCache room for `room` more tokens, written in place.
+
+    Its own update concatenates, that is, copies the whole cache for every token drawn: nearly half of a decode step.
+    """
+    store = [F.pad(x, (0, 0, 0, room)) for x in (layer.keys, layer.values)]  # (B, heads, S + room, width)
+
+    def update(keys: Tensor, values: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+        n = layer.keys.shape[2]
+        for whole, new in zip(store, (keys, values), strict=True):
+            whole[:, :, n : n + new.shape[2]] = new
+        layer.keys, layer.values = (whole[:, :, : n + keys.shape[2]] for whole in store)
+        return layer.keys, layer.values
+
+    layer.update = update
+
+
 @torch.no_grad()
 def sample(
     model,
@@ -89,6 +106,9 @@ def sample(
     out = model(**inputs, use_cache=True, logits_to_keep=1)
     cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(G, 0)  # (B, V), B = P * G rows alive
     cache.batch_repeat_interleave(G)
+    growing = [layer for layer in cache.layers if type(layer).__name__ == "DynamicLayer"]  # sliding windows do not grow
+    for layer in growing:
+        reserve(layer, T)
     attention_mask = inputs["attention_mask"].repeat_interleave(G, 0)  # (B, S + t)
     position = inputs["position_ids"].amax(dim=-1).repeat_interleave(G, -1)  # (3, B) or (B,): the last position of each row
     uniforms = uniforms.reshape(P * G, -1).to(device)
@@ -110,6 +130,8 @@ def sample(
             rows, tokens, attention_mask = rows[alive], tokens[alive], attention_mask[alive]
             position = position[..., alive]
             cache.batch_select_indices(alive)
+            for layer in growing:
+                reserve(layer, T - t)
         position = position + 1
         attention_mask = F.pad(attention_mask, (0, 1), value=1)
         logits = model(

@@ -169,7 +169,7 @@ def miniature(recipe: Recipe) -> Recipe:
     """
     qwen3 = recipe.model in (QWEN3_4B, QWEN3_8B)
     align, joint = recipe.train == "context", recipe.train == "all"
-    model = "toy/qwen3_vl" if qwen3 else recipe.model if joint else "toy/qwen2_5_vl"
+    model = "toy/qwen3_vl" if qwen3 else "runs/lens-align-toy/final" if joint else "toy/qwen2_5_vl"
     return dataclasses.replace(
         recipe, model=model, segmenter="toy/sam2", dataset="toy", data_root="", limit=0, image_size=128 if qwen3 else 112,
         prompts_per_step=32 if align else 16, learning_rate=1e-3 if align else 1e-4, weight_decay=0.0, warmup_steps=20 if align else 0,

@@ -38,6 +38,7 @@ class Schema:
     label: str | None = None
     listed: bool = True  # a list of objects, or one bare object
     many: bool = True  # requests may have several targets
+    look: bool = False  # the reasoning says in <look> tags what it looks at
     no_target: bool = False  # may also be {"no_target": true}; then an empty list is malformed
 
 
@@ -46,7 +47,7 @@ SCHEMAS = {
     "samr1": Schema(points=("point_2d",), label="label", many=False),
     "genseg": Schema(points=("point_1", "point_2"), no_target=True),
     "genseg-g": Schema(points=("point_1", "point_2"), negatives=("negative_1", "negative_2"), no_target=True),
-    "drseg": Schema(points=("point_2d",)),
+    "drseg": Schema(points=("point_2d",), look=True),
     "visionreasoner": Schema(points=("point_2d",)),
     "segzero": Schema(box="bbox", points=("points_1", "points_2"), listed=False, many=False),
 }
@@ -115,12 +116,10 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     """
     spec = SCHEMAS[schema]
     answer = Answer(text=text)
-    # think-then-answer: nothing before, between but space, or after. What stands inside the tags is not looked at.
-    body = text.strip()
-    middle = body.find("</think>")
-    while 0 <= middle and not body[middle + 8 :].lstrip().startswith("<answer>"):
-        middle = body.find("</think>", middle + 8)
-    answer.think_ok = body.startswith("<think>") and middle >= 7 and body.endswith("</answer>")
+    # think-then-answer: nothing before, between but space, or after. What stands inside the tags is not looked at. Three separate
+    # looks, not one pattern with two wildcards: on a megabyte of "</think><answer>" that would take quadratic time.
+    joint = re.search(r"</think>\s*<answer>", text)
+    answer.think_ok = text.startswith("<think>") and joint is not None and text.endswith("</answer>")
     thought = _between(text, "<think>", "</think>")
     answer.thought = thought[0].strip() if thought else ""
     at = 0
@@ -176,9 +175,12 @@ def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> N
 def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", digits: int | None = 0) -> str:
     """The inverse of parse_answer: a completion in the schema, for supervised targets and for the oracle that checks rewards.
 
-    Coordinates are rounded to `digits` decimals (0 writes integers, None writes them in full).
+    Coordinates are rounded to `digits` decimals (0 writes integers, None writes them in full). ValueError where the schema cannot say
+    it: no object, several objects, or another number of points than it has keys for (negative points may be left out).
     """
     spec = SCHEMAS[schema]
+    if spec.look and not thought:
+        thought = "<look>the object</look>"
 
     def numbers(values: Sequence[float]) -> list:
         return [float(v) if digits is None else round(float(v)) if digits == 0 else round(float(v), digits) for v in values]
@@ -187,12 +189,15 @@ def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", 
     for o in instances:
         fields: dict = {spec.box: numbers(o.box)}
         fields |= {key: numbers(p) for key, p in zip(spec.points, o.points, strict=True)}
-        fields |= {key: numbers(p) for key, p in zip(spec.negatives, o.negative_points) if len(o.negative_points)}
+        if len(o.negative_points):  # all or none: half-written ones would be malformed
+            fields |= {key: numbers(p) for key, p in zip(spec.negatives, o.negative_points, strict=True)}
         if spec.label:
             fields[spec.label] = "object"
         objects.append(fields)
     if not objects and not spec.listed:
         raise ValueError(f"schema {schema!r} has no way to say that nothing fits")
+    if len(objects) > 1 and not spec.many:
+        raise ValueError(f"schema {schema!r} has no way to name {len(objects)} objects, only one")
     value = {"no_target": True} if not objects and spec.no_target else objects if spec.listed else objects[0]
     return f"<think>{thought}</think><answer>{json.dumps(value)}</answer>"
 
@@ -310,7 +315,7 @@ def count_repeats(text: str, stops: str = ".", fold: bool = False) -> int:
 
 def echoes_placeholder(text: str) -> bool:
     """Does the text copy a placeholder of the prompt, whatever the case and the non-letters between its words?"""
-    words = f" {re.sub(r'[^a-z]+', ' ', text.lower())} "
+    words = " " + re.sub(r"[\W\d_]+", " ", text.lower()) + " "  # letters of every script stay
     return any(f" {p} " in words for p in PLACEHOLDERS)
 
 
@@ -352,11 +357,11 @@ DRSEG_STOPS = ".!?…。！？｡．"
 def drseg_metrics(answer: Answer, target: Target, released: bool = False) -> tuple[float, float, float]:
     """Dr. Seg's x = (x1, x2, x3), Eq. 13-16, each 0 to 1: mean box IoU over matched pairs; agreement of the counts,
     min(N, M) / max(N, M), 1 when both are 0; mean over matched pairs of g(point distance), 1 up to 30 px, 0 from 200 px, linear
-    between (840 frame). Matching as in VisionReasoner. A malformed answer has N = 0, and does not count as an answer of "none"."""
+    between (840 frame). Matching as in VisionReasoner. A malformed answer has N = 0 (what it loses is the `answer` part)."""
     pairs = match(answer, target, 10, 30, float(released))
     n = len(pairs.iou)
     if n == 0:
-        return 0.0, float(pairs.larger == 0 and answer.answer_ok), 0.0
+        return 0.0, float(pairs.larger == 0), 0.0
     g = ((200 - pairs.distance) / 170).clip(0, 1)
     return float(pairs.iou.mean()), n / pairs.larger, float(g.mean())
 
@@ -447,7 +452,7 @@ def samr1_reward(
     weights=None,
 ) -> dict[str, float]:
     """SAM-R1 section 3.3, -2 to 6: tiered(mask IoU) 0-4; think +1 or -1; format +1 or -1. The mask is SAM2's, from boxes and points."""
-    value = tiered(mask_iou or 0.0, tiers, tier_rewards) if answer.answer_ok else 0.0
+    value = tiered(mask_iou or 0.0, tiers, tier_rewards) if answer.instances else 0.0  # nothing written has no mask
     return _weighted({"tiered": value, "think": 1 if answer.think_ok else -1, "format": 1 if answer.answer_ok else -1}, weights)
 
 
@@ -470,7 +475,8 @@ GENSEG_G_WEIGHTS = {"mask_iou": 5.0, "negative": 10.0, "no_target": 10.0}
 
 def genseg_g_reward(answer: Answer, target: Target, mask_iou: float | None = None, *, weights=None) -> dict[str, float]:
     """GenSeg-R1-G section 3.6: genseg_reward plus mask_iou (x 5, SAM2's mask), negative (x 10, valid_negatives) and no_target: on a
-    request without target +10 for saying so and -10 for any box. Range: 0 to 21 with a target, -10 to 16 without."""
+    request without target +10 for saying so and -10 for any box. Range: 0 to 21 with a target, -9 to 16 without (a box that
+    costs 10 stands in a valid answer, which earns 1)."""
     parts = genseg_reward(answer, target)
     if target.no_target:
         parts |= {"mask_iou": 0.0, "negative": 0.0, "no_target": 1.0 if answer.no_target else -1.0 if answer.instances else 0.0}
@@ -482,7 +488,7 @@ def genseg_g_reward(answer: Answer, target: Target, mask_iou: float | None = Non
 
 def valid_negatives(answer: Answer, target: Target, clearance: float = 5 / 840) -> float:
     """Fraction of the written negative points that lie in their own written box, in the picture, off the true mask, and no
-    nearer than `clearance` (of the picture's longer side) to a pixel of it. 0 if none is written or there is no mask."""
+    nearer than `clearance` (of the picture's longer side) to its boundary. 0 if none is written or there is no mask."""
     written = [(p, o.box) for o in answer.instances[:MAX_OBJECTS] for p in o.negative_points]
     if not written or target.mask is None:
         return 0.0
@@ -493,11 +499,13 @@ def valid_negatives(answer: Answer, target: Target, clearance: float = 5 / 840) 
         px, py = x * sx, y * sy
         if not (box[0] <= x <= box[2] and box[1] <= y <= box[3] and 0 <= px < W and 0 <= py < H):
             continue
-        # only the neighbourhood can be too near: squares of distances from the point to the centres of the mask's pixels in it
-        x0, y0, x1, y1 = max(int(px - r), 0), max(int(py - r), 0), int(px + r) + 2, int(py + r) + 2
-        ys, xs = np.nonzero(target.mask[y0:y1, x0:x1])
-        on_mask = target.mask[int(py), int(px)]
-        valid += not on_mask and not bool(((xs + x0 + 0.5 - px) ** 2 + (ys + y0 + 0.5 - py) ** 2 < r**2).any())
+        # Only pixels of the mask in the neighbourhood can be too near. Pixel i covers i to i + 1, so what counts is the distance to
+        # that square, 0 inside it: on a coarse mask, distances to pixel centres would give half a pixel away, which may be all of r.
+        x0, y0 = max(int(px - r), 0), max(int(py - r), 0)
+        ys, xs = np.nonzero(target.mask[y0 : int(py + r) + 1, x0 : int(px + r) + 1])
+        dx = np.abs(xs + (x0 + 0.5 - px)) - 0.5
+        dy = np.abs(ys + (y0 + 0.5 - py)) - 0.5
+        valid += bool((np.hypot(dx.clip(min=0), dy.clip(min=0)) >= r - 1e-9).all())  # "at least": the edge itself is far enough
     return valid / len(written)
 
 

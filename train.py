@@ -15,13 +15,14 @@ No randomness is drawn from global generators: the order of samples is a functio
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -29,8 +30,14 @@ import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from tqdm import tqdm
 
 import data
@@ -216,8 +223,8 @@ def make_micros(policy: models.Policy, prompts: models.Prompts, rollout: grpo.Ro
 
 def judge(
     recipe: Recipe, policy: models.Policy, segmenter, batch: Batch, texts: list[list[str]], queue, painted: dict | None
-) -> tuple[Tensor, list[list[dict[str, float]]], dict[str, list[float]], list[list[rewards.Answer]]]:
-    """Texts (P, G) -> rewards (P, G), their parts, unrewarded metrics to log, and the parsed answers.
+) -> tuple[Tensor, list[list[dict[str, float]]], dict[str, list[float]]]:
+    """Texts (P, G) -> rewards (P, G), their parts, and what is measured without being rewarded. Pushes into the rank queue.
 
     painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None where SAM2 is prompted with the written boxes.
     """
@@ -251,7 +258,7 @@ def judge(
                 boxes = np.array([o.box for o in answer.instances[: rewards.MAX_OBJECTS]]).reshape(-1, 4)
                 best = rewards.box_ious(boxes, target.boxes).max(0) if len(boxes) else np.zeros(len(target.boxes))
                 logged["box_iou"].append(float(best.mean()))
-    return torch.tensor([[sum(b.values()) for b in group] for group in parts]), parts, logged, answers
+    return torch.tensor([[sum(b.values()) for b in group] for group in parts]), parts, logged
 
 
 def paint(policy: models.Policy, micros: list[Micro], batch: Batch, recipe: Recipe) -> dict[tuple[int, int], Tensor]:
@@ -421,7 +428,7 @@ def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
     recipe = miniature(RECIPES[args.recipe]) if args.toy else RECIPES[args.recipe]
     if {"-h", "--help"} & set(rest):
         first.print_help()
-    recipe = tyro.cli(Recipe, default=recipe, args=[a.replace("_", "-") if a.startswith("--") else a for a in rest], prog="train.py")
+    recipe = tyro.cli(Recipe, default=recipe, args=rest, prog="train.py")
     args.output_dir = args.output_dir or Path("runs", recipe.name + ("-toy" if args.toy else ""))
     return recipe, args
 
@@ -471,128 +478,190 @@ def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.
     return grpo.Rollout(ids, mask, torch.zeros(ids.shape, device=policy.device))
 
 
-class Replica:
-    """Where completions are sampled: the policy itself, or a full low-precision copy of it, refreshed once per step.
+def summarize(rollout: grpo.Rollout, reward: Tensor, parts: list, measured: dict[str, list[float]], eos_token_id: int) -> dict[str, float]:
+    """This process's share of a row of metrics.jsonl. zero_variance: groups whose rewards are all equal, which teach nothing."""
+    length = rollout.mask.sum(-1).float()
+    ended = ((rollout.ids == eos_token_id) & rollout.mask).any(-1).float()
+    row = {"reward": reward.mean().item(), "reward_std": reward.std(correction=0).item()}
+    for name in parts[0][0]:
+        values = [b[name] for group in parts for b in group]
+        row |= {f"reward/{name}": float(np.mean(values)), f"reward/{name}_std": float(np.std(values))}
+    row |= {f"metric/{name}": float(np.mean(values)) for name, values in measured.items() if values and name != "parsed"}
+    row |= {"parsed": float(np.mean(measured["parsed"])), "zero_variance": (reward.amax(-1) == reward.amin(-1)).float().mean().item()}
+    return row | {"length": length.mean().item(), "length_max": length.max().item(), "truncated": 1 - ended.mean().item()}
 
-    A sharded policy would gather its weights anew for every token. The copy is also what makes sampling fast under float32 master weights.
-    """
 
-    def __init__(self, policy: models.Policy, needed: bool):
-        import copy
+def checkpoint_now(accelerator, policy, optimizer, schedule, queue, recipe: Recipe, output_dir: Path, step: int) -> None:
+    """checkpoint-STEP with everything that --resume needs, readable whatever the number of processes; the oldest go."""
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = {
+        "optimizer": get_optimizer_state_dict(policy, optimizer, options=whole),
+        "schedule": schedule.state_dict(), "queue": queue.state_dict(), "step": step,
+    }  # fmt: skip
+    sharded = any(hasattr(p, "full_tensor") for p in policy.parameters())
+    weights = get_model_state_dict(policy, options=whole) if sharded else None
+    if accelerator.is_main_process:
+        save(output_dir / f"checkpoint-{step}", state, accelerator.unwrap_model(policy), recipe, weights)
+        kept = sorted(output_dir.glob("checkpoint-*[0-9]"), key=lambda p: int(p.name.split("-")[1]))
+        for old in kept[: -recipe.keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
 
-        self.policy = copy.deepcopy(policy).requires_grad_(False).to(torch.bfloat16) if needed else policy
-        self.needed = needed
-        if needed:
-            self.policy.vlm.gradient_checkpointing_disable()
 
-    @torch.no_grad()
-    def refresh(self, policy) -> None:
-        if not self.needed:
-            return
-        current = dict(self.policy.named_parameters())
-        for name, p in policy.named_parameters():
-            full = p.full_tensor() if hasattr(p, "full_tensor") else p
-            current[name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")].copy_(full)
+def low_precision_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
+    """A frozen copy of the VLM alone: the reference of the KL term, or the replica that completions are sampled from."""
+    vlm = copy.deepcopy(policy.vlm).requires_grad_(False).to(dtype)
+    vlm.gradient_checkpointing_disable()
+    return models.Policy(vlm, policy.processor, policy.image_size, policy.max_pixels)
+
+
+@torch.no_grad()
+def refresh(replica: models.Policy, policy: torch.nn.Module) -> None:
+    """Copy the weights of a policy, wrapped or sharded, into its replica: once per optimizer step, not once per token."""
+    target = dict(replica.named_parameters())
+    for name, p in policy.named_parameters():
+        name = name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
+        full = p.full_tensor() if hasattr(p, "full_tensor") else p  # a collective under FSDP: every process walks the same list
+        if name in target:
+            target[name].copy_(full)
+
+
+def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
+    """Warm-up, then constant, linear to 0, or cosine to 0, over `total` optimizer steps."""
+
+    def factor(update: int) -> float:
+        left = 1 - max(update - recipe.warmup_steps, 0) / max(total - recipe.warmup_steps, 1)
+        shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * np.cos(np.pi * left)}[recipe.schedule]
+        return min(1.0, (update + 1) / max(recipe.warmup_steps, 1)) * shape
+
+    return factor
+
+
+def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> list[int]:
+    """The indices to train on; says what was left out and why; SystemExit if the data do not fit the recipe."""
+    order, left = usable(samples, recipe, main)
+    order, bad = check_rewards(samples, order, recipe, main)
+    if main:
+        print(f"{recipe.name}: {len(order)} of {len(samples)} samples; left out: {left or 'none'}; failed the reward check: {len(bad)}")
+        for line in [*samples.skipped[:5], *bad[:10]]:
+            print(f"  skipped: {line}")
+    if len(bad) > 0.01 * (len(order) + len(bad)):
+        raise SystemExit(
+            f"{len(bad)} of {len(order) + len(bad)} samples do not earn the maximum with their own ground truth (see above): "
+            "a frame, a point or a mask is wrong in the data. Look at them with: python data.py --check"
+        )
+    if not order:
+        raise SystemExit(f"no sample of {recipe.dataset!r} ({recipe.split}) can be used by recipe {recipe.name!r}: see the reasons above")
+    if main and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
+        ious = []
+        for i in [i for i in order if not samples[i].no_target][:32]:
+            text = evaluate.oracle_answer(samples[i], recipe.schema, (samples[i].width, samples[i].height))
+            answer = rewards.parse_answer(text, recipe.schema)
+            mask = segmenter.union(segmenter.embed([samples[i].image]), [0], [answer.instances])[0]
+            ious.append(models.mask_iou(mask.cpu(), torch.as_tensor(samples[i].mask)))
+        print(f"  SAM2's own IoU, given true boxes and points: {np.mean(ious):.3f} ({len(ious)} samples)")
+    return order
 
 
 def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:
     """Run a recipe. Returns {"before": ..., "after": ...}: held-out metrics (empty where eval_samples is 0)."""
-    bf16 = recipe.dtype == "bfloat16"
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", log_with=tracker, project_dir=str(output_dir))
+    bf16, joint = recipe.dtype == "bfloat16", recipe.train == "all"
+    # The mask decoder has outputs that no loss of LENS looks at.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=joint)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if bf16 else "no", log_with=tracker, project_dir=str(output_dir), kwargs_handlers=[ddp]
+    )
     main, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
     if recipe.prompts_per_step % world:
-        raise SystemExit(f"--prompts_per_step {recipe.prompts_per_step} does not divide among {world} processes: a group never spans two")
+        raise SystemExit(f"--prompts_per_step {recipe.prompts_per_step} cannot be shared evenly by {world} processes")
     torch.set_float32_matmul_precision("high")
 
-    # ---- who learns, and on what
+    # ---- who learns, on what, from where
     checkpoint = newest_checkpoint(output_dir) if resume else None
-    source = dataclasses.replace(recipe, model=str(checkpoint)) if checkpoint else recipe
-    policy, segmenter = build(source, accelerator)
+    policy, segmenter = build(dataclasses.replace(recipe, model=str(checkpoint)) if checkpoint else recipe, accelerator)
     samples = data.load(recipe.dataset, recipe.data_root or None, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed)
-    order, left = usable(samples, recipe, main)
-    order, bad = check_rewards(samples, order, recipe, main)
-    if main:
-        print(f"{recipe.name}: {len(order)} of {len(samples)} samples; left out: {left or 'none'}")
-        for line in [*samples.skipped[:5], *bad[:10]]:
-            print(f"  skipped: {line}")
-        if recipe.segmenter_use == "reward" and order:
-            print(f"  SAM2's own IoU on true boxes and points, {min(32, len(order))} samples: {oracle_iou(segmenter, samples, order[:32], recipe):.3f}")
-    if len(bad) > 0.01 * (len(order) + len(bad)):
-        raise SystemExit(f"{len(bad)} of {len(order) + len(bad)} samples do not earn the maximum with their own ground truth (see above): "
-                         "a frame, a point or a mask is wrong in the data. Look at them with: python data.py --check")  # fmt: skip
-    if not order:
-        raise SystemExit(f"no sample of {recipe.dataset!r} ({recipe.split}) can be used by recipe {recipe.name!r}: see the reasons above")
-
-    # ---- what a checkpoint must hold: weights, optimizer, schedule, rank queue, step. All else is a function of the step.
+    order = examine(samples, segmenter, recipe, main)
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    total, warmup = steps * recipe.updates_per_rollout, recipe.warmup_steps
-
-    def factor(update: int) -> float:
-        warm = min(1.0, (update + 1) / max(warmup, 1))
-        left = max(0.0, 1 - max(update - warmup, 0) / max(total - warmup, 1))
-        return warm * {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * np.cos(np.pi * left)}[recipe.schedule]
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    queue = rewards.RankQueue(recipe.queue_size, 3, recipe.queue_zeros)
+    compute = torch.bfloat16 if bf16 else torch.float32
+    reference = None  # what KL holds on to: the model that the run started from, also after --resume
     needs_reference = recipe.beta > 0 and recipe.train != "context"
-    reference = None
-    if needs_reference and not recipe.lora_rank:  # a frozen copy of the model that the run started from, also after --resume
-        started = build(recipe, accelerator)[0] if checkpoint else policy
-        reference = Replica(started, True).policy if bf16 else models.Policy(__import__("copy").deepcopy(started.vlm), started.processor).requires_grad_(False)
-    sampler = Replica(policy, bf16)
-    first, rows = 0, []
+    if needs_reference and not recipe.lora_rank:
+        reference = low_precision_copy(build(recipe, accelerator)[0] if checkpoint else policy, compute)
+
+    # ---- a checkpoint holds weights, optimizer, schedule, rank queue, step; all else is a function of the step
+    optimizer = torch.optim.AdamW(
+        [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    replica = low_precision_copy(policy, compute) if bf16 or accelerator.distributed_type == "FSDP" else None
+    policy, optimizer = accelerator.prepare(policy, optimizer)
+    bare = accelerator.unwrap_model(policy)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, learning_rate_factor(recipe, steps * recipe.updates_per_rollout))
+    queue = rewards.RankQueue(recipe.queue_size, 3, recipe.queue_zeros)
+    first, rows, heldout = 0, [], {}
     if checkpoint:
         state = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
+        set_optimizer_state_dict(policy, optimizer.optimizer, state["optimizer"], options=StateDictOptions(full_state_dict=True))
         schedule.load_state_dict(state["schedule"])
         queue.load_state_dict(state["queue"])
         first = state["step"]
-        rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()][:first]
+        rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()[:first]]
+        heldout = {k: v for k, v in json.loads((output_dir / "heldout.json").read_text()).items() if k == "before"}
         if main:
-            print(f"going on from {checkpoint}, step {first} of {steps}")
-    policy, optimizer = accelerator.prepare(policy, optimizer)
-    bare = accelerator.unwrap_model(policy)
-    if tracker:
-        accelerator.init_trackers("runs", config=dataclasses.asdict(recipe))
-    heldout: dict = {}
+            print(f"going on from {checkpoint}: step {first} of {steps}")
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        if checkpoint and (output_dir / "heldout.json").exists():
-            heldout = json.loads((output_dir / "heldout.json").read_text())
+    if tracker:
+        accelerator.init_trackers("runs", config=dataclasses.asdict(recipe))
+
+    def score_heldout(when: str) -> None:
+        if replica is not None:
+            refresh(replica, policy)
+        if main and recipe.eval_samples:
+            held = data.load(recipe.dataset, recipe.data_root or None, recipe.eval_split)
+            asked = replica if replica is not None and not recipe.num_queries else bare
+            heldout[when] = evaluate.evaluate(asked, segmenter, held, recipe, indices=usable(held, recipe)[0][: recipe.eval_samples])
+        if main:
+            (output_dir / "heldout.json").write_text(json.dumps(heldout, indent=1))
+        accelerator.wait_for_everyone()
+
     if "before" not in heldout:
-        heldout["before"] = score_heldout(recipe, accelerator, sampler.policy, segmenter, output_dir, "before", heldout)
+        score_heldout("before")
 
     # ---- the loop
+    P, G = recipe.prompts_per_step // world, recipe.num_samples
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=recipe.name, disable=not main)
     for step in bar:
         clock = [time.perf_counter()]
-        here = step_samples(order, recipe, step)[rank :: world]
+        here = step_samples(order, recipe, step)[rank * P : (rank + 1) * P]  # whole groups, the same number on every process
         batch = load_batch(recipe, bare, segmenter, samples, here)
-        sampler.refresh(policy)
+
+        # sample: G completions per prompt from the policy as it is now
         if recipe.train == "context":
             rollout = oracle_rollout(bare, batch, recipe)
         else:
+            if replica is not None:
+                refresh(replica, policy)
             rollout = grpo.sample(
-                sampler.policy.vlm, batch.prompts.inputs, noise(recipe, step, here, recipe.max_completion),
-                num_samples=recipe.num_samples, max_new_tokens=recipe.max_completion, temperature=recipe.temperature,
-                top_p=recipe.top_p, eos_token_id=bare.eos_token_id, banned_ids=bare.banned_ids,
+                (replica or bare).vlm, batch.prompts.inputs, noise(recipe, step, here, recipe.max_completion),
+                num_samples=G, max_new_tokens=recipe.max_completion, temperature=recipe.temperature, top_p=recipe.top_p,
+                eos_token_id=bare.eos_token_id, banned_ids=bare.banned_ids,
             )  # fmt: skip
         clock.append(time.perf_counter())
 
-        # judge: texts -> answers -> masks -> reward parts -> advantages within each group
-        P, G, T = rollout.mask.shape
+        # judge: texts -> answers -> masks -> reward parts
         flat = bare.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
         texts = [flat[p * G : (p + 1) * G] for p in range(P)]
         micros = make_micros(bare, batch.prompts, rollout, recipe)
-        painted = paint(sampler.policy, micros, batch, recipe) if recipe.num_queries else None
-        reward, parts, measured, answers = judge(recipe, bare, segmenter, batch, texts, queue, painted)
-        queue.flush(gather_object(queue.pending))  # the same rows in the same order on every process
+        painted = paint(policy, micros, batch, recipe) if recipe.num_queries else None
+        reward, parts, measured = judge(recipe, bare, segmenter, batch, texts, queue, painted)
+        queue.flush(gather_object(queue.pending))  # the same rows, in the same order, on every process
+
+        # compare: each completion with its own group
         advantages = grpo.group_advantages(reward)
         clock.append(time.perf_counter())
 
+        # update
         if needs_reference:
             add_reference(reference, bare, micros, recipe)
         try:
@@ -600,101 +669,43 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
                 learned = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
                 schedule.step()
         except FloatingPointError as error:
-            torch.save({"step": step, "indices": here, "texts": texts, "reward": reward, "rollout": dataclasses.asdict(rollout)},
-                       output_dir / f"stopped-step-{step}-rank-{rank}.pt")  # fmt: skip
-            raise SystemExit(f"step {step} stopped: {error}. Its inputs are in {output_dir}; the last checkpoint is untouched.") from error
+            inputs = {"step": step, "indices": here, "texts": texts, "reward": reward, **dataclasses.asdict(rollout)}
+            torch.save(inputs, output_dir / f"stopped-step-{step}-rank-{rank}.pt")
+            raise SystemExit(f"step {step}: {error}. Its inputs are in {output_dir}; the last checkpoint is untouched.") from error
         clock.append(time.perf_counter())
 
-        # ---- what happened: sums and maxima over all processes
-        length = rollout.mask.sum(-1).float()
-        done = (rollout.ids == bare.eos_token_id).logical_and(rollout.mask).any(-1)
-        row = {"reward": reward.mean().item(), "reward_std": reward.std().item() if reward.numel() > 1 else 0.0}
-        for name in parts[0][0]:
-            values = np.array([b[name] for group in parts for b in group])
-            row |= {f"reward/{name}": values.mean(), f"reward/{name}_std": values.std()}
-        row |= {f"metric/{name}": float(np.mean(values)) if values else 0.0 for name, values in measured.items() if name != "parsed"}
-        row |= {
-            "parsed": float(np.mean(measured["parsed"])),
-            "zero_variance": (reward.amax(-1) == reward.amin(-1)).float().mean().item(),  # groups that teach nothing
-            "length": length.mean().item(),
-            "truncated": 1 - done.float().mean().item(),
-            **learned,  # loss, kl, entropy, ratio, clip_low, clip_high, gap, grad_norm: of the last update
-        }
-        row = {k: float(np.mean(v)) for k, v in merge(gather_object([row])).items()}
-        row |= {
-            "step": step + 1,
-            "length_max": max(gather_object([length.max().item()])),
-            "learning_rate": schedule.get_last_lr()[0],
-            **{f"seconds/{name}": b - a for name, a, b in zip(("sample", "reward", "update"), clock, clock[1:])},
-            "tokens_per_second": length.sum().item() * world / (clock[-1] - clock[0]),
-        }
+        # ---- what happened, over all processes
+        row = summarize(rollout, reward, parts, measured, bare.eos_token_id) | learned
+        rows_of_all = gather_object([row])
+        row = {"step": step + 1} | {k: float(np.mean([r[k] for r in rows_of_all if k in r])) for k in row}
+        row["length_max"] = max(r["length_max"] for r in rows_of_all)
+        row["learning_rate"] = schedule.get_last_lr()[0]
+        row |= {f"seconds/{name}": b - a for name, a, b in zip(("sample", "reward", "update"), clock, clock[1:], strict=False)}
+        row["tokens_per_second"] = row["length"] * G * recipe.prompts_per_step / (clock[-1] - clock[0])
         rows.append(row)
         if main:
             with open(output_dir / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
             bar.set_postfix(reward=f"{row['reward']:.2f}", parsed=f"{row['parsed']:.2f}", length=f"{row['length']:.0f}")
             if step % 20 == 0:
-                shown = ", ".join(f"{k} {v:.2f}" for k, v in parts[0][0].items())
-                bar.write(f"\n[step {step + 1}] {batch.samples[0].query!r}\n{texts[0][0]}\n    -> {shown}, advantage {advantages[0, 0]:.2f}")
-            if tracker:
-                accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
+                shown = ", ".join(f"{name} {value:.2f}" for name, value in parts[0][0].items())
+                bar.write(f"\n[step {step + 1}] {batch.samples[0].query!r}\n{texts[0][0]}\n  -> {shown}; advantage {advantages[0, 0]:.2f}")
+        if tracker:
+            accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
         if (step + 1) % recipe.save_every == 0 or step + 1 == steps:
-            checkpoint_now(accelerator, policy, optimizer, schedule, queue, recipe, output_dir, step + 1, steps)
+            checkpoint_now(accelerator, policy, optimizer.optimizer, schedule, queue, recipe, output_dir, step + 1)
             if main:
                 plot_curves(rows, output_dir / "curves.png")
-    sampler.refresh(policy)
-    heldout["after"] = score_heldout(recipe, accelerator, sampler.policy, segmenter, output_dir, "after", heldout)
-    if main and heldout["after"]:
-        print(f"held-out gIoU: {heldout['before']['giou']:.3f} before, {heldout['after']['giou']:.3f} after ({recipe.eval_samples} samples of {recipe.eval_split})")
+    score_heldout("after")
+    if main:
+        shutil.rmtree(output_dir / "final", ignore_errors=True)
+        shutil.copytree(output_dir / f"checkpoint-{steps}", output_dir / "final", ignore=shutil.ignore_patterns("trainer.pt"))
+        if recipe.eval_samples:
+            before, after = heldout["before"]["giou"], heldout["after"]["giou"]
+            print(f"held-out gIoU {before:.3f} before, {after:.3f} after ({recipe.eval_samples} samples); checkpoint: {output_dir / 'final'}")
     if tracker:
         accelerator.end_training()
     return heldout
-
-
-def merge(rows: list[dict]) -> dict[str, list]:
-    return {k: [r[k] for r in rows if k in r] for k in rows[0]}
-
-
-def oracle_iou(segmenter: models.Segmenter, samples: data.Samples, indices: list[int], recipe: Recipe) -> float:
-    """What SAM2 makes of the true boxes and points: the ceiling of a mask reward."""
-    ious = []
-    for i in indices:
-        sample, size = samples[i], (samples[i].width, samples[i].height)
-        if sample.no_target:
-            continue
-        answer = rewards.parse_answer(evaluate.oracle_answer(sample, recipe.schema, size), recipe.schema)
-        mask = segmenter.union(segmenter.embed([sample.image]), [0], [answer.instances])[0]
-        ious.append(models.mask_iou(mask.cpu(), torch.as_tensor(sample.mask)))
-    return float(np.mean(ious)) if ious else float("nan")
-
-
-def score_heldout(recipe, accelerator, policy, segmenter, output_dir: Path, when: str, heldout: dict) -> dict:
-    """Greedy held-out metrics, on the main process while the others wait; kept in heldout.json."""
-    scores: dict = {}
-    if recipe.eval_samples:
-        if accelerator.is_main_process:
-            held = data.load(recipe.dataset, recipe.data_root or None, recipe.eval_split)
-            indices, _ = usable(held, recipe)
-            with torch.no_grad():
-                scores = evaluate.evaluate(policy, segmenter, held, recipe, indices=indices[: recipe.eval_samples])
-            (output_dir / "heldout.json").write_text(json.dumps({**heldout, when: scores}, indent=1))
-        accelerator.wait_for_everyone()
-        scores = broadcast_object_list([scores])[0]
-    return scores
-
-
-def checkpoint_now(accelerator, policy, optimizer, schedule, queue, recipe: Recipe, output_dir: Path, step: int, steps: int) -> None:
-    """checkpoint-STEP with everything that --resume needs; final/ after the last step; the oldest go."""
-    bare = accelerator.unwrap_model(policy)
-    state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "queue": queue.state_dict(), "step": step}
-    if accelerator.is_main_process:
-        save(output_dir / f"checkpoint-{step}", state, bare, recipe)
-        if step == steps:
-            save(output_dir / "final", {"step": step}, bare, recipe)
-        kept = sorted(output_dir.glob("checkpoint-*[0-9]"), key=lambda p: int(p.name.split("-")[1]))
-        for old in kept[: -recipe.keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
 
 
 def main() -> None:

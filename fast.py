@@ -1,0 +1,121 @@
+"""grpo.sample for a GPU: the same tokens from a decode step that is recorded once and then replayed.
+
+    rollout = fast.sample(model, inputs, uniforms, num_samples=8, max_new_tokens=2000, eos_token_id=..., ...)
+
+Drawing one token with a 3B model takes a GPU a few milliseconds of reading weights, and Python more than that to launch the thousand
+small kernels that do it. A CUDA graph takes Python out: run the step once while the GPU writes down every kernel and every
+address, then say "again" for each further token. Addresses do not change, so nothing in the step may: no tensor may grow, and
+no Python number may depend on t. Hence three differences from grpo.sample, and no other:
+
+    the cache      has all S + T places from the start (StaticCache); a mask says which of them hold a token
+    the time t     is a tensor on the GPU, and the step itself adds 1 to it
+    ended rows     stay in the batch and go on writing; what they write after their end is erased at the close
+
+Rows that have ended thus cost as much as live ones, which decoding does not feel: it waits for the weights, not for the rows.
+Shape letters as in grpo.py; B = P * G rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+import grpo
+
+LOOK_EVERY = 32  # steps between looks at whether all rows have ended: a look makes the GPU wait for Python
+
+
+def sample(model, inputs: Mapping[str, Tensor], uniforms: Tensor, **options) -> grpo.Rollout:
+    """grpo.sample, argument by argument; on a CPU it is grpo.sample. Raises what that raises."""
+    if inputs["input_ids"].device.type != "cuda":
+        return grpo.sample(model, inputs, uniforms, **options)
+    return static_sample(model, inputs, uniforms, capture=True, **options)
+
+
+@torch.no_grad()
+def static_sample(
+    model,
+    inputs: Mapping[str, Tensor],
+    uniforms: Tensor,
+    *,
+    num_samples: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    eos_token_id: int,
+    banned_ids: Sequence[int] = (),
+    progress=None,
+    capture: bool,
+) -> grpo.Rollout:
+    """grpo.sample with nothing that grows. capture: replay the step as a CUDA graph; without it the same step runs as it stands,
+    on any device, which is how the tests hold this file to grpo.sample."""
+    from transformers import StaticCache
+
+    P, S = inputs["input_ids"].shape
+    G, T, device = num_samples, max_new_tokens, inputs["input_ids"].device
+
+    # ---- prefill, as in grpo.sample; then every prompt's keys and values are laid G times into a cache with room for T more tokens
+    out = model(**inputs, use_cache=True, logits_to_keep=1)
+    cache = StaticCache(config=model.config, max_cache_len=S + T)
+    for layer, filled in zip(cache.layers, out.past_key_values.layers, strict=True):
+        keys, values = (x.repeat_interleave(G, 0) for x in (filled.keys, filled.values))
+        layer.lazy_initialization(keys, values)  # allocates (B, heads, S + T, width)
+        layer.update(keys, values)
+
+    # ---- everything that changes from token to token, at addresses that do not
+    t = torch.zeros(1, dtype=torch.long, device=device)  # tokens drawn so far
+    seen = torch.zeros(P * G, 1, 1, S + T, dtype=torch.bool, device=device)  # places of the cache that a query may look at
+    seen[..., :S] = inputs["attention_mask"].bool().repeat_interleave(G, 0)[:, None, None]
+    position = inputs["position_ids"].amax(-1).repeat_interleave(G, -1)[..., None].clone()  # (3, B, 1) or (B, 1)
+    uniforms = uniforms.reshape(P * G, -1)[:, :T].to(device)
+    ids = torch.zeros(P * G, T, dtype=torch.long, device=device)
+    logp = torch.zeros(P * G, T, device=device)
+    banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=device)
+
+    def draw(logits: Tensor) -> None:
+        """Token t of every row, from logits (B, V)."""
+        logits = logits.float().index_fill(-1, banned, -torch.inf)
+        tokens, token_logp = grpo.pick_tokens(logits, uniforms.index_select(1, t)[:, 0], temperature, top_p)
+        ids.index_copy_(1, t, tokens[:, None])
+        logp.index_copy_(1, t, token_logp[:, None])
+        t.add_(1)
+
+    def step() -> None:
+        """Feed token t - 1, draw token t. Reads and writes the tensors above, and nothing else."""
+        position.add_(1)
+        seen.index_fill_(3, t + S - 1, True)
+        tokens = ids.index_select(1, t - 1)
+        draw(model(input_ids=tokens, attention_mask=seen, position_ids=position, past_key_values=cache, use_cache=True).logits[:, -1])
+
+    draw(out.logits[:, -1].repeat_interleave(G, 0))
+    del out
+    done = 1
+    if capture and T > 4:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # kernels choose their algorithms on first use, which must not be recorded: two real steps
+            step()
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):  # writes down the step without running it: t stays where it is
+            step()
+        done, step = 3, graph.replay
+    for n in range(done + 1, T + 1):
+        step()
+        if n % LOOK_EVERY == 0:
+            ended = int((ids[:, :n] == eos_token_id).any(-1).sum())
+            if progress is not None:
+                progress(ended)
+            if ended == P * G:
+                break
+
+    # ---- what grpo.sample returns: the end token belongs to the completion, and nothing after it
+    end = ids == eos_token_id
+    drawn = torch.arange(T, device=device) < t  # an early break leaves the rest undrawn
+    mask = (end.cumsum(-1) - end.long() == 0) & drawn
+    if progress is not None:
+        progress(int((end & mask).any(-1).sum()))
+    return grpo.Rollout(ids.where(mask, 0).view(P, G, T), mask.view(P, G, T), logp.where(mask, 0.0).view(P, G, T))

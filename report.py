@@ -1,0 +1,169 @@
+"""The page of an evaluation: figures, how they are spread, and the pictures behind them, worst first.
+
+    python report.py OUT            # OUT as evaluate.py wrote it -> OUT/report.html, one file, no network, no script
+
+Everything is recomputed from OUT/predictions.jsonl and OUT/run.json; photos are read again through data.load. What a model
+wrote is text from a stranger: every string goes through html.escape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import sys
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+import data
+import evaluate
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2530; background: #f4f5f7; margin: 0 auto; max-width: 1360px; padding: 1rem; }
+h1 { font-size: 1.4rem; margin: .2rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+.note { color: #5b6673; font-size: .88rem; margin: .2rem 0; overflow-wrap: anywhere; }
+.top { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1rem; align-items: start; }
+.top + .box { margin-top: 1rem; } .box, .card { background: #fff; border: 1px solid #dfe3e8; border-radius: 8px; padding: .8rem; min-width: 0; }
+.metrics { columns: 2 230px; column-gap: 2rem; font-variant-numeric: tabular-nums; }
+.metrics div { display: flex; justify-content: space-between; gap: 1rem; break-inside: avoid; border-bottom: 1px solid #eef0f3; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+td, th { padding: .12rem .5rem .12rem 0; text-align: right; font-weight: normal; white-space: nowrap; }
+th:first-child, td:first-child, .source { text-align: left; } thead th { color: #5b6673; border-bottom: 1px solid #dfe3e8; }
+.run td { font-weight: 600; border-top: 1px solid #dfe3e8; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
+.card img { width: 100%; display: block; border-radius: 4px; } .query { font-weight: 600; margin: .5rem 0 .2rem; overflow-wrap: anywhere; }
+.tag { display: inline-block; border-radius: 4px; background: #e8ecf1; padding: 0 .4rem; margin: 0 .3rem .2rem 0; font-size: .84rem; }
+.bad { background: #fbdcd8; } .good { background: #d9f0df; }
+.thought { margin: .3rem 0; overflow-wrap: anywhere; } summary { cursor: pointer; color: #5b6673; font-size: .88rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; margin: .3rem 0; max-height: 16rem; overflow-y: auto; }
+svg { width: 100%; height: auto; }
+"""
+
+
+def picture_uri(record: dict, sample: data.Sample, side: int = 448) -> str:
+    """The photo with what was predicted (blue; points green and red) and what is true (yellow outline), as a small JPEG data URI."""
+    w, h = record["width"], record["height"]
+    size = (max(1, round(w * side / max(w, h))), max(1, round(h * side / max(w, h))))
+
+    def mask(rle: dict | None) -> np.ndarray | None:
+        return None if rle is None else np.asarray(Image.fromarray(data.decode_rle(rle)).resize(size, Image.Resampling.NEAREST))
+
+    def moved(numbers: list) -> list[np.ndarray]:
+        return [data.to_frame(xy, (w, h), size) for xy in numbers]
+
+    truth = mask(record["truth_mask"])
+    if truth is None and record["truth_boxes"]:  # data without masks: the outlines of the true boxes
+        truth = np.zeros(size[::-1], dtype=bool)
+        for x1, y1, x2, y2 in np.round(moved(record["truth_boxes"])).astype(int):
+            truth[y1:y2, x1:x2] = True
+    points, negative = ([xy for each in record[key] for xy in moved(each)] for key in ("points", "negative_points"))
+    drawn = data.overlay(
+        sample.image.resize(size), mask(record["mask"]), truth, moved(record["boxes"]), points, negative, mask(sample.ignore_mask)
+    )
+    file = io.BytesIO()
+    drawn.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def score_of(record: dict) -> float:
+    """What the gallery is sorted by: the mask's IoU; without masks the boxes' mean IoU; for counts right or wrong."""
+    if record["iou"] is not None:
+        return record["iou"]
+    if record["truth_boxes"]:
+        return float(np.mean(evaluate.best_box_ious(record)))
+    return float(record["answer_ok"] and len(record["boxes"]) == (record["count"] or 0))
+
+
+def card(record: dict, sample: data.Sample) -> str:
+    """One sample: photo, request, verdict, reasoning, and the text as it was written."""
+    score = score_of(record)
+    tags = [f'<span class="tag {"good" if score >= 0.5 else "bad"}">IoU {score:.3f}</span>']
+    tags += ['<span class="tag bad">answer cannot be read</span>'] * (not record["answer_ok"])
+    tags += ['<span class="tag">says: nothing fits</span>'] * record["predicted_none"]
+    tags += ['<span class="tag">true: nothing fits</span>'] * record["truth_none"]
+    if record["count"] is not None:
+        tags.append(f'<span class="tag">{len(record["boxes"])} of {record["count"]} counted</span>')
+    return (
+        f'<article class="card"><img loading="lazy" alt="{escape(record["query"])}" src="{picture_uri(record, sample)}">'
+        f'<p class="query">{escape(record["query"])}</p>{"".join(tags)}<p class="thought">{escape(record["thought"])}</p>'
+        f'<details><summary>answer, {record["length"]} tokens; {escape(record["id"])}</summary>'
+        f"<pre>{escape(record['text'])}</pre></details></article>"
+    )
+
+
+def histogram(scores: list[float], bins: int = 20) -> str:
+    """Counts per IoU bin as an inline SVG; the last bin holds 1 too."""
+    counts = np.histogram(scores, bins, (0, 1))[0]
+    bars = []
+    for i, n in enumerate(counts):
+        height, x = 130 * n / max(counts.max(), 1), 10 + i * 380 / bins
+        bars.append(f'<rect x="{x:.1f}" y="{150 - height:.1f}" width="{380 / bins - 2:.1f}" height="{height:.1f}" fill="#1e6eff"/>')
+        bars += [f'<text x="{x + 190 / bins - 1:.1f}" y="{146 - height:.1f}" text-anchor="middle">{n}</text>'] * bool(n)
+    axis = "".join(f'<text x="{10 + 380 * v:.0f}" y="166" text-anchor="middle">{v:g}</text>' for v in (0, 0.25, 0.5, 0.75, 1))
+    return f'<svg viewBox="0 0 400 172" font-size="9" fill="#5b6673" role="img" aria-label="IoU histogram">{"".join(bars)}{axis}</svg>'
+
+
+def tables(metrics: dict, run: dict) -> tuple[str, str]:
+    """The metrics, and the published rows for the benchmark with this run's below them (empty where there are none)."""
+    cells = "".join(f"<div>{escape(k)}<span>{evaluate.as_text(k, v)}</span></div>" for k, v in metrics.items())
+    rows = evaluate.PUBLISHED.get(f"{run['dataset']}/{run['split']}", [])
+    columns = list(dict.fromkeys(metric for _, _, row in rows for metric in row))
+    values = [(method, source, [f"{row[c]:g}" if c in row else "-" for c in columns]) for method, source, row in rows]
+    lines = [f'<tr><td>{m}</td><td class="source">{s}</td>{"".join(f"<td>{v}</td>" for v in vs)}</tr>' for m, s, vs in values]
+    mine = "".join(f"<td>{evaluate.as_text(c, metrics.get(c))}</td>" for c in columns)
+    head = "".join(f"<th>{escape(c)}</th>" for c in ("published", "", *columns))
+    published = f"<thead><tr>{head}</tr></thead>{''.join(lines)}<tr class='run'><td>this run</td><td></td>{mine}</tr>"
+    return f'<div class="metrics">{cells}</div>', f"<table>{published}</table>" if rows else ""
+
+
+def build(folder: Path, limit: int = 24) -> str:
+    """The page of an evaluation folder, with at most `limit` pictures in each section. Raises data.BadData, FileNotFoundError."""
+    run = json.loads((folder / "run.json").read_text())
+    records = sorted(evaluate.read_records(folder / "predictions.jsonl"), key=score_of)
+    samples = evaluate.load_samples(run)
+    parts = {
+        "Could not be read": [r for r in records if not r["answer_ok"]],
+        "Nothing fits: said or true": [r for r in records if r["answer_ok"] and (r["truth_none"] or r["predicted_none"])],
+        "All others, worst first": [r for r in records if r["answer_ok"] and not r["truth_none"] and not r["predicted_none"]],
+    }
+    gallery = []
+    for title, found in parts.items():
+        cards = [card(r, samples[r["index"]]) for r in tqdm(found[:limit], desc=title)]
+        shown = f"{len(cards)} of {len(found)}" if found else "none"
+        gallery.append(f'<h2>{title} <span class="note">{shown}</span></h2><div class="grid">{"".join(cards)}</div>')
+    metrics, published = tables(evaluate.all_metrics(records, run["dataset"]), run)
+    facts = " · ".join(f"{k} {v}" for k, v in run.items() if not isinstance(v, dict) and v not in (None, ""))
+    versions = " · ".join(f"{k} {v}" for k, v in {"recipe": run["recipe"]["name"], **run["versions"]}.items())
+    published = f'<div class="box scroll">{published}</div>' if published else ""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(run['dataset'])} {escape(run['split'])}</title><style>{STYLE}</style>"
+        f"<h1>{escape(run['model'])} on {escape(run['dataset'])} {escape(run['split'])}</h1>"
+        f'<p class="note">{escape(facts)}</p><p class="note">{escape(versions)}</p>'
+        f'<div class="top"><div class="box">{metrics}</div><div class="box"><b>IoU of {len(records)} samples</b>'
+        f"{histogram([score_of(r) for r in records])}</div></div>{published}"
+        f'<p class="note">Blue: predicted mask and boxes. Yellow: the true outline. Green and red: points on and beside the object.</p>'
+        f"{''.join(gallery)}</html>"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where evaluate.py wrote predictions.jsonl and run.json")
+    parser.add_argument("--limit", type=int, default=24, help="pictures per section at most (default 24)")
+    args = parser.parse_args()
+    try:
+        page = build(args.folder, args.limit)
+    except (data.BadData, OSError) as error:
+        sys.exit(f"report.py: {error}")
+    evaluate.write_atomically(args.folder / "report.html", page)
+    print(f"wrote {args.folder / 'report.html'} ({len(page) / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,380 @@
+"""evaluate.py: every metric against a table worked by hand or a slow twin; files, processes and checkpoints by running it."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import evaluate
+import model as models
+import recipes
+import rewards
+import toy
+
+ROOT = Path(__file__).parents[1]
+DRSEG = recipes.miniature(recipes.RECIPES["drseg"])
+LENS = recipes.miniature(recipes.RECIPES["lens"])
+
+
+def record(intersection=None, union=None, area=0, *, none=False, ok=True, said_none=False, **more) -> dict:
+    """A record with only what metrics read. none: nothing fits in truth; said_none: the answer says so."""
+    iou = None if intersection is None else evaluate.iou_of(intersection, union, said_none)
+    base = dict(index=0, image_id="0", query="q", width=100, height=100, truth_boxes=[], boxes=[], count=None, ignore_box=None, iou=iou,
+                intersection=intersection, union=union, area=area, truth_none=none, answer_ok=ok, predicted_none=said_none,
+                think_ok=True, length=5, text="a b c", looks=[])  # fmt: skip
+    return base | more
+
+
+# -------------------------------------------------------------------------------------------------------------- metrics
+
+
+def test_segmentation_rules_by_hand():
+    table = [
+        record(50, 100, 60),  # a mask, half right
+        record(20, 20, 20),  # all right
+        record(0, 40, 0, ok=False),  # target, unparsable
+        record(0, 30, 0, said_none=True),  # target, "nothing fits"
+        record(0, 0, 0, none=True, said_none=True),  # none, and said so: 1 in gIoU, nothing in cIoU
+        record(0, 25, 25, none=True),  # none, and a mask: its area enters the union
+        record(0, 0, 0, none=True, ok=False),  # none, unparsable: wrong, though its mask is empty
+        record(0, 0, 0, none=True),  # none, and a box whose mask came out empty: wrong too
+        record(),  # boxes only: no part in this
+    ]
+    m = evaluate.segmentation_metrics(table)
+    expected = dict(
+        n=8, n_target=4, n_no_target=4, parse_failures=2, explicit_empty=2, giou=2.5 / 8, ciou=70 / 215, miou=1.5 / 4, p50=3 / 8, p70=2 / 8,
+        p90=2 / 8, target_miou=1.5 / 4, target_ciou=70 / 190, n_acc=1 / 4, t_acc=2 / 4,
+    )  # fmt: skip
+    assert m == expected
+    assert evaluate.segmentation_metrics([])["giou"] is None
+
+
+def test_order_changes_no_digit():
+    rng = np.random.default_rng(0)
+    table = [record(int(i), int(i + j), int(i)) for i, j in rng.integers(1, 999, (500, 2))]
+    shuffled = [table[i] for i in rng.permutation(500)]
+    assert evaluate.segmentation_metrics(table) == evaluate.segmentation_metrics(shuffled)
+
+
+def sample_of(mask: np.ndarray, **more) -> data.Sample:
+    h, w = mask.shape
+    masks, boxes = ([data.encode_rle(mask)], [data.box_of(mask)]) if mask.any() else ([], [])
+    photo = Image.new("RGB", (w, h))
+    boxes = np.array(boxes).reshape(-1, 4)
+    return data.Sample("q", boxes, np.zeros((len(boxes), 0, 2)), "id", "7", w, h, lambda: photo, masks, no_target=not mask.any(), **more)
+
+
+def test_ignored_pixels_are_in_neither_count():
+    rng = np.random.default_rng(1)
+    truth, found, ignore = rng.random((3, 9, 11)) < 0.4
+    r = evaluate.make_record(
+        0, sample_of(truth, ignore_mask=data.encode_rle(ignore)), evaluate.Prediction("", rewards.Answer("", answer_ok=True), found, 3)
+    )
+    both = either = area = 0
+    for t, f, skip in zip(truth.ravel(), found.ravel(), ignore.ravel(), strict=True):  # the slow twin
+        if not skip:
+            both, either, area = both + (t and f), either + (t or f), area + f
+    assert (r["intersection"], r["union"], r["area"], r["iou"]) == (both, either, area, both / either)
+    json.dumps(r)
+
+
+def random_boxes(rng, n: int, size: int = 100) -> list[list[float]]:
+    corner, side = rng.uniform(0, size / 2, (n, 2)), rng.uniform(5, size / 2, (n, 2))
+    return np.hstack([corner, corner + side]).round(1).tolist()
+
+
+def detections(seed: int = 0) -> list[dict]:
+    rng, table = np.random.default_rng(seed), []
+    for i in range(40):
+        truth = random_boxes(rng, int(rng.integers(1, 4)))
+        near = [(np.array(b) + rng.normal(0, 4, 4)).tolist() for b in truth if rng.random() < 0.8]
+        boxes = near + random_boxes(rng, int(rng.integers(0, 3)))
+        crowd = random_boxes(rng, 1)[0] if i % 5 == 0 else None
+        table.append(
+            record(index=i, image_id=str(i // 3), query=("cat", "dog", "mug")[i % 3], truth_boxes=truth, boxes=boxes, ignore_box=crowd)
+        )
+    return table
+
+
+def test_detection_against_pycocotools_on_its_own_format(tmp_path):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    table, names = detections(), {"cat": 1, "dog": 2, "mug": 3}
+    xywh = lambda b: [b[0], b[1], b[2] - b[0], b[3] - b[1]]  # noqa: E731
+    truth = {"images": [{"id": i} for i in range(14)], "categories": [{"id": i, "name": n} for n, i in names.items()], "annotations": []}
+    found = []
+    for r in table:
+        where = {"image_id": int(r["image_id"]), "category_id": names[r["query"]]}
+        for box, crowd in [*[(b, 0) for b in r["truth_boxes"]], *[(b, 1) for b in [r["ignore_box"]] if b]]:
+            x, y, w, h = xywh(box)
+            truth["annotations"].append({**where, "id": len(truth["annotations"]) + 1, "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd})
+        found += [{**where, "bbox": xywh(b), "score": xywh(b)[2] * xywh(b)[3] / 1e4} for b in r["boxes"]]
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    (tmp_path / "f.json").write_text(json.dumps(found))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "t.json"))
+        run = COCOeval(coco, coco.loadRes(str(tmp_path / "f.json")), "bbox")
+        run.evaluate(), run.accumulate(), run.summarize()
+    m = evaluate.box_metrics(table, by_query=True)
+    assert 0.1 < m["ap"] < 0.9
+    assert [m["ap"], m["ap50"], m["ap75"]] == pytest.approx(run.stats[:3], abs=1e-12)
+
+
+def test_precision_and_recall_against_loops():
+    table = [r | {"ignore_box": None} for r in detections(1)]
+    hits = 0
+    for r in table:  # one-to-one, the largest box first, each takes the free true box that it overlaps most
+        free = list(r["truth_boxes"])
+        for box in sorted(r["boxes"], key=lambda b: -(b[2] - b[0]) * (b[3] - b[1])):
+            ious = [rewards.box_iou(box, t) for t in free]
+            if ious and max(ious) >= 0.5:
+                hits += 1
+                free.pop(int(np.argmax(ious)))
+    written, true = sum(len(r["boxes"]) for r in table), sum(len(r["truth_boxes"]) for r in table)
+    m = evaluate.box_metrics(table, by_query=True)
+    assert (m["precision"], m["recall"], m["f1"]) == (hits / written, hits / true, 2 * hits / (written + true))
+
+
+def test_boxes_joint_table_and_counts_by_hand():
+    truth = [[0, 0, 10, 10]]
+    table = [
+        record(9, 10, 9, index=0, truth_boxes=truth, boxes=[[50, 50, 60, 60], [0, 0, 10, 8]]),  # IoU 0.8: some box is right
+        record(1, 10, 9, index=1, truth_boxes=truth, boxes=[[0, 0, 10, 5]]),  # IoU 0.5 exactly: wrong
+        record(5, 10, 9, index=2, truth_boxes=truth, boxes=[]),  # LENS: a mask without a right box
+        record(0, 0, 0, index=3, none=True, said_none=True),
+    ]
+    m = evaluate.all_metrics(table, "refcoco")
+    assert (m["box_n"], m["box_acc"], m["box_miou"], m["n"]) == (3, 1 / 3, pytest.approx(1.3 / 3), 4)
+    joint = [m[f"box_{b}_mask_{k}"] for b in ("right", "wrong") for k in ("right", "wrong")]
+    assert joint == [1 / 3, 0, 1 / 3, 1 / 3]
+    counted = [record(count=2, boxes=[[0, 0, 1, 1]] * 2), record(count=2, boxes=[[0, 0, 1, 1]]), record(count=0, ok=False)]
+    assert evaluate.all_metrics(counted, "counting")["count_acc"] == 1 / 3
+
+
+def test_lengths_and_looks():
+    m = evaluate.answer_metrics([record(text="one two", length=4, looks=["x", "y"]), record(text="three", length=2)])
+    assert (m["length_tokens"], m["length_words"], m["look_share"], m["looks"]) == (3, 1.5, 0.5, 1)
+
+
+# ------------------------------------------------------------------------------------------------------ from text to mask
+
+
+def test_answers_come_back_in_original_pixels():
+    text = '<think></think><answer>[{"bbox_2d": [100, 100, 500, 1000], "point_2d": [250, 500]}]</answer>'
+    answer = evaluate.to_answer(text, DRSEG, (1000, 1000), (640, 480))
+    assert answer.instances[0].box == [64, 48, 320, 480] and answer.instances[0].points == [[160, 240]]
+    huge = evaluate.to_answer(text.replace("1000", "1e308"), DRSEG, (10, 10), (640, 480))
+    assert not huge.answer_ok and not huge.instances  # finite as written, infinite once rescaled
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_oracle_is_perfect_where_the_schema_has_words(name):
+    recipe, world = recipes.RECIPES[name], data.ToyWorld("val")
+    spec = rewards.SCHEMAS[recipe.schema]
+    sayable = [i for i in range(60) if len(world[i].boxes) in ([0] if spec.listed else []) + [1] + [2, 3, 4] * spec.many]
+    m = evaluate.evaluate("oracle", "truth", world, recipe, indices=sayable)
+    assert (m["giou"], m["parse_failures"], m["n"]) == (1, 0, len(sayable))
+    rest = [i for i in range(60) if i not in sayable]
+    if rest:  # what it cannot say is unparsable, and scores 0
+        m = evaluate.evaluate("oracle", "truth", world, recipe, indices=rest)
+        assert (m["giou"], m["parse_failures"]) == (0, len(rest))
+
+
+def test_malformed_segzero_predicts_nothing_though_the_parser_keeps_its_box(monkeypatch):
+    monkeypatch.setattr(evaluate, "oracle_answer", lambda *_: '<think></think><answer>{"bbox": [0, 0, 112, 112]}</answer>')
+    r = next(evaluate.answer_samples("oracle", "truth", data.ToyWorld("val"), recipes.RECIPES["segzero"], indices=[1]))
+    assert (r["boxes"], r["area"], r["iou"], r["answer_ok"]) == ([], 0, 0.0, False)
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("box", (0, 0)), ("1", (1, 2)), ("2", (2, 2))])
+def test_prompts_mode_cuts_what_sam2_sees(mode, kept):
+    class Spy:
+        def embed(self, images):
+            return None
+
+        def union(self, embeddings, index, answers):
+            self.seen = {(len(o.points), len(o.negative_points)) for answer in answers for o in answer}
+            return [torch.zeros(112, 112, dtype=torch.bool) for _ in index]
+
+    spy, world = Spy(), data.ToyWorld("val")
+    one = next(i for i in range(50) if len(world[i].boxes) == 1 and world[i].negative_points(2) is not None)
+    list(evaluate.answer_samples("oracle", spy, world, recipes.RECIPES["genseg-g"], indices=[one], prompts_mode=mode))
+    assert spy.seen == {kept}
+
+
+# -------------------------------------------------------------------------------------------------- tiny random networks
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """q25/ (a policy with recipe.json, bare/ without), sam2/: random weights, loaded from disk like any checkpoint."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    policy = toy.build_policy("qwen2_5_vl")
+    for name in ("q25", "bare"):
+        policy.save(folder / name)
+    evaluate.save_recipe(dataclasses.replace(DRSEG, max_completion=12), policy, folder / "q25")
+    models.save_segmenter(models.build_segmenter(**models.TINY_SAM2), models.TINY_SAM2, folder / "sam2")
+    policy.context = models.ContextModule(128, 64, num_queries=4, layers=1)
+    policy.segmenter = models.load_segmenter(str(folder / "sam2"))
+    policy.save(folder / "lens")
+    return folder
+
+
+def tiny_models(tiny: Path, name: str = "q25"):
+    policy = models.load_policy(str(tiny / name), image_size=112).eval()
+    return policy, policy.segmenter or models.load_segmenter(str(tiny / "sam2"))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_batch_size_does_not_change_answers(tiny, temperature):
+    policy, segmenter = tiny_models(tiny)
+    texts = []
+    for batch_size in (1, 3):
+        records = evaluate.answer_samples(
+            policy, segmenter, data.ToyWorld("val"), DRSEG, indices=[4, 0, 9, 7], batch_size=batch_size,
+            temperature=temperature, max_new_tokens=10,
+        )  # fmt: skip
+        texts.append([(r["index"], r["text"], r["length"], r["mask"]) for r in records])
+    assert texts[0] == texts[1]
+    assert [t[0] for t in texts[0]] == [4, 0, 9, 7] and len({t[1] for t in texts[0]}) > 1 - (temperature == 0)
+
+
+def test_context_masks_packed_as_alone_and_with_gradient(tiny):
+    policy, segmenter = tiny_models(tiny, "lens")
+    world = data.ToyWorld("val")
+    images = [world[0].image, world[1].image]
+    prompts = policy.encode(images, [data.build_prompt("the red cross", "lens", "pixels"), "hi"])
+    embeddings, index = segmenter.embed(images), [0, 0, 1]
+    completions = [torch.tensor(ids) for ids in ([300, 301, 302], [400], [310, 311])]
+    together = evaluate.context_masks(policy, segmenter, prompts, completions, embeddings, index)
+    for b in range(3):
+        alone = evaluate.context_masks(policy, segmenter, prompts, completions[b : b + 1], embeddings, index[b : b + 1])[0]
+        assert together[b].shape == (112, 112) and torch.allclose(together[b], alone, atol=1e-4)
+    assert not torch.allclose(together[0], together[1])  # the completion matters
+    together[0].sum().backward()
+    assert policy.context.queries.grad.abs().sum() > 0
+
+
+def test_lens_mask_does_not_need_a_readable_text(tiny):
+    policy, segmenter = tiny_models(tiny, "lens")
+    r = next(evaluate.answer_samples(policy, segmenter, data.ToyWorld("val"), LENS, indices=[1], max_new_tokens=4))
+    assert not r["answer_ok"] and r["boxes"] == []
+    assert r["area"] > 0 and r["iou"] == r["intersection"] / r["union"]
+
+
+# ------------------------------------------------------------------------------------------------------------ the command
+
+
+def run(capsys=None, **options) -> str:
+    evaluate.main(evaluate.Options(**options))
+    return capsys.readouterr().out if capsys else ""
+
+
+def test_score_equals_run_to_the_last_digit(tmp_path, capsys):
+    asked = dict(model="oracle", recipe="genseg", toy=True, segmenter="truth", limit=40, output_dir=str(tmp_path))
+    table = run(capsys, **asked)
+    again = run(capsys, score=str(tmp_path / "predictions.jsonl"))
+    assert table.startswith(again.rstrip("\n")) and "giou" in again
+    records = evaluate.read_records(tmp_path / "predictions.jsonl")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == evaluate.all_metrics(records, "toy")
+    kept = json.loads((tmp_path / "run.json").read_text())
+    assert kept["recipe"]["schema"] == "genseg" and {"torch", "transformers", "sam2"} <= set(kept["versions"])
+    assert kept["limit"] == len(records) == 40
+
+
+def test_an_interrupted_run_continues(tmp_path, monkeypatch):
+    asked = dict(model="oracle", recipe="genseg", toy=True, segmenter="truth", limit=30, batch_size=4, output_dir=str(tmp_path))
+    run(**asked)
+    path = tmp_path / "predictions.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:7]) + lines[7][:50])  # killed while writing the eighth
+    (tmp_path / "predictions.1.jsonl").write_bytes(lines[20])  # and once run on two processes
+    answered, make = [], evaluate.make_record
+    monkeypatch.setattr(evaluate, "make_record", lambda i, *a: (answered.append(i), make(i, *a))[1])
+    run(**asked)
+    assert path.read_bytes() == whole and len(answered) == 22
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "predictions.jsonl", "run.json"]
+    with pytest.raises(data.BadData, match="temperature: 0.0 there, 1.0 here"):
+        run(**asked | {"temperature": 1.0})
+
+
+def test_two_processes_agree_with_one(tiny, tmp_path):
+    common = ["evaluate.py", "--model", str(tiny / "q25"), "--segmenter", str(tiny / "sam2"), "--limit", "5", "--batch_size", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    subprocess.run([*launch, *common, "--output_dir", str(tmp_path / "two")], cwd=ROOT, env=env, check=True, capture_output=True)
+    run(model=str(tiny / "q25"), segmenter=str(tiny / "sam2"), limit=5, batch_size=2, output_dir=str(tmp_path / "one"))
+    one, two = ((tmp_path / n / "predictions.jsonl").read_bytes() for n in ("one", "two"))
+    assert one == two and one.count(b"\n") == 5
+
+
+def test_one_photo(tiny, tmp_path, capsys):
+    data.ToyWorld("val")[3].image.resize((90, 60)).convert("L").save(tmp_path / "p.jpg")
+    out = run(capsys, model=str(tiny / "q25"), segmenter=str(tiny / "sam2"), image=str(tmp_path / "p.jpg"), query="the red one")
+    assert "not in the recipe's format" in out
+    assert Image.open(tmp_path / "p.overlay.png").size == Image.open(tmp_path / "p.mask.png").size == (90, 60)
+
+
+def test_a_recipe_that_does_not_match_is_refused(tiny):
+    assert evaluate.load_recipe(tiny / "q25") == dataclasses.replace(DRSEG, max_completion=12)
+    assert evaluate.load_recipe(tiny / "q25", DRSEG).max_completion == 12  # the checkpoint's own
+    for override, why in [
+        (dataclasses.replace(DRSEG, schema="segzero"), "schema 'drseg', and --recipe says 'segzero'"),
+        (recipes.RECIPES["drseg"], "image_size 112, and --recipe says 840"),
+        (dataclasses.replace(DRSEG, model=recipes.QWEN3_4B), "family 'qwen2_5_vl', and --recipe says 'qwen3_vl'"),
+    ]:
+        with pytest.raises(data.BadData, match=re.escape(why)):
+            evaluate.load_recipe(tiny / "q25", override)
+    with pytest.raises(data.BadData, match="--recipe"):
+        evaluate.load_recipe(tiny / "bare")
+
+
+def test_fingerprint_follows_the_weights(tiny, tmp_path):
+    before = evaluate.fingerprint(tiny / "sam2")
+    state = models.load_segmenter(str(tiny / "sam2"))
+    state.no_mem_embed.data += 1
+    models.save_segmenter(state, models.TINY_SAM2, tmp_path)
+    assert before and before != evaluate.fingerprint(tmp_path)
+
+
+def test_choose_and_overlap(tmp_path, capsys):
+    world = data.load("toy", None, "test")
+    chosen = evaluate.choose(world, (12, 5), 0, 0)
+    assert chosen == sorted(set(chosen)) and [world[i].no_target for i in chosen].count(True) == 5 and len(chosen) == 17
+    assert len(evaluate.choose(world, (0, 0), 9, 0)) == 9 and evaluate.choose(world, (0, 0), 9, 0) != evaluate.choose(world, (0, 0), 9, 1)
+    with pytest.raises(data.BadData, match="more than there are"):
+        evaluate.choose(world, (9999, 0), 0, 0)
+    out = run(capsys, model="oracle", recipe="genseg", toy=True, segmenter="none", limit=8, output_dir=str(tmp_path), overlap_with="toy",
+              overlap_split="val")  # fmt: skip
+    kept = json.loads((tmp_path / "metrics.json").read_text())
+    assert (kept["overlap"]["n"], kept["clean"]["n"]) == (8, 0) and "not in toy val" in out
+
+
+def test_published_figures_are_in_the_papers():
+    texts = {p.stem: p.read_text().splitlines() for p in (ROOT.parent / "shared" / "papers").glob("*.txt")}
+    if not texts:
+        pytest.skip("the papers' texts are not here")
+    tables = [line for line in evaluate._TABLES.strip().splitlines()]
+    for line in tables:
+        if line[0] != " ":
+            paper = next(stem for stem in texts if stem == line.split(" Table")[0].lower().replace(". ", "-"))
+            continue
+        method = re.split(r" \d", line.strip())[0]
+        same = lambda text: [f"{float(v) * (100 if float(v) < 1 else 1):.2f}" for v in re.findall(r"\d+\.\d+", text)]  # noqa: E731
+        rows = [set(same(row)) for row in texts[paper] if method.replace(" ", "") in row.replace(" ", "")]
+        assert any(set(same(line.replace(method, ""))) <= row | {"0.00"} for row in rows), line

@@ -1,0 +1,447 @@
+"""model.py, sampling and packing on tiny random networks of every family, each against a slow twin: one row at a time, full logits,
+transformers' own generate, sam2's own predictor."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+
+import fast
+import grpo
+import model as models
+import toy
+
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+SIZES = [(56, 84), (160, 60), (96, 96)]  # three prompts: pictures of three sizes and shapes ...
+TEXTS = ["find it", "find the largest red circle on the left", "all blue things"]  # ... and texts of three lengths
+
+
+def qwen2_vl(tokenizer) -> models.Policy:
+    """The one family that the miniature does not have."""
+    ids = {n: tokenizer.convert_tokens_to_ids(f"<|{n}|>") for n in ("vision_start", "vision_end", "image_pad", "video_pad", "im_end")}
+    config = hf.Qwen2VLConfig(
+        text_config=dict(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, eos_token_id=ids["im_end"],
+            rope_parameters={"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+        ),
+        vision_config=dict(depth=2, embed_dim=64, hidden_size=128, num_heads=4, mlp_ratio=2, patch_size=14),
+        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
+    )  # fmt: skip
+    vlm = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+    processor = hf.Qwen2VLProcessor(hf.Qwen2VLImageProcessor(), tokenizer, hf.Qwen2VLVideoProcessor(), chat_template=toy.CHAT_TEMPLATE)
+    return models.Policy(vlm, processor)
+
+
+@pytest.fixture(scope="module")
+def policies():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "build_tokenizer", functools.cache(toy.build_tokenizer))  # the slow part, once
+        built = {}
+        for family in FAMILIES:
+            torch.manual_seed(0)
+            policy = qwen2_vl(toy.build_tokenizer()) if family == "qwen2_vl" else toy.build_policy(family)
+            policy.image_size, policy.max_pixels = None, 112 * 112  # native sizes: prompts differ in image tokens too
+            with torch.no_grad():  # sharper than at initialisation, where every token is about equally likely
+                for p in policy.parameters():
+                    p.mul_(2.0 if p.ndim > 1 else 1.0)
+            built[family] = policy.eval()
+    return built
+
+
+@pytest.fixture(params=FAMILIES)
+def policy(request, policies):
+    yield policies[request.param]
+    policies[request.param].zero_grad()
+
+
+def encode(policy, which=(0, 1, 2)) -> models.Prompts:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
+    return policy.encode([images[i] for i in which], [TEXTS[i] for i in which])
+
+
+def completions(lengths=((1, 12, 5), (12, 1, 2), (7, 3, 12))) -> list[list[torch.Tensor]]:
+    g = torch.Generator().manual_seed(3)
+    return [[torch.randint(10, 1000, (n,), generator=g) for n in group] for group in lengths]
+
+
+def separate(policy, prompts, p: int, completion: torch.Tensor, temperature=1.0) -> torch.Tensor:
+    """The slow twin: one prompt and one completion as an ordinary sequence, transformers' own positions, full logits."""
+    prompt, _, pixels, grid = prompts.one(p)
+    ids = torch.cat([prompt, completion])[None]
+    kinds = (ids == policy.vlm.config.image_token_id).int()
+    positions, _ = policy.vlm.model.get_rope_index(input_ids=ids, mm_token_type_ids=kinds, image_grid_thw=grid)
+    logits = policy.vlm(input_ids=ids, position_ids=positions, pixel_values=pixels, image_grid_thw=grid).logits[0, len(prompt) - 1 : -1]
+    logits = (logits / temperature).index_fill(-1, torch.tensor(policy.banned_ids), -torch.inf)
+    return logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
+
+
+def options(policy, **other) -> dict:
+    return {"num_samples": 3, "max_new_tokens": 10, "eos_token_id": -1, "banned_ids": policy.banned_ids} | other
+
+
+def same(a: grpo.Rollout, b: grpo.Rollout) -> None:
+    assert torch.equal(a.ids, b.ids) and torch.equal(a.mask, b.mask)
+    torch.testing.assert_close(a.logp, b.logp, rtol=1e-4, atol=1e-5)
+
+
+UNIFORMS = torch.rand(3, 3, 10, generator=torch.Generator().manual_seed(1))
+
+
+# -------------------------------------------------------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_rows_equal_separate_rows(policy, checkpointing):
+    """Log-probabilities, and the gradient of every parameter, vision tower included."""
+    prompts, groups = encode(policy), completions()
+    assert len(set(prompts.inputs["attention_mask"].sum(-1).tolist())) == 3  # really different lengths
+    upstream = torch.randn(55, generator=torch.Generator().manual_seed(2))
+    expected = torch.cat([separate(policy, prompts, p, o) for p, group in enumerate(groups) for o in group])
+    (expected * upstream).sum().backward()
+    truth = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    if checkpointing:
+        policy.train().vlm.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        rows = policy.pack(prompts, list(enumerate(groups)), grpo.pack_group)
+        logp, _, _ = policy(rows, grpo.token_logprobs)
+        (logp * upstream).sum().backward()
+    finally:
+        policy.eval().vlm.gradient_checkpointing_disable()
+    torch.testing.assert_close(logp, expected, rtol=1e-4, atol=1e-5)
+    total = torch.stack([g.norm() for g in truth.values()]).norm()
+    for name, p in policy.named_parameters():
+        if name in truth:
+            assert (p.grad - truth[name]).norm() <= 1e-4 * truth[name].norm() + 1e-6 * total, name
+
+
+def test_a_group_cut_over_rows_changes_nothing(policy):
+    prompts, groups = encode(policy), completions()
+    whole = policy.pack(prompts, list(enumerate(groups)), grpo.pack_group)
+    cut = policy.pack(prompts, [(p, group[i:j]) for p, group in enumerate(groups) for i, j in ((0, 1), (1, 3))], grpo.pack_group)
+    assert len(cut.ids) == 2 * len(whole.ids)
+    with torch.no_grad():
+        a, b = (policy(rows, grpo.token_logprobs) for rows in (whole, cut))
+    torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(a[1], b[1], rtol=1e-4, atol=1e-5)
+
+
+def test_context_queries_read_and_do_not_disturb(policy):
+    """With queries after each completion its log-probabilities are what they were, and its mask is what it gets alone in a row."""
+    prompts, groups = encode(policy), completions()
+    torch.manual_seed(0)
+    segmenter = models.build_segmenter(**models.TINY_SAM2).eval()
+    pictures = segmenter.embed([Image.new("RGB", size, "red") for size in SIZES])
+    with torch.no_grad():
+        plain = policy(policy.pack(prompts, list(enumerate(groups)), grpo.pack_group), grpo.token_logprobs)[0]
+    policy.context, policy.segmenter = models.ContextModule(128, 64, num_queries=5, layers=1).eval(), segmenter
+    try:
+        rows = policy.pack(prompts, list(enumerate(groups)), grpo.pack_group)
+        index = torch.arange(3).repeat_interleave(3)
+        logp, _, masks = policy(rows, grpo.token_logprobs, 1.0, pictures, index)
+        torch.testing.assert_close(logp, plain, rtol=1e-4, atol=1e-5)
+        assert masks.shape == (9, 32, 32)
+        for b, (p, o) in enumerate((p, o) for p, group in enumerate(groups) for o in group):
+            alone = policy(policy.pack(prompts, [(p, [o])], grpo.pack_group), grpo.token_logprobs, 1.0, pictures, torch.tensor([p]))[2]
+            torch.testing.assert_close(masks[b], alone[0], rtol=1e-4, atol=1e-4)
+        masks.square().mean().backward()  # L_seg reaches the queries and, through the completion, the policy
+        assert policy.context.queries.grad.abs().sum() > 0
+        assert policy.vlm.get_input_embeddings().weight.grad.abs().sum() > 0
+    finally:
+        policy.context = policy.segmenter = None
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampled_logprobs_equal_teacher_forced_ones(policy, temperature):
+    """What the sampler said of its tokens is what the update finds: left padding, cache and packing agree."""
+    prompts = encode(policy)
+    rollout = grpo.sample(policy.vlm, prompts.inputs, UNIFORMS, **options(policy, temperature=temperature))
+    rows = policy.pack(prompts, [(p, list(rollout.ids[p])) for p in range(3)], grpo.pack_group)
+    with torch.no_grad():
+        logp, _, _ = policy(rows, grpo.token_logprobs, temperature)
+        torch.testing.assert_close(rollout.logp.flatten(), logp, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rollout.logp[1, 2], separate(policy, prompts, 1, rollout.ids[1, 2], temperature), rtol=1e-4, atol=1e-5)
+
+
+def test_greedy_tokens_equal_generate(policy):
+    prompts = encode(policy)
+    ours = grpo.sample(policy.vlm, prompts.inputs, UNIFORMS, **options(policy, num_samples=1, temperature=0))
+    inputs = {k: v for k, v in prompts.inputs.items() if k != "position_ids"}
+    theirs = policy.vlm.generate(
+        **inputs, do_sample=False, max_new_tokens=10, min_new_tokens=10, suppress_tokens=[*policy.banned_ids, policy.eos_token_id]
+    )
+    again = grpo.sample(
+        policy.vlm, prompts.inputs, UNIFORMS,
+        **options(policy, num_samples=1, temperature=0, banned_ids=[*policy.banned_ids, policy.eos_token_id]),
+    )  # fmt: skip
+    assert torch.equal(again.ids[:, 0], theirs[:, prompts.inputs["input_ids"].shape[1] :])
+    assert len(ours.ids.unique()) > 3  # more than one token over and over
+
+
+def test_a_batch_of_prompts_equals_one_by_one(policy):
+    prompts = encode(policy)
+    together = grpo.sample(policy.vlm, prompts.inputs, UNIFORMS, **options(policy))
+    for p in range(3):
+        alone = grpo.sample(policy.vlm, encode(policy, [p]).inputs, UNIFORMS[p : p + 1], **options(policy))
+        same(alone, grpo.Rollout(together.ids[p : p + 1], together.mask[p : p + 1], together.logp[p : p + 1]))
+
+
+def ending(policy) -> tuple[grpo.Rollout, int]:
+    """A rollout that never ends, and one of its tokens to take for the end: rows then end at different times."""
+    free = grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy))
+    return free, int(free.ids[0, 0, 4])
+
+
+@pytest.mark.parametrize("sampler", [grpo.sample, functools.partial(fast.static_sample, capture=False)], ids=["grpo", "fast"])
+def test_rows_that_end_leave_and_change_nothing(policy, sampler):
+    """The end token is inside the mask, nothing comes after it, and the other rows do not notice."""
+    free, end = ending(policy)
+    count = []
+    got = sampler(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy, eos_token_id=end, progress=count.append))
+    ended = 0
+    for p in range(3):
+        for g in range(3):
+            row = free.ids[p, g].tolist()
+            n = row.index(end) + 1 if end in row else len(row)
+            ended += end in row
+            assert got.ids[p, g].tolist() == row[:n] + [0] * (10 - n)
+            assert got.mask[p, g].tolist() == [True] * n + [False] * (10 - n)
+            torch.testing.assert_close(got.logp[p, g, :n], free.logp[p, g, :n], rtol=1e-4, atol=1e-5)
+            assert got.logp[p, g, n:].eq(0).all()
+    assert 0 < ended < 9 and count[-1] == ended
+
+
+def test_all_rows_end_at_once(policy):
+    """Every token but one is banned, and that one is the end."""
+    V = policy.vlm.get_output_embeddings().weight.shape[0]
+    only = options(policy, eos_token_id=7, banned_ids=[i for i in range(V) if i != 7])
+    for sampler in (grpo.sample, functools.partial(fast.static_sample, capture=False)):
+        got = sampler(policy.vlm, encode(policy).inputs, UNIFORMS, **only)
+        assert got.ids[..., 0].eq(7).all() and got.mask.sum() == 9 and got.logp.abs().max() < 1e-6
+
+
+def test_banned_tokens_never_appear(policy):
+    V = policy.vlm.get_output_embeddings().weight.shape[0]
+    got = grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy, banned_ids=[i for i in range(V) if i not in (20, 30, 40)]))
+    assert set(got.ids.unique().tolist()) == {20, 30, 40}
+    for name in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"):
+        assert policy.processor.tokenizer.convert_tokens_to_ids(name) in policy.banned_ids
+
+
+@pytest.mark.parametrize("temperature,top_p", [(0.0, 1.0), (1.0, 1.0), (0.7, 0.9)])
+def test_the_static_decode_step_draws_the_same_tokens(policy, temperature, top_p):
+    """fast.py's step without its CUDA graph: fixed cache, time as a tensor. On a CPU, fast.sample is grpo.sample."""
+    inputs, how = encode(policy).inputs, options(policy, temperature=temperature, top_p=top_p)
+    plain = grpo.sample(policy.vlm, inputs, UNIFORMS, **how)
+    same(fast.static_sample(policy.vlm, inputs, UNIFORMS, capture=False, **how), plain)
+    same(fast.sample(policy.vlm, inputs, UNIFORMS, **how), plain)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_captured_decode_step_draws_the_same_tokens(policies):
+    policy = policies["qwen2_5_vl"].to("cuda")
+    try:
+        inputs = encode(policy).inputs
+        same(fast.sample(policy.vlm, inputs, UNIFORMS, **options(policy)), grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy)))
+    finally:
+        policy.to("cpu")
+
+
+# ------------------------------------------------------------------------------------------------------- save and load
+
+
+def test_policy_round_trip(policy, tmp_path):
+    policy.save(tmp_path / "p")
+    again = models.load_policy(str(tmp_path / "p"), max_pixels=policy.max_pixels)
+    prompts, groups = encode(policy), completions()
+    with torch.no_grad():
+        a, b = (x(x.pack(encode(x), list(enumerate(groups)), grpo.pack_group), grpo.token_logprobs)[0] for x in (policy, again))
+    assert torch.equal(a, b) and again.family == policy.family and again.banned_ids == policy.banned_ids
+    assert all(torch.equal(x, y) for x, y in zip(prompts.inputs.values(), encode(again).inputs.values(), strict=True))
+
+
+@pytest.mark.parametrize("connector,collapse", [("transformer", False), ("mlp", True)])
+def test_lens_round_trip(policies, tmp_path, connector, collapse):
+    """Context module and tuned mask decoder lie beside the VLM and come back with it."""
+    policy = policies["qwen2_5_vl"]
+    torch.manual_seed(1)
+    models.save_segmenter(models.build_segmenter(**models.TINY_SAM2), models.TINY_SAM2, tmp_path / "sam")
+    policy.segmenter = models.load_segmenter(str(tmp_path / "sam"))
+    policy.context = models.ContextModule(128, 64, 4, connector, collapse, layers=1)
+    try:
+        for p in policy.segmenter.mask_decoder.parameters():
+            p.data.add_(0.01)  # tuned
+        policy.save(tmp_path / "p")
+        again = models.load_policy(str(tmp_path / "p"))
+        assert again.context.config == policy.context.config
+        for a, b in ((policy.context, again.context), (policy.segmenter, again.segmenter)):
+            assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+        tokens = again.context(torch.randn(2, 4, 128))
+        assert tokens.shape == (2, 1 if collapse else 4, 64)
+    finally:
+        policy.context = policy.segmenter = None
+
+
+@pytest.mark.parametrize("load", [models.load_policy, models.load_segmenter])
+@pytest.mark.parametrize("name", ["nobody/nothing", "missing/folder/model.pt", "configs/none.yaml:missing.pt", "facebook/sam2-hiera-tiny"])
+def test_what_cannot_be_loaded_is_said_in_one_sentence(load, name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError) as error:
+        load(name)
+    text = str(error.value)
+    assert name in text and "\n" not in text and text.endswith(".") and text.count(". ") == 0
+
+
+def test_connector_must_be_known():
+    with pytest.raises(ValueError, match="transformer"):
+        models.ContextModule(16, 8, 2, "linear")
+
+
+# -------------------------------------------------------------------------------------------------------- the segmenter
+
+
+@pytest.fixture(scope="module")
+def sam():
+    """SAM2 tiny at its real 1024 x 1024, from the package's configuration, with random weights."""
+    from sam2.build_sam import build_sam2
+
+    torch.manual_seed(0)
+    return build_sam2("configs/sam2/sam2_hiera_t.yaml", None, device="cpu").eval()
+
+
+@pytest.fixture(scope="module")
+def big(sam):
+    return models.Segmenter(sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed, sam.image_size).eval()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return models.build_segmenter(**models.TINY_SAM2).eval()
+
+
+class Thing:
+    """What Segmenter.union needs of an answer's object."""
+
+    def __init__(self, box, points=(), negative_points=()):
+        self.box, self.points, self.negative_points = np.array(box, float), list(points), list(negative_points)
+
+
+def noise_image(size, seed=0) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def agree(a: torch.Tensor, b) -> None:
+    """Masks equal but for the odd pixel whose logit is zero to the last bit; and not trivially so."""
+    a, b = a.cpu().numpy(), np.asarray(b).astype(bool)
+    assert a.shape == b.shape and (a != b).mean() < 1e-4
+
+
+def test_segmenter_equals_sams_own_predictor(sam, big):
+    """Boxes alone, boxes with points on and beside, several objects, two pictures that are not square."""
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    predictor = SAM2ImagePredictor(sam)
+    images = [noise_image((300, 200), 0), noise_image((150, 260), 1)]
+    embeddings = big.embed(images)
+    inside = 0
+    for k in (0, 1, 3):
+        index = [0, 1, 0]
+        boxes = np.array([[20.0, 30, 180, 150], [10, 40, 120, 200], [150.5, 10.25, 290, 190]])
+        points = boxes[:, None, :2] + np.random.default_rng(k).uniform(0.1, 0.9, (3, k, 2)) * (boxes[:, None, 2:] - boxes[:, None, :2])
+        labels = np.array([[1, 0, 1]] * 3)[:, :k]
+        got = big.segment(embeddings, index, boxes, points, labels, chunk=2)
+        for n, i in enumerate(index):
+            predictor.set_image(np.array(images[i]))
+            one = {"point_coords": points[n], "point_labels": labels[n]} if k else {}
+            masks, scores, _ = predictor.predict(box=boxes[n], multimask_output=True, **one)
+            agree(got[n], masks[scores.argmax()])
+            inside += 0 < got[n].float().mean() < 1
+    assert inside > 0  # random weights, but not all masks are empty or full
+
+
+def test_batched_masks_equal_one_by_one(tiny):
+    images = [noise_image(size, i) for i, size in enumerate(SIZES)]
+    together = tiny.embed(images)
+    rng = np.random.default_rng(0)
+    index = [0, 0, 1, 2, 2, 2, 1]
+    sizes = np.array([SIZES[i] for i in index], float)
+    boxes = np.concatenate([rng.uniform(0, 0.4, (7, 2)) * sizes, rng.uniform(0.5, 1, (7, 2)) * sizes], 1)
+    points, labels = rng.uniform(0, 1, (7, 2, 2)) * sizes[:, None], np.tile([1, 0], (7, 1))
+    got = tiny.segment(together, index, boxes, points, labels)
+    for n, i in enumerate(index):
+        alone = tiny.segment(tiny.embed([images[i]]), [0], boxes[n : n + 1], points[n : n + 1], labels[n : n + 1])[0]
+        assert alone.shape == SIZES[i][::-1]
+        agree(got[n], alone)
+
+
+def test_union_equals_a_loop_over_objects(tiny):
+    """Answers without objects, with one, with several; objects with different numbers of points."""
+    images = [noise_image(size, i) for i, size in enumerate(SIZES)]
+    embeddings = tiny.embed(images)
+    answers = [
+        [Thing([5, 5, 40, 60], [(20, 30)])],
+        [],
+        [Thing([0, 0, 80, 50]), Thing([60, 10, 150, 55], [(90, 30), (100, 40)], [(70, 20)])],
+        [Thing([10, 10, 90, 90], [(50, 50)]), Thing([3.5, 70, 30, 95], [(10, 80)])],
+    ]
+    index = [0, 2, 1, 2]
+    got = tiny.union(embeddings, index, answers)
+    for mask, i, objects in zip(got, index, answers, strict=True):
+        truth = np.zeros(SIZES[i][::-1], dtype=bool)
+        for o in objects:
+            points = np.array([*o.points, *o.negative_points], float).reshape(1, -1, 2)
+            labels = np.array([[1] * len(o.points) + [0] * len(o.negative_points)]).reshape(1, -1)
+            truth |= tiny.segment(embeddings, [i], o.box[None], points, labels)[0].numpy()
+        agree(mask, truth)
+    assert not got[1].any()
+
+
+def test_segmenter_round_trip(tiny, tmp_path):
+    models.save_segmenter(tiny, models.TINY_SAM2, tmp_path)
+    again = models.load_segmenter(str(tmp_path))
+    assert json.loads((tmp_path / "segmenter.json").read_text()) == models.TINY_SAM2
+    assert all(torch.equal(a, b) for a, b in zip(tiny.state_dict().values(), again.state_dict().values(), strict=True))
+    assert not any(p.requires_grad for p in again.parameters()) and again.name == str(tmp_path)
+
+
+def test_checkpoint_file_of_the_package(sam, big, tmp_path):
+    """facebook's own files are known by their names; any other needs its configuration before the colon."""
+    for name in ("sam2_hiera_tiny.pt", "configs/sam2/sam2_hiera_t.yaml:other.pt"):
+        config, _, file = name.rpartition(":")
+        torch.save({"model": sam.state_dict()}, tmp_path / file)
+        again = models.load_segmenter(f"{config}:{tmp_path / file}" if config else str(tmp_path / file))
+        assert again.image_size == 1024
+        assert all(torch.equal(a, b) for a, b in zip(big.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_mask_iou():
+    a, b = torch.zeros(4, 4).bool(), torch.zeros(4, 4).bool()
+    assert models.mask_iou(a, b) == 1
+    a[:2], b[1:3] = True, True
+    assert models.mask_iou(a, b) == 1 / 3 and models.mask_iou(a, ~a) == 0
+
+
+def test_dice_and_bce_by_hand():
+    logits, target = torch.tensor([[[2.0, -1.0], [0.0, 3.0]]]), torch.tensor([[[1, 0], [1, 1]]])
+    p = 1 / (1 + np.exp(-np.array([2.0, -1.0, 0.0, 3.0])))
+    t = np.array([1, 0, 1, 1])
+    dice = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+    bce = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
+    assert models.mask_loss(logits, target).item() == pytest.approx(dice + bce, rel=1e-5)
+
+
+def test_thin_pictures_are_widened():
+    assert models.pad_thin(Image.new("RGB", (3000, 2))).size == (3000, 20)
+    assert models.pad_thin(Image.new("RGB", (30, 20))).size == (30, 20)
