@@ -198,7 +198,7 @@ def inscribed_points(mask: np.ndarray, k: int) -> np.ndarray:
             continue
         points.append((x0 + x - 0.5, y0 + y - 0.5))  # -1 for the padding, +0.5 for the pixel's centre
         ys, xs = np.ogrid[: left.shape[0], : left.shape[1]]
-        left = left & ((xs - x) ** 2 + (ys - y) ** 2 > distance[y, x] ** 2)
+        left = left & ((xs - x) ** 2 + (ys - y) ** 2 > (distance[y, x] / 2) ** 2)
     return np.array(points, dtype=np.float64)
 
 
@@ -238,16 +238,16 @@ PROMPTS = {
     "samr1": "Find the object that fits: {query}\n{how} First reason, then give its box, a point on it, and its name.\n"
     '<think>reasoning here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y], '
     '"label": "name"}}]</answer>',
-    "genseg": "Find every object that fits: {query}\n{how} First reason, then give for each a box and two points on it. "
-    'If nothing fits, answer {{"no_target": true}}.\n'
+    "genseg": "Find every object that fits: {query}\n{how} First reason, then give for each a box and two points "
+    'on it. If nothing fits, answer {{"no_target": true}}.\n'
     '<think>reasoning here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_1": [x, y], '
     '"point_2": [x, y]}}]</answer>',
     "genseg-g": "Find every object that fits: {query}\n{how} First reason, then give for each a box, two points on it, "
     'and two background points inside the box. If nothing fits, answer {{"no_target": true}}.\n'
     '<think>reasoning here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_1": [x, y], "point_2": [x, y], '
     '"negative_1": [x, y], "negative_2": [x, y]}}]</answer>',
-    "drseg": "Find every object that fits: {query}\n{how} First reason, and while reasoning say what you look at; then give "
-    "for each a box and a point on it.\n<think>reasoning here <look>region here</look> reasoning here</think>"
+    "drseg": "Find every object that fits: {query}\n{how} First reason, and while reasoning say what you look at; "
+    "then give for each a box and a point on it.\n<think>reasoning here <look>region here</look> reasoning here</think>"
     '<answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}}]</answer>',
     "visionreasoner": "Find every object that fits: {query}\n{how} First reason, then give for each a box "
     "and a point on it.\n"
@@ -264,7 +264,7 @@ def build_prompt(query: str, schema: str, space: str) -> str:
 
 
 def prompt_hash(schema: str, space: str) -> str:
-    """Eight characters that change when the prompt does; saved with predictions: figures are comparable or known not to be."""
+    """Eight characters that change when the prompt does; saved with predictions, to know which compare."""
     return hashlib.sha256(build_prompt("{}", schema, space).encode()).hexdigest()[:8]
 
 
@@ -298,7 +298,7 @@ def draw_shape(shape: str, center: tuple[float, float], radius: float, size: int
 
 
 def toy_scene(seed: int, index: int, size: int = 112) -> dict:
-    """One random picture of 1-4 shapes and one request about it: image (PIL), objects, query, kind, targets (indices)."""
+    """One random picture of 1-4 shapes and one request: image (PIL), objects, query, kind, targets (indices)."""
     rng = np.random.default_rng([seed, index])
     objects: list[dict] = []
     for _ in range(int(rng.integers(1, 5))):
@@ -310,15 +310,18 @@ def toy_scene(seed: int, index: int, size: int = 112) -> dict:
                     {"shape": str(rng.choice(SHAPES)), "color": str(rng.choice(list(COLORS))), "center": c, "radius": r}
                 )
                 break
-    pixels = np.full((size, size, 3), rng.integers(175, 235, 3), dtype=np.float64)  # a light ground, shaded, grainy
-    pixels += np.linspace(-1, 1, size)[:, None, None] * rng.uniform(-18, 18) + rng.normal(0, 5, (size, size, 1))
+    # A light grey ground with grain, under coloured light: redder to the right, bluer downwards. It is what lets a vision tower
+    # of two layers without absolute positions learn soon where things are.
+    across = np.linspace(-30, 30, size)
+    light = np.stack(np.broadcast_arrays(across[None, :], 0.0, across[:, None]), -1)
+    pixels = np.full((size, size, 3), float(rng.integers(185, 220))) + rng.normal(0, 5, (size, size, 1))
     for o in objects:
         o["mask"] = draw_shape(o["shape"], o["center"], o["radius"], size)
         pixels[o["mask"]] = (
             np.array(COLORS[o["color"]]) + rng.normal(0, 10, 3) + rng.normal(0, 5, (int(o["mask"].sum()), 1))
         )
     query, kind, targets = _toy_query(rng, objects)
-    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    image = Image.fromarray((pixels + light).clip(0, 255).astype(np.uint8))
     return {"image": image, "objects": objects, "query": query, "kind": kind, "targets": targets}
 
 
@@ -481,7 +484,7 @@ def _open(where: Path | tuple, name: str, size: tuple[int, int]) -> Image.Image:
 
 def _make(query: str, id: str, image_id, where: Path | tuple, size=None, parts=(), boxes=None, points=None, *,
           ignored=(), frame=None, count=None, no_target=False) -> Sample:  # fmt: skip
-    """What was put off at loading. boxes (N, 4), points (N, k, 2): in `frame`, or pixels; no boxes: those of the masks."""
+    """What was put off at loading. boxes (N, 4), points (N, k, 2): in `frame`, or pixels; None: boxes of the masks."""
     name = str(where) if isinstance(where, Path) else id
     size = size or picture_size(_source(where), name)
     try:
@@ -613,7 +616,7 @@ def _panoptic(png: Path, segment: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def _load_coco(want: Wanted):
-    """coco-detection: a sample per picture and category. coconut (Dr. Seg, appendix D): one category of several objects."""
+    """coco-detection: a sample per picture and category. coconut (Dr. Seg, appendix D): one of several objects."""
     kinds = ("panoptic", "instances") if want.name == "coconut" else ("instances",)
     years, bases = ("2017", "2014", ""), ("", "coco/")
     path = _find(want.root, *(f"{b}annotations/{k}_{want.split}{y}.json" for k in kinds for b in bases for y in years))
@@ -656,7 +659,7 @@ def _load_coco(want: Wanted):
 
 
 def _painted(shapes: list[dict], ignore: bool, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool: the target, or what to ignore. Of overlapping shapes the smaller is on top, as in the released reader."""
+    """(H, W) bool: the target, or what to ignore. Of overlapping shapes the smaller is on top [released reader]."""
     layers = [(to_rle([np.ravel(s["points"]).tolist()], size), "ignore" in s["label"].lower()) for s in shapes]
     canvas = np.zeros(size[::-1], dtype=bool)
     for rle, is_ignore in sorted(layers, key=lambda layer: -int(coco_mask.area(layer[0]))):
@@ -902,7 +905,7 @@ def contact_sheet(samples: Sequence[Sample], cell: int = 320) -> Image.Image:
 
 
 def check(samples: Samples, out: Path, limit: int) -> list[str]:
-    """Print what was read, open the first `limit` pictures, save a contact sheet; returns what is wrong with pictures."""
+    """Print what was read, open the first `limit` pictures, save a contact sheet; returns what was unreadable."""
     objects, pictures, empty, masked, bad = Counter(), {}, 0, 0, []
     for s in samples:
         objects[len(s.boxes)] += 1

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import itertools
 import json
@@ -77,7 +78,7 @@ def oracle_answer(sample: data.Sample, schema: str, frame: tuple[float, float], 
 
 
 def true_mask(sample: data.Sample, objects: Sequence[rewards.Instance]) -> np.ndarray:
-    """`--segmenter truth`: for each written box the true mask of the object that it overlaps most, all in one (H, W) bool.
+    """`--segmenter truth`: for each written box the true mask of the object that it overlaps most, in one (H, W) bool.
 
     What a perfect segmenter would give. Data with one mask for all objects give the whole of it for any hit.
     """
@@ -346,7 +347,7 @@ def box_metrics(records: Sequence[dict], by_query: bool = False) -> dict:
 def joint_table(records: Sequence[dict]) -> dict:
     """How often box and mask are right together (LENS: can the mask mend a wrong box?), for samples with one true box.
 
-    Shares of four. A box is right at IoU > 0.5, a mask at IoU >= 0.5, as in box_acc and p50. {} where no sample has both.
+    Four shares. A box is right at IoU > 0.5, a mask at IoU >= 0.5, as in box_acc and p50. {} where no sample has both.
     """
     both = [r for r in records if r["intersection"] is not None and len(r["truth_boxes"]) == 1]
     right = [(max(best_box_ious(r)) > 0.5, r["iou"] >= 0.5) for r in both]
@@ -364,8 +365,8 @@ def all_metrics(records: Sequence[dict], dataset: str) -> dict:
 
 
 # What the papers print, in percent, to stand beside a run's own figures. A heading names paper and table, then
-# benchmarks (with a "/"), each with its metrics; "unnamed" where the paper does not say which of its metrics it is. Rows
-# for others' methods are as that paper gives them. GenSeg's gRefCOCO is a draw of 642 + 358 (--make_up 642 358).
+# benchmarks (with a "/"), each with its metrics; "unnamed" where the paper does not say which of its metrics it is.
+# Rows for others' methods are as that paper gives them. GenSeg's gRefCOCO is a draw of 642 + 358 (--make_up 642 358).
 _TABLES = """
 LENS Table 1: refcoco/val ciou refcoco/testA ciou refcoco/testB ciou
   LENS-2B 80.7 82.7 77.1
@@ -475,8 +476,8 @@ def save_recipe(recipe: Recipe, policy: models.Policy, folder: str | Path) -> No
 def load_recipe(folder: str | Path, override: Recipe | None = None) -> Recipe:
     """The recipe of a checkpoint folder; for a model that has none (a Hub id, base weights) it is `override`.
 
-    Raises data.BadData, with a sentence that says why, if `override` would have the checkpoint asked or read in another
-    way than it was trained: another schema, picture size or family. Swapped frames give plausible boxes in wrong places.
+    Raises data.BadData, with a sentence that says why, if `override` would have the checkpoint asked or read otherwise
+    than it was trained: another schema, picture size or family. Swapped frames give plausible boxes in wrong places.
     """
     path = Path(folder, "recipe.json")
     if not path.exists():
@@ -606,7 +607,7 @@ def summarize(records: list[dict], run: dict, options: Options) -> dict:
 
 
 def photo(policy, segmenter, recipe: Recipe, options: Options) -> None:
-    """One photo: print what the model wrote; write PHOTO.overlay.png and PHOTO.mask.png beside it or in --output_dir."""
+    """One photo: print what the model wrote; write PHOTO.overlay.png, PHOTO.mask.png beside it or in --output_dir."""
     picture, path = data.open_image(options.image), Path(options.image)
     nothing = np.zeros((0, 4)), np.zeros((0, 0, 2))
     sample = data.Sample(options.query, *nothing, path.name, path.name, *picture.size, lambda: picture)
@@ -686,7 +687,8 @@ def main(options: Options) -> None:
         raise data.BadData("one photo needs a model and a SAM2: it has no truth.")
     if not options.image and not dataset:
         raise data.BadData(f"name a benchmark with --dataset ({', '.join(data.LOADERS)}), or a photo with --image.")
-    state, policy, segmenter = PartialState(), "oracle", "truth" if name == "truth" else None
+    state = PartialState(timeout=datetime.timedelta(days=2))  # who has finished waits for the others at the barrier
+    policy, segmenter = "oracle", "truth" if name == "truth" else None
     if options.model != "oracle":
         policy = models.load_policy(
             options.model, image_size=recipe.image_size or None, max_pixels=recipe.max_pixels, device=state.device,

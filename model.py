@@ -74,6 +74,7 @@ class Policy(nn.Module):
         self.context, self.segmenter = context, segmenter  # LENS: part of the policy, since both are trained with it
         self.image_size, self.max_pixels = image_size, max_pixels
         self.family: str = vlm.config.model_type
+        self._no_split_modules = sorted(vlm._no_split_modules or [])  # what FSDP wraps one by one
         vision = vlm.config.vision_config
         self.patch, self.factor = vision.patch_size, vision.patch_size * vision.spatial_merge_size
         tokenizer = processor.tokenizer

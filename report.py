@@ -2,8 +2,8 @@
 
     python report.py OUT            # OUT as evaluate.py wrote it -> OUT/report.html, one file, no network, no script
 
-Everything is recomputed from OUT/predictions.jsonl and OUT/run.json; photos are read again through data.load. What a model
-wrote is text from a stranger: every string goes through html.escape.
+Everything is recomputed from OUT/predictions.jsonl and OUT/run.json; photos are read again through data.load. What a
+model wrote is text from a stranger: every string goes through html.escape.
 """
 
 from __future__ import annotations
@@ -23,35 +23,41 @@ from tqdm import tqdm
 import data
 import evaluate
 
+NEAREST = Image.Resampling.NEAREST
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2530; background: #f4f5f7; margin: 0 auto; max-width: 1360px; padding: 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2530; background: #f4f5f7; }
+body { margin: 0 auto; max-width: 1360px; padding: 1rem; }
 h1 { font-size: 1.4rem; margin: .2rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
 .note { color: #5b6673; font-size: .88rem; margin: .2rem 0; overflow-wrap: anywhere; }
-.top { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1rem; align-items: start; }
-.top + .box { margin-top: 1rem; } .box, .card { background: #fff; border: 1px solid #dfe3e8; border-radius: 8px; padding: .8rem; min-width: 0; }
+.top { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1rem; }
+.box, .card { background: #fff; border: 1px solid #dfe3e8; border-radius: 8px; padding: .8rem; min-width: 0; }
+.top { align-items: start; } .top + .box { margin-top: 1rem; }
 .metrics { columns: 2 230px; column-gap: 2rem; font-variant-numeric: tabular-nums; }
-.metrics div { display: flex; justify-content: space-between; gap: 1rem; break-inside: avoid; border-bottom: 1px solid #eef0f3; }
+.metrics div { display: flex; justify-content: space-between; gap: 1rem; break-inside: avoid; }
+.metrics div { border-bottom: 1px solid #eef0f3; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 td, th { padding: .12rem .5rem .12rem 0; text-align: right; font-weight: normal; white-space: nowrap; }
-th:first-child, td:first-child, .source { text-align: left; } thead th { color: #5b6673; border-bottom: 1px solid #dfe3e8; }
+th:first-child, td:first-child, .source { text-align: left; }
+thead th { color: #5b6673; border-bottom: 1px solid #dfe3e8; }
 .run td { font-weight: 600; border-top: 1px solid #dfe3e8; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
-.card img { width: 100%; display: block; border-radius: 4px; } .query { font-weight: 600; margin: .5rem 0 .2rem; overflow-wrap: anywhere; }
-.tag { display: inline-block; border-radius: 4px; background: #e8ecf1; padding: 0 .4rem; margin: 0 .3rem .2rem 0; font-size: .84rem; }
-.bad { background: #fbdcd8; } .good { background: #d9f0df; }
+.card img { width: 100%; display: block; border-radius: 4px; }
+.query { font-weight: 600; margin: .5rem 0 .2rem; overflow-wrap: anywhere; }
+.tag { display: inline-block; border-radius: 4px; background: #e8ecf1; padding: 0 .4rem; font-size: .84rem; }
+.tag { margin: 0 .3rem .2rem 0; } .bad { background: #fbdcd8; } .good { background: #d9f0df; }
 .thought { margin: .3rem 0; overflow-wrap: anywhere; } summary { cursor: pointer; color: #5b6673; font-size: .88rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; margin: .3rem 0; max-height: 16rem; overflow-y: auto; }
-svg { width: 100%; height: auto; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; margin: .3rem 0; }
+pre { max-height: 16rem; overflow-y: auto; } svg { width: 100%; height: auto; }
 """
 
 
 def picture_uri(record: dict, sample: data.Sample, side: int = 448) -> str:
-    """The photo with what was predicted (blue; points green and red) and what is true (yellow outline), as a small JPEG data URI."""
+    """The photo with what was predicted and the outline of what is true (data.overlay), as a small JPEG data URI."""
     w, h = record["width"], record["height"]
     size = (max(1, round(w * side / max(w, h))), max(1, round(h * side / max(w, h))))
 
     def mask(rle: dict | None) -> np.ndarray | None:
-        return None if rle is None else np.asarray(Image.fromarray(data.decode_rle(rle)).resize(size, Image.Resampling.NEAREST))
+        return None if rle is None else np.asarray(Image.fromarray(data.decode_rle(rle)).resize(size, NEAREST))
 
     def moved(numbers: list) -> list[np.ndarray]:
         return [data.to_frame(xy, (w, h), size) for xy in numbers]
@@ -62,9 +68,8 @@ def picture_uri(record: dict, sample: data.Sample, side: int = 448) -> str:
         for x1, y1, x2, y2 in np.round(moved(record["truth_boxes"])).astype(int):
             truth[y1:y2, x1:x2] = True
     points, negative = ([xy for each in record[key] for xy in moved(each)] for key in ("points", "negative_points"))
-    drawn = data.overlay(
-        sample.image.resize(size), mask(record["mask"]), truth, moved(record["boxes"]), points, negative, mask(sample.ignore_mask)
-    )
+    photo, boxes, ignore = sample.image.resize(size), moved(record["boxes"]), mask(sample.ignore_mask)
+    drawn = data.overlay(photo, mask(record["mask"]), truth, boxes, points, negative, ignore)
     file = io.BytesIO()
     drawn.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
@@ -88,10 +93,11 @@ def card(record: dict, sample: data.Sample) -> str:
     tags += ['<span class="tag">true: nothing fits</span>'] * record["truth_none"]
     if record["count"] is not None:
         tags.append(f'<span class="tag">{len(record["boxes"])} of {record["count"]} counted</span>')
+    query = escape(record["query"])
     return (
-        f'<article class="card"><img loading="lazy" alt="{escape(record["query"])}" src="{picture_uri(record, sample)}">'
-        f'<p class="query">{escape(record["query"])}</p>{"".join(tags)}<p class="thought">{escape(record["thought"])}</p>'
-        f'<details><summary>answer, {record["length"]} tokens; {escape(record["id"])}</summary>'
+        f'<article class="card"><img loading="lazy" alt="{query}" src="{picture_uri(record, sample)}">'
+        f'<p class="query">{query}</p>{"".join(tags)}<p class="thought">{escape(record["thought"])}</p>'
+        f"<details><summary>answer, {record['length']} tokens; {escape(record['id'])}</summary>"
         f"<pre>{escape(record['text'])}</pre></details></article>"
     )
 
@@ -99,13 +105,14 @@ def card(record: dict, sample: data.Sample) -> str:
 def histogram(scores: list[float], bins: int = 20) -> str:
     """Counts per IoU bin as an inline SVG; the last bin holds 1 too."""
     counts = np.histogram(scores, bins, (0, 1))[0]
-    bars = []
+    parts, width = [], 380 / bins - 2
     for i, n in enumerate(counts):
-        height, x = 130 * n / max(counts.max(), 1), 10 + i * 380 / bins
-        bars.append(f'<rect x="{x:.1f}" y="{150 - height:.1f}" width="{380 / bins - 2:.1f}" height="{height:.1f}" fill="#1e6eff"/>')
-        bars += [f'<text x="{x + 190 / bins - 1:.1f}" y="{146 - height:.1f}" text-anchor="middle">{n}</text>'] * bool(n)
-    axis = "".join(f'<text x="{10 + 380 * v:.0f}" y="166" text-anchor="middle">{v:g}</text>' for v in (0, 0.25, 0.5, 0.75, 1))
-    return f'<svg viewBox="0 0 400 172" font-size="9" fill="#5b6673" role="img" aria-label="IoU histogram">{"".join(bars)}{axis}</svg>'
+        h, x = 130 * n / max(counts.max(), 1), 10 + i * 380 / bins
+        parts.append(f'<rect x="{x:.1f}" y="{150 - h:.1f}" width="{width:.1f}" height="{h:.1f}" fill="#1e6eff"/>')
+        parts += [f'<text x="{x + width / 2:.1f}" y="{146 - h:.1f}">{n}</text>'] * bool(n)
+    parts += [f'<text x="{10 + 380 * v:.0f}" y="166">{v:g}</text>' for v in (0, 0.25, 0.5, 0.75, 1)]
+    style = 'font-size="9" fill="#5b6673" text-anchor="middle" role="img" aria-label="IoU histogram"'
+    return f'<svg viewBox="0 0 400 172" {style}>{"".join(parts)}</svg>'
 
 
 def tables(metrics: dict, run: dict) -> tuple[str, str]:
@@ -113,8 +120,10 @@ def tables(metrics: dict, run: dict) -> tuple[str, str]:
     cells = "".join(f"<div>{escape(k)}<span>{evaluate.as_text(k, v)}</span></div>" for k, v in metrics.items())
     rows = evaluate.PUBLISHED.get(f"{run['dataset']}/{run['split']}", [])
     columns = list(dict.fromkeys(metric for _, _, row in rows for metric in row))
-    values = [(method, source, [f"{row[c]:g}" if c in row else "-" for c in columns]) for method, source, row in rows]
-    lines = [f'<tr><td>{m}</td><td class="source">{s}</td>{"".join(f"<td>{v}</td>" for v in vs)}</tr>' for m, s, vs in values]
+    lines = []
+    for method, source, row in rows:
+        values = "".join(f"<td>{row.get(c, '-')}</td>" for c in columns)
+        lines.append(f'<tr><td>{escape(method)}</td><td class="source">{escape(source)}</td>{values}</tr>')
     mine = "".join(f"<td>{evaluate.as_text(c, metrics.get(c))}</td>" for c in columns)
     head = "".join(f"<th>{escape(c)}</th>" for c in ("published", "", *columns))
     published = f"<thead><tr>{head}</tr></thead>{''.join(lines)}<tr class='run'><td>this run</td><td></td>{mine}</tr>"
@@ -122,18 +131,17 @@ def tables(metrics: dict, run: dict) -> tuple[str, str]:
 
 
 def build(folder: Path, limit: int = 24) -> str:
-    """The page of an evaluation folder, with at most `limit` pictures in each section. Raises data.BadData, FileNotFoundError."""
+    """The page of an evaluation folder, at most `limit` pictures a section. Raises data.BadData, FileNotFoundError."""
     run = json.loads((folder / "run.json").read_text())
     records = sorted(evaluate.read_records(folder / "predictions.jsonl"), key=score_of)
     samples = evaluate.load_samples(run)
-    parts = {
-        "Could not be read": [r for r in records if not r["answer_ok"]],
-        "Nothing fits: said or true": [r for r in records if r["answer_ok"] and (r["truth_none"] or r["predicted_none"])],
-        "All others, worst first": [r for r in records if r["answer_ok"] and not r["truth_none"] and not r["predicted_none"]],
-    }
+    parts = {"Could not be read": [], "Nothing fits: said or true": [], "All others, worst first": []}
+    unread, empty, others = parts.values()
+    for r in records:
+        (unread if not r["answer_ok"] else empty if r["truth_none"] or r["predicted_none"] else others).append(r)
     gallery = []
     for title, found in parts.items():
-        cards = [card(r, samples[r["index"]]) for r in tqdm(found[:limit], desc=title)]
+        cards = [card(r, samples[r["index"]]) for r in tqdm(found[:limit], title)]
         shown = f"{len(cards)} of {len(found)}" if found else "none"
         gallery.append(f'<h2>{title} <span class="note">{shown}</span></h2><div class="grid">{"".join(cards)}</div>')
     metrics, published = tables(evaluate.all_metrics(records, run["dataset"]), run)
@@ -141,13 +149,15 @@ def build(folder: Path, limit: int = 24) -> str:
     versions = " · ".join(f"{k} {v}" for k, v in {"recipe": run["recipe"]["name"], **run["versions"]}.items())
     published = f'<div class="box scroll">{published}</div>' if published else ""
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(run['dataset'])} {escape(run['split'])}</title><style>{STYLE}</style>"
         f"<h1>{escape(run['model'])} on {escape(run['dataset'])} {escape(run['split'])}</h1>"
         f'<p class="note">{escape(facts)}</p><p class="note">{escape(versions)}</p>'
         f'<div class="top"><div class="box">{metrics}</div><div class="box"><b>IoU of {len(records)} samples</b>'
         f"{histogram([score_of(r) for r in records])}</div></div>{published}"
-        f'<p class="note">Blue: predicted mask and boxes. Yellow: the true outline. Green and red: points on and beside the object.</p>'
+        '<p class="note">Magenta: predicted mask and boxes. Yellow: the true outline. '
+        "Green dots, red crosses: points on and beside the object.</p>"
         f"{''.join(gallery)}</html>"
     )
 

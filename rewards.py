@@ -4,8 +4,9 @@
     parts = genseg_reward(answer, target)                                     # {"think": 1.0, "box_iou": 0.5, ...}
     total = sum(parts.values())                                               # weights are already in the parts
 
-Answer and target are in the same frame, the recipe's (840 x 840 pixels, 0-1000, or original pixels), converted once before
-the reward, so that the papers' thresholds ("30 px") mean what they meant. No torch here: a few small arrays per completion.
+Answer and target are in the same frame, the recipe's (840 x 840 pixels, 0-1000, or original pixels), converted once
+before the reward, so that the papers' thresholds ("30 px") mean what they meant. No torch here: a few small arrays per
+completion.
 
 Sections in brackets are SPEC's names for the papers: LENS, SAM-R1, GenSeg-R1, Dr. Seg, VisionReasoner, Seg-Zero.
 Letters: N objects written, M objects in the ground truth, k points per object, J = 3 components of Dr. Seg's metric.
@@ -66,8 +67,9 @@ class Instance:
 class Answer:
     """A completion, read. In the units the model wrote until `rescaled`.
 
-    think_ok: the whole is think-then-answer. answer_ok: the answer is valid in the schema. A malformed answer predicts nothing:
-    instances is empty (but see parse_answer on segzero). no_target: a valid answer that says that nothing fits.
+    think_ok: the whole is think-then-answer. answer_ok: the answer is valid in the schema. A malformed answer predicts
+    nothing: instances is empty (but see parse_answer on segzero). no_target: a valid answer that says that nothing
+    fits.
     key_score, 0 to 2: valid boxes plus valid points per object written (VisionReasoner's answer reward).
     """
 
@@ -88,20 +90,21 @@ class Answer:
             return [v * (sy if i % 2 else sx) for i, v in enumerate(numbers)]
 
         moved = [
-            Instance(scale(o.box), [scale(p) for p in o.points], [scale(p) for p in o.negative_points]) for o in self.instances
+            Instance(scale(o.box), list(map(scale, o.points)), list(map(scale, o.negative_points)))
+            for o in self.instances
         ]
         return dataclasses.replace(self, instances=moved)
 
 
 def _between(text: str, opening: str, closing: str, start: int = 0) -> tuple[str, int] | None:
-    """The text from the first `opening` to the next `closing`, and where it ends. str.find, so linear time on any input."""
+    """The text from the first `opening` to the next `closing`, and where it ends. Linear time."""
     i = text.find(opening, start)
     j = text.find(closing, i + len(opening)) if i >= 0 else -1
     return None if j < 0 else (text[i + len(opening) : j], j + len(closing))
 
 
 def _numbers(value: object, n: int) -> list[float] | None:
-    """`value` if it is a list of n finite numbers, else None. (True and "7" are no numbers; JSON's 1e999 and NaN are not finite.)"""
+    """`value` if it is a list of n finite numbers, else None. (True and "7" are none; 1e999 and NaN are not finite.)"""
     if isinstance(value, list) and len(value) == n and all(type(v) is float and math.isfinite(v) for v in value):
         return value
     return None
@@ -110,14 +113,17 @@ def _numbers(value: object, n: int) -> list[float] | None:
 def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     """Read a completion. Never raises, on any text; linear time. The answer is in the units that the model wrote.
 
-    The first <answer> block counts, also where the whole is not think-then-answer. Seg-Zero's reward judges box and points each by
-    itself, so for "segzero" alone a valid box is kept (without points) in an answer that is otherwise malformed.
-    `lenient`, for evaluation of LENS only: the first four numbers in brackets are the box, whatever stands around them (SPEC section 3).
+    The first <answer> block counts, also where the whole is not think-then-answer. Seg-Zero's reward judges box and
+    points each by itself, so for "segzero" alone a valid box is kept (without points) in an answer that is otherwise
+    malformed.
+    `lenient`, for evaluation of LENS only: the first four numbers in brackets are the box, whatever stands around them
+    (SPEC section 3).
     """
     spec = SCHEMAS[schema]
     answer = Answer(text=text)
-    # think-then-answer: nothing before, between but space, or after. What stands inside the tags is not looked at. Three separate
-    # looks, not one pattern with two wildcards: on a megabyte of "</think><answer>" that would take quadratic time.
+    # think-then-answer: nothing before, between but space, or after. What stands inside the tags is not looked at.
+    # Three separate looks, not one pattern with two wildcards: on a megabyte of "</think><answer>" that would take
+    # quadratic time.
     joint = re.search(r"</think>\s*<answer>", text)
     answer.think_ok = text.startswith("<think>") and joint is not None and text.endswith("</answer>")
     thought = _between(text, "<think>", "</think>")
@@ -145,8 +151,8 @@ def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> N
     if spec.no_target and isinstance(value, dict) and value.get("no_target") is True and len(value) == 1:
         answer.no_target = answer.answer_ok = True
         return
-    objects = value if spec.listed and isinstance(value, list) else [value] if not spec.listed and isinstance(value, dict) else None
-    if objects is None or not all(isinstance(o, dict) for o in objects):
+    objects = value if spec.listed else [value]
+    if not isinstance(objects, list) or not all(isinstance(o, dict) for o in objects):
         return
     if not objects:  # [] says "nothing", unless the schema has words for that
         answer.no_target = answer.answer_ok = not spec.no_target
@@ -173,17 +179,21 @@ def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> N
 
 
 def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", digits: int | None = 0) -> str:
-    """The inverse of parse_answer: a completion in the schema, for supervised targets and for the oracle that checks rewards.
+    """The inverse of parse_answer: a completion, for supervised targets and for the oracle that checks rewards.
 
-    Coordinates are rounded to `digits` decimals (0 writes integers, None writes them in full). ValueError where the schema cannot say
-    it: no object, several objects, or another number of points than it has keys for (negative points may be left out).
+    Coordinates are rounded to `digits` decimals (0 writes integers, None writes them in full). ValueError where the
+    schema cannot say it: none or several where it has one object, or another number of points than it has keys for
+    (negative points may be left out).
     """
     spec = SCHEMAS[schema]
     if spec.look and not thought:
         thought = "<look>the object</look>"
 
-    def numbers(values: Sequence[float]) -> list:
-        return [float(v) if digits is None else round(float(v)) if digits == 0 else round(float(v), digits) for v in values]
+    def numbers(values: Sequence[float]) -> list[float]:
+        rounded = [float(v) if digits is None else round(float(v), digits) for v in values]
+        # Whole ones without ".0": the repeats rule below ends a sentence at every ".", and would take "0.0, 0.0, 0.0"
+        # for babble.
+        return [int(v) if v.is_integer() else v for v in rounded]
 
     objects = []
     for o in instances:
@@ -209,8 +219,8 @@ def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", 
 class Target:
     """The ground truth of one request, in the recipe's frame (width, height).
 
-    boxes (M, 4); points (M, k, 2), k = 1 or 2 annotated points per object; mask (H, W) bool or None, which keeps its own
-    resolution: points are scaled onto it by its size / frame. no_target: nothing in the picture fits.
+    boxes (M, 4); points (M, k, 2), k = 1 or 2 annotated points per object; mask (H, W) bool or None, which keeps its
+    own resolution: points are scaled onto it by its size / frame. no_target: nothing in the picture fits.
     """
 
     boxes: np.ndarray
@@ -226,7 +236,7 @@ def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def box_ious(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray:
-    """IoU of every box in a (N, 4) with every box in b (M, 4): (N, M). `extra` is added to each side (released code: 1)."""
+    """IoU of every box in a (N, 4) with every box in b (M, 4): (N, M). `extra`: added to each side (released: 1)."""
     a, b = a[:, None], b[None]
     w = (np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0]) + extra).clip(min=0)
     h = (np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1]) + extra).clip(min=0)
@@ -235,7 +245,7 @@ def box_ious(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray:
     return np.divide(w * h, union, out=np.zeros_like(union), where=(w * h > 0) & (union > 0))
 
 
-MAX_OBJECTS = 120  # a side, in matching: a completion of thousands of boxes must not cost a cubic assignment [VisionReasoner]
+MAX_OBJECTS = 120  # a side, in matching: thousands of boxes must not cost a cubic assignment [VisionReasoner]
 _FAR = 1e7  # coordinates are clipped here, far outside any picture, so that 1e308 stays finite in sums and products
 
 
@@ -251,8 +261,9 @@ def _arrays(answer: Answer, target: Target) -> tuple[np.ndarray, np.ndarray, np.
 def point_distances(points: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Distance of each object's written points (N, k, 2) to each true object's (M, k', 2): (N, M), Euclidean.
 
-    One against one: their distance. Two against two: the mean under the better of the two pairings (the order in which points are
-    written means nothing). Two against one annotated point: the smaller distance (GenSeg-R1's "minimum distance").
+    One against one: their distance. Two against two: the mean under the better of the two pairings (the order in which
+    points are written means nothing). Two against one annotated point: the smaller distance (GenSeg-R1's "minimum
+    distance").
     """
     d = np.linalg.norm(points[:, None, :, None] - truth[None, :, None], axis=-1)  # (N, M, k, k')
     if d.shape[-2:] == (2, 2):
@@ -268,7 +279,7 @@ def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class Matched:
-    """Pairs of a written and a true object, n = min(N, M): each array (n,). `hits` holds the three binary criteria, (n, 3)."""
+    """Pairs of a written and a true object, n = min(N, M): arrays (n,), and `hits`, the binary criteria, (n, 3)."""
 
     iou: np.ndarray
     l1: np.ndarray
@@ -280,8 +291,8 @@ class Matched:
 def match(answer: Answer, target: Target, box_l1: float, point: float, extra: float = 0.0) -> Matched:
     """VisionReasoner's matching: Hungarian assignment on 3 minus the number of criteria that a pair fulfils.
 
-    The criteria: box IoU > 0.5; mean L1 distance of the corners < box_l1; point distance < point with all points in the object's
-    own written box. Thresholds in the units of the frame.
+    The criteria: box IoU > 0.5; mean L1 distance of the corners < box_l1; point distance < point with all points in the
+    object's own written box. Thresholds in the units of the frame.
     """
     boxes, points, true_boxes, true_points = _arrays(answer, target)
     N, M = len(boxes), len(true_boxes)
@@ -297,7 +308,8 @@ def match(answer: Answer, target: Target, box_l1: float, point: float, extra: fl
 
 # ---------------------------------------------------------------------------------------------------------- repetition
 
-# Text that a prompt shows as "fill in here": Dr. Seg's released ones, and this project's (data.PROMPTS). Echoing it is not reasoning.
+# Text that a prompt shows as "fill in here": Dr. Seg's released ones, and this project's (data.PROMPTS). Echoing it is
+# not reasoning.
 PLACEHOLDERS = ("your reasoning text", "your visual focus", "more reasoning text", "reasoning here", "region here")
 
 
@@ -320,18 +332,22 @@ def echoes_placeholder(text: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- rewards
-# Each takes (answer, target, mask_iou, options) and returns its named parts, weights applied: the reward is their sum. mask_iou is
-# the IoU of the answer's mask with the truth, where a recipe puts SAM2 in its reward.
+# Each takes (answer, target, mask_iou, options) and returns its named parts, weights applied: the reward is their sum.
+# mask_iou is the IoU of the answer's mask with the truth, where a recipe puts SAM2 in its reward.
 
 
-def _weighted(parts: dict[str, float], weights: dict[str, float] | None, default: dict[str, float] | None = None) -> dict[str, float]:
+Parts = dict[str, float]
+
+
+def _weighted(parts: Parts, weights: Parts | None, default: Parts | None = None) -> Parts:
     weights = (default or {}) | (weights or {})
     return {name: float(value) * weights.get(name, 1.0) for name, value in parts.items()}
 
 
-def segzero_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None, released: bool = False) -> dict[str, float]:
-    """Seg-Zero [C], 0 to 5, pixels of the 840 frame: think; format (three keys of the right lengths); box IoU > 0.5; mean L1 < 10;
-    both points in the written box and within 100 of the true ones. Box parts count also where the points are malformed."""
+def segzero_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None, released: bool = False) -> Parts:
+    """Seg-Zero [C], 0 to 5, pixels of the 840 frame: think; format (three keys of the right lengths); box IoU > 0.5;
+    mean L1 < 10; both points in the written box and within 100 of the true ones. Box parts count also where the points
+    are malformed."""
     parts = {"think": answer.think_ok, "format": answer.answer_ok, "box_iou": 0.0, "box_l1": 0.0, "point": 0.0}
     boxes, points, true_boxes, true_points = _arrays(answer, target)
     if len(boxes) and len(true_boxes):
@@ -342,12 +358,15 @@ def segzero_reward(answer: Answer, target: Target, mask_iou=None, *, weights=Non
     return _weighted(parts, weights)
 
 
-def visionreasoner_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None, released: bool = False) -> dict[str, float]:
-    """VisionReasoner [C], 0 to 7: think 1; answer 0-2 (valid boxes + points per object); accuracy 0-3 (hits of the matching over the
-    larger count: IoU > 0.5, L1 < 10, point < 30 in the 840 frame); non_repeat 1."""
+def visionreasoner_reward(
+    answer: Answer, target: Target, mask_iou=None, *, weights=None, released: bool = False
+) -> Parts:
+    """VisionReasoner [C], 0 to 7: think 1; answer 0-2 (valid boxes + points per object); accuracy 0-3 (hits of the
+    matching over the larger count: IoU > 0.5, L1 < 10, point < 30 in the 840 frame); non_repeat 1."""
     pairs = match(answer, target, 10, 30, float(released))
     accuracy = pairs.hits.sum() / max(pairs.larger, 1)
-    parts = {"think": answer.think_ok, "answer": answer.key_score, "accuracy": accuracy, "non_repeat": count_repeats(answer.text) < 2}
+    fresh = count_repeats(answer.text) < 2
+    parts = {"think": answer.think_ok, "answer": answer.key_score, "accuracy": accuracy, "non_repeat": fresh}
     return _weighted(parts, weights)
 
 
@@ -356,8 +375,9 @@ DRSEG_STOPS = ".!?…。！？｡．"
 
 def drseg_metrics(answer: Answer, target: Target, released: bool = False) -> tuple[float, float, float]:
     """Dr. Seg's x = (x1, x2, x3), Eq. 13-16, each 0 to 1: mean box IoU over matched pairs; agreement of the counts,
-    min(N, M) / max(N, M), 1 when both are 0; mean over matched pairs of g(point distance), 1 up to 30 px, 0 from 200 px, linear
-    between (840 frame). Matching as in VisionReasoner. A malformed answer has N = 0 (what it loses is the `answer` part)."""
+    min(N, M) / max(N, M), 1 when both are 0; mean over matched pairs of g(point distance), 1 up to 30 px, 0 from 200
+    px, linear between (840 frame). Matching as in VisionReasoner. A malformed answer has N = 0 (what it loses is the
+    `answer` part)."""
     pairs = match(answer, target, 10, 30, float(released))
     n = len(pairs.iou)
     if n == 0:
@@ -367,13 +387,14 @@ def drseg_metrics(answer: Answer, target: Target, released: bool = False) -> tup
 
 
 class RankQueue:
-    """Dr. Seg's distribution ranking (section 4.3, Eq. 9-12): the last `size` metric vectors, and how a new one compares.
+    """Dr. Seg's distribution ranking (section 4.3, Eq. 9-12): how a metric vector compares with the last `size` ones.
 
-    rank(x) = mean over j of q_j,  q_j = (1/M) sum_m 1(s_m <= x_j): the fraction of the queue that x equals or beats, per component.
+    rank(x) = mean over j of q_j,  q_j = (1/M) sum_m 1(s_m <= x_j): the fraction of the queue that x equals or beats,
+    per component.
 
-    New vectors wait in `pending` and enter together at the step's end (flush), so that all completions of a step are ranked against
-    the same history. On several processes: gather every process's pending rows, then flush(rows) the same rows in the same order
-    everywhere. Part of the checkpoint: state_dict / load_state_dict.
+    New vectors wait in `pending` and enter together at the step's end (flush), so that all completions of a step are
+    ranked against the same history. On several processes: gather every process's pending rows, then flush(rows) the
+    same rows in the same order everywhere. Part of the checkpoint: state_dict / load_state_dict.
     """
 
     def __init__(self, size: int = 2048, dims: int = 3, initial_zeros: int = 128):
@@ -404,7 +425,8 @@ class RankQueue:
         self._sort()
 
     def state_dict(self) -> dict:
-        return {"size": self.rows.maxlen, "rows": [list(r) for r in self.rows], "pending": [list(r) for r in self.pending]}
+        rows, pending = [list(r) for r in self.rows], [list(r) for r in self.pending]
+        return {"size": self.rows.maxlen, "rows": rows, "pending": pending}
 
     def load_state_dict(self, state: dict) -> None:
         self.rows = deque((tuple(r) for r in state["rows"]), maxlen=state["size"])
@@ -421,9 +443,10 @@ def drseg_reward(
     components: Sequence[int] = (0, 1, 2),
     weights=None,
     released: bool = False,
-) -> dict[str, float]:
-    """Dr. Seg, 0 to 5: look + think + answer + non_repeat (Eq. 8), 1 each, and accuracy 0-1: the rank of x in `queue` (Eq. 12), or
-    without a queue the mean of x (Table 5's raw reward). `components`: which of x1-x3 count (Table 10). The caller pushes x."""
+) -> Parts:
+    """Dr. Seg, 0 to 5: look + think + answer + non_repeat (Eq. 8), 1 each, and accuracy 0-1: the rank of x in `queue`
+    (Eq. 12), or without a queue the mean of x (Table 5's raw reward). `components`: which of x1-x3 count (Table 10).
+    The caller pushes x."""
     x = drseg_metrics(answer, target, released)
     q = queue.percentiles(x) if queue is not None else x
     q = [q[j] for j in components]
@@ -438,7 +461,7 @@ def drseg_reward(
 
 
 def tiered(iou: float, tiers: Sequence[float] = (0.5, 0.7, 0.8), rewards: Sequence[float] = (2.0, 3.0, 4.0)) -> float:
-    """SAM-R1 section 3.3: the reward of the highest tier that the IoU exceeds, 0 below the first. One tier: a fixed threshold."""
+    """SAM-R1 section 3.3: the reward of the highest tier that the IoU exceeds, else 0. One tier: a fixed threshold."""
     return max((r for t, r in zip(tiers, rewards, strict=True) if iou > t), default=0.0)
 
 
@@ -450,36 +473,41 @@ def samr1_reward(
     tiers: Sequence[float] = (0.5, 0.7, 0.8),
     tier_rewards: Sequence[float] = (2.0, 3.0, 4.0),
     weights=None,
-) -> dict[str, float]:
-    """SAM-R1 section 3.3, -2 to 6: tiered(mask IoU) 0-4; think +1 or -1; format +1 or -1. The mask is SAM2's, from boxes and points."""
+) -> Parts:
+    """SAM-R1 section 3.3, -2 to 6: tiered(mask IoU) 0-4; think +1 or -1; format +1 or -1. The mask is SAM2's, from
+    boxes and points."""
     value = tiered(mask_iou or 0.0, tiers, tier_rewards) if answer.instances else 0.0  # nothing written has no mask
-    return _weighted({"tiered": value, "think": 1 if answer.think_ok else -1, "format": 1 if answer.answer_ok else -1}, weights)
+    sign = {True: 1, False: -1}
+    return _weighted({"tiered": value, "think": sign[answer.think_ok], "format": sign[answer.answer_ok]}, weights)
 
 
-def genseg_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None) -> dict[str, float]:
-    """GenSeg-R1 section 3.6, 0 to 6, in the 0-1000 frame: think; format; box_iou (> 0.5); box_l1 (mean < 11.9); point (both inside
-    the written box and within 119 of the annotated ones, see point_distances); non_repeat. Box and point parts are summed over
-    matched pairs and divided by the larger count. A right {"no_target": true} earns all of them, a wrong one none."""
+def genseg_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None) -> Parts:
+    """GenSeg-R1 section 3.6, 0 to 6, in the 0-1000 frame: think; format; box_iou (> 0.5); box_l1 (mean < 11.9); point
+    (both inside the written box and within 119 of the annotated ones, see point_distances); non_repeat. Box and point
+    parts are summed over matched pairs and divided by the larger count. A right {"no_target": true} earns all of them,
+    a wrong one none."""
     pairs = match(answer, target, 11.9, 119)
     if target.no_target:
-        box_iou_, box_l1, point = (float(answer.no_target),) * 3
+        spatial = [answer.no_target] * 3
     else:
-        box_iou_, box_l1, point = pairs.hits.sum(0) / max(pairs.larger, 1)
-    repeats = count_repeats(answer.text, DRSEG_STOPS, fold=True) < 2 and not echoes_placeholder(answer.text)
-    parts = {"think": answer.think_ok, "format": answer.answer_ok, "box_iou": box_iou_, "box_l1": box_l1, "point": point, "non_repeat": repeats}
+        spatial = pairs.hits.sum(0) / max(pairs.larger, 1)
+    fresh = count_repeats(answer.text, DRSEG_STOPS, fold=True) < 2 and not echoes_placeholder(answer.text)
+    parts = {"think": answer.think_ok, "format": answer.answer_ok}
+    parts |= dict(zip(("box_iou", "box_l1", "point"), spatial)) | {"non_repeat": fresh}
     return _weighted(parts, weights)
 
 
 GENSEG_G_WEIGHTS = {"mask_iou": 5.0, "negative": 10.0, "no_target": 10.0}
 
 
-def genseg_g_reward(answer: Answer, target: Target, mask_iou: float | None = None, *, weights=None) -> dict[str, float]:
-    """GenSeg-R1-G section 3.6: genseg_reward plus mask_iou (x 5, SAM2's mask), negative (x 10, valid_negatives) and no_target: on a
-    request without target +10 for saying so and -10 for any box. Range: 0 to 21 with a target, -9 to 16 without (a box that
-    costs 10 stands in a valid answer, which earns 1)."""
+def genseg_g_reward(answer: Answer, target: Target, mask_iou: float | None = None, *, weights=None) -> Parts:
+    """GenSeg-R1-G section 3.6: genseg_reward plus mask_iou (x 5, SAM2's mask), negative (x 10, valid_negatives) and
+    no_target: on a request without target +10 for saying so and -10 for any box. Range: 0 to 21 with a target, -9 to 16
+    without (a box that costs 10 stands in a valid answer, which earns 1)."""
     parts = genseg_reward(answer, target)
     if target.no_target:
-        parts |= {"mask_iou": 0.0, "negative": 0.0, "no_target": 1.0 if answer.no_target else -1.0 if answer.instances else 0.0}
+        verdict = 1.0 if answer.no_target else -1.0 if answer.instances else 0.0
+        parts |= {"mask_iou": 0.0, "negative": 0.0, "no_target": verdict}
     else:
         iou = (mask_iou or 0.0) if answer.instances else 0.0
         parts |= {"mask_iou": iou, "negative": valid_negatives(answer, target), "no_target": 0.0}
@@ -487,8 +515,9 @@ def genseg_g_reward(answer: Answer, target: Target, mask_iou: float | None = Non
 
 
 def valid_negatives(answer: Answer, target: Target, clearance: float = 5 / 840) -> float:
-    """Fraction of the written negative points that lie in their own written box, in the picture, off the true mask, and no
-    nearer than `clearance` (of the picture's longer side) to its boundary. 0 if none is written or there is no mask."""
+    """Fraction of the written negative points that lie in their own written box, in the picture, off the true mask, and
+    no nearer than `clearance` (of the picture's longer side) to its boundary. 0 if none is written or there is no
+    mask."""
     written = [(p, o.box) for o in answer.instances[:MAX_OBJECTS] for p in o.negative_points]
     if not written or target.mask is None:
         return 0.0
@@ -499,22 +528,25 @@ def valid_negatives(answer: Answer, target: Target, clearance: float = 5 / 840) 
         px, py = x * sx, y * sy
         if not (box[0] <= x <= box[2] and box[1] <= y <= box[3] and 0 <= px < W and 0 <= py < H):
             continue
-        # Only pixels of the mask in the neighbourhood can be too near. Pixel i covers i to i + 1, so what counts is the distance to
-        # that square, 0 inside it: on a coarse mask, distances to pixel centres would give half a pixel away, which may be all of r.
+        # Only pixels of the mask in the neighbourhood can be too near. Pixel i covers i to i + 1, so what counts is the
+        # distance to that square, 0 inside it: on a coarse mask, distances to pixel centres would give half a pixel
+        # away, which may be all of r.
         x0, y0 = max(int(px - r), 0), max(int(py - r), 0)
         ys, xs = np.nonzero(target.mask[y0 : int(py + r) + 1, x0 : int(px + r) + 1])
         dx = np.abs(xs + (x0 + 0.5 - px)) - 0.5
         dy = np.abs(ys + (y0 + 0.5 - py)) - 0.5
-        valid += bool((np.hypot(dx.clip(min=0), dy.clip(min=0)) >= r - 1e-9).all())  # "at least": the edge itself is far enough
+        valid += bool((np.hypot(dx.clip(min=0), dy.clip(min=0)) >= r - 1e-9).all())  # "at least" r; 1e-9 for rounding
     return valid / len(written)
 
 
-def lens_reward(answer: Answer, target: Target, mask_iou: float | None = None, *, weights=None) -> dict[str, float]:
-    """LENS Eq. 6, 0 to 3: format (think-then-answer with one valid box) + box IoU^2 + mask IoU^2 (squares: the appendix), all lambda 1.
-    The mask comes from the context queries, so it may be right where the box is wrong, or where there is none."""
+def lens_reward(answer: Answer, target: Target, mask_iou: float | None = None, *, weights=None) -> Parts:
+    """LENS Eq. 6, 0 to 3: format (think-then-answer with one valid box) + box IoU^2 + mask IoU^2 (squares: the
+    appendix), all lambda 1. The mask comes from the context queries, so it may be right where the box is wrong, or
+    where there is none."""
     boxes, _, true_boxes, _ = _arrays(answer, target)
     iou = box_ious(boxes[:1], true_boxes[:1])[0, 0] if len(boxes) and len(true_boxes) else 0.0
-    return _weighted({"format": answer.think_ok and answer.answer_ok, "box_iou": iou**2, "mask_iou": (mask_iou or 0.0) ** 2}, weights)
+    parts = {"format": answer.think_ok and answer.answer_ok, "box_iou": iou**2, "mask_iou": (mask_iou or 0.0) ** 2}
+    return _weighted(parts, weights)
 
 
 REWARDS = {
@@ -526,7 +558,8 @@ REWARDS = {
     "genseg-g": genseg_g_reward,
     "lens": lens_reward,
 }
-# What an honest right answer earns, part by part before weights: with a target, and without one where the recipe has such requests.
+# What an honest right answer earns, part by part before weights: with a target, and without one where the recipe has
+# such requests.
 _GENSEG = {"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1, "non_repeat": 1}
 MAXIMUM: dict[str, tuple[dict[str, float], dict[str, float] | None]] = {
     "segzero": ({"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1}, None),

@@ -1,4 +1,4 @@
-"""data.py: coordinate frames, points, the toy world, and every dataset layout, mostly on datasets of two pictures made here.
+"""data.py: coordinate frames, points, the toy world, and every dataset layout, mostly on two pictures made here.
 
 Masks are compared with pycocotools' own COCO reader or with rectangles whose area is plain arithmetic.
 """
@@ -55,16 +55,16 @@ def refuses(words: str, *args, **kwargs) -> None:
         data.load(*args, **kwargs)
 
 
-# ---- a COCO of two pictures: 1 has two cats, a crowd of cats (RLE) and a dog without polygon; 2 has one dog in two parts
+# ---- a COCO of two pictures: 1 has two cats, a crowd of cats (RLE), a dog without polygon; 2 has one dog in two parts
 
 CROWD = {"size": [30, 40], "counts": [0, 30 * 2, 30 * 38]}  # uncompressed RLE: the first two columns
 ANNOTATIONS = [
-    {"id": 10, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [5, 5, 10, 8], "segmentation": [rectangle(5, 5, 15, 13)]},
-    {"id": 11, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [20, 5, 4, 4], "segmentation": [rectangle(20, 5, 24, 9)]},
-    {"id": 12, "image_id": 1, "category_id": 1, "iscrowd": 1, "bbox": [0, 0, 2, 30], "segmentation": CROWD},
-    {"id": 13, "image_id": 1, "category_id": 2, "iscrowd": 0, "bbox": [1, 1, 2, 2], "segmentation": []},
-    {"id": 14, "image_id": 2, "category_id": 2, "iscrowd": 0, "bbox": [2, 2, 20, 10],
-     "segmentation": [rectangle(2, 2, 6, 12), rectangle(12, 2, 22, 12), [1, 1, 3, 3]]},
+    {"id": 10, "image_id": 1, "category_id": 1, "bbox": [5, 5, 10, 8], "segmentation": [rectangle(5, 5, 15, 13)]},
+    {"id": 11, "image_id": 1, "category_id": 1, "bbox": [20, 5, 4, 4], "segmentation": [rectangle(20, 5, 24, 9)]},
+    {"id": 12, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 30], "segmentation": CROWD, "iscrowd": 1},
+    {"id": 13, "image_id": 1, "category_id": 2, "bbox": [1, 1, 2, 2], "segmentation": []},
+    {"id": 14, "image_id": 2, "category_id": 2, "bbox": [2, 2, 20, 10],
+     "segmentation": [[1, 1, 3, 3], rectangle(2, 2, 6, 12), rectangle(12, 2, 22, 12)]},
 ]  # fmt: skip
 AREA = {10: 80, 11: 16, 12: 60, 14: 40 + 100}
 
@@ -126,7 +126,7 @@ def test_frames_round_trip(family, resized):
     assert (frame == resized) == (family == "qwen2_5_vl")
 
 
-# -------------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------- pictures
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGBA", "LA", "I;16"])
@@ -213,6 +213,8 @@ def test_no_room_for_background_points():
     assert data.background_points(mask, data.box_of(mask), 1) is None  # a filled box
     assert data.background_points(mask, np.array([60, 60, 70, 70]), 1) is None  # a box beside the picture
     assert data.background_points(mask, np.array([0, 0, 50, 50]), 2).shape == (2, 2)
+    assert data.background_points(mask, np.array([7, 7, 33, 33]), 1, clearance=1 / 50) is not None
+    assert data.background_points(mask, np.array([7, 7, 33, 33]), 1, clearance=5 / 50) is None  # 3 px of room
 
 
 # -------------------------------------------------------------------------------------------------------- the toy world
@@ -235,7 +237,7 @@ def test_toy_world_is_the_same_every_time_and_its_parts_agree():
     assert data.load("toy", split="test")[0].image.tobytes() != first[0].image.tobytes()
 
 
-# ------------------------------------------------------------------------------------------------- layouts, made by hand
+# ------------------------------------------------------------------------------------------------ layouts, made by hand
 
 
 def test_refcoco_every_sentence_or_one(refer):
@@ -354,7 +356,7 @@ def test_visionreasoner(tmp_path, disk):
         {"bbox_2d": [0, 0, 84, 84], "point_2d": [42, 42]},
     ]
     rows = table({"id": ["62554_1", "x"], "problem": ["two", "none"], "solution": [json.dumps(solution), "[]"],
-                  "image": [png_bytes((840, 840)), png_bytes((420, 210))], "img_height": [30, 30], "img_width": [40, 40]})  # fmt: skip
+                  "image": [png_bytes((840, 840)), png_bytes((420, 210))]})  # fmt: skip
     if disk:
         rows.save_to_disk(tmp_path)
     else:
@@ -387,7 +389,7 @@ def test_visionreasoner_test_sets_and_counting(tmp_path):
     mask = np.zeros((30, 40), dtype=bool)
     mask[3:10, 5:25] = True
     rows = {"image_id": ["7", "7"], "ann_id": ["1", "2"], "text": ["it", "nothing"], "image": [png_bytes((40, 30))] * 2,
-            "mask": [mask.tolist(), np.zeros_like(mask).tolist()], "img_height": [30] * 2, "img_width": [40] * 2}  # fmt: skip
+            "mask": [mask.tolist(), (mask & False).tolist()]}  # fmt: skip
     (tmp_path / "seg").mkdir()
     table(rows).to_parquet(tmp_path / "seg/test-0.parquet")
     it, nothing = data.load("visionreasoner-test", tmp_path / "seg", "test")
@@ -434,14 +436,16 @@ def test_jsonl_and_groundingsuite(tmp_path):
         assert sample.boxes.tolist() == [[5, 3, 25, 10]] and np.array_equal(sample.mask, mask)
 
 
-# ------------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 @pytest.mark.parametrize(
     "line",
     ["{", "[]", '{"image": "a.jpg"}', '{"image": "a.jpg", "query": "q"}', '{"image": "a.jpg", "query": 3, "count": 1}',
-     '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3]]}', '{"image": "a.jpg", "query": "q", "boxes": [[9, 2, 3, 4]]}',
-     '{"image": "a.jpg", "query": "q", "polygons": [[]]}', '{"image": "a.jpg", "query": "q", "boxes": [["a", 2, 3, 4]]}',
+     '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3]]}',
+     '{"image": "a.jpg", "query": "q", "boxes": [[9, 2, 3, 4]]}', '{"image": "a.jpg", "query": "q", "polygons": [[]]}',
+     '{"image": "a.jpg", "query": "q", "boxes": [["a", 2, 3, 4]]}',
+     '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3, 4], [5, 6, 7, 8], [1, 1, 9, 9]], "rle": [{"a": 1}, {}]}',
      '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3, 4]], "points": [[[1, 2]], [[1, 2]], [[1]]]}',
      '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3, 4]], "no_target": true}'],
 )  # fmt: skip
@@ -455,11 +459,15 @@ def test_bad_lines_are_named(tmp_path, line):
 LARGER = data.encode_rle(np.ones((60, 80), dtype=bool))["counts"].decode()
 
 
-@pytest.mark.parametrize("rle", [{"size": [30, 40], "counts": LARGER}, {"size": [30, 40], "counts": [9, 5]},
-                                 {"size": [40, 30], "counts": [0, 1200]}, {"size": [30, 40], "counts": ""}])  # fmt: skip
-def test_broken_rle_is_refused_not_decoded_to_garbage(tmp_path, rle):
+@pytest.mark.parametrize(
+    "size, counts", [([30, 40], LARGER), ([30, 40], [9, 5]), ([40, 30], [0, 1200]), ([30, 40], "")]
+)
+def test_broken_rle_is_refused_not_decoded_to_garbage(tmp_path, size, counts):
     picture(tmp_path / "a.jpg")
-    dump(tmp_path / "train.jsonl", json.dumps({"image": "a.jpg", "query": "q", "rle": [rle]}))
+    dump(
+        tmp_path / "train.jsonl",
+        json.dumps({"image": "a.jpg", "query": "q", "rle": [{"size": size, "counts": counts}]}),
+    )
     with pytest.raises(data.BadData, match="a.jpg"):
         data.load("jsonl", tmp_path)[0]
 
@@ -508,7 +516,7 @@ def test_absent_and_resized_pictures(refer):
     refuses("no picture found: a.jpg", "refcoco", refer)
 
 
-# ---------------------------------------------------------------------------------------------- looking, and standing alone
+# ------------------------------------------------------------------------------------------ looking, and standing alone
 
 
 def test_overlay_draws_each_thing_where_it_is():

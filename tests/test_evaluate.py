@@ -1,4 +1,4 @@
-"""evaluate.py: every metric against a table worked by hand or a slow twin; files, processes and checkpoints by running it."""
+"""evaluate.py: metrics against tables worked by hand and slow twins; files, processes, checkpoints by running it."""
 
 import contextlib
 import dataclasses
@@ -30,13 +30,15 @@ LENS = recipes.miniature(recipes.RECIPES["lens"])
 def record(intersection=None, union=None, area=0, *, none=False, ok=True, said_none=False, **more) -> dict:
     """A record with only what metrics read. none: nothing fits in truth; said_none: the answer says so."""
     iou = None if intersection is None else evaluate.iou_of(intersection, union, said_none)
-    base = dict(index=0, image_id="0", query="q", width=100, height=100, truth_boxes=[], boxes=[], count=None, ignore_box=None, iou=iou,
-                intersection=intersection, union=union, area=area, truth_none=none, answer_ok=ok, predicted_none=said_none,
-                think_ok=True, length=5, text="a b c", looks=[])  # fmt: skip
+    base = dict(
+        index=0, image_id="0", query="q", width=100, height=100, truth_boxes=[], boxes=[], count=None, ignore_box=None,
+        iou=iou, intersection=intersection, union=union, area=area, truth_none=none, answer_ok=ok,
+        predicted_none=said_none, think_ok=True, length=5, text="a b c", looks=[],
+    )  # fmt: skip
     return base | more
 
 
-# -------------------------------------------------------------------------------------------------------------- metrics
+# ---------------------------------------------------------------------------------------------------------- metrics
 
 
 def test_segmentation_rules_by_hand():
@@ -53,8 +55,8 @@ def test_segmentation_rules_by_hand():
     ]
     m = evaluate.segmentation_metrics(table)
     expected = dict(
-        n=8, n_target=4, n_no_target=4, parse_failures=2, explicit_empty=2, giou=2.5 / 8, ciou=70 / 215, miou=1.5 / 4, p50=3 / 8, p70=2 / 8,
-        p90=2 / 8, target_miou=1.5 / 4, target_ciou=70 / 190, n_acc=1 / 4, t_acc=2 / 4,
+        n=8, n_target=4, n_no_target=4, parse_failures=2, explicit_empty=2, giou=2.5 / 8, ciou=70 / 215, miou=1.5 / 4,
+        p50=3 / 8, p70=2 / 8, p90=2 / 8, target_miou=1.5 / 4, target_ciou=70 / 190, n_acc=1 / 4, t_acc=2 / 4,
     )  # fmt: skip
     assert m == expected
     assert evaluate.segmentation_metrics([])["giou"] is None
@@ -72,14 +74,28 @@ def sample_of(mask: np.ndarray, **more) -> data.Sample:
     masks, boxes = ([data.encode_rle(mask)], [data.box_of(mask)]) if mask.any() else ([], [])
     photo = Image.new("RGB", (w, h))
     boxes = np.array(boxes).reshape(-1, 4)
-    return data.Sample("q", boxes, np.zeros((len(boxes), 0, 2)), "id", "7", w, h, lambda: photo, masks, no_target=not mask.any(), **more)
+    return data.Sample(
+        "q",
+        boxes,
+        np.zeros((len(boxes), 0, 2)),
+        "id",
+        "7",
+        w,
+        h,
+        lambda: photo,
+        masks,
+        no_target=not mask.any(),
+        **more,
+    )
 
 
 def test_ignored_pixels_are_in_neither_count():
     rng = np.random.default_rng(1)
     truth, found, ignore = rng.random((3, 9, 11)) < 0.4
     r = evaluate.make_record(
-        0, sample_of(truth, ignore_mask=data.encode_rle(ignore)), evaluate.Prediction("", rewards.Answer("", answer_ok=True), found, 3)
+        0,
+        sample_of(truth, ignore_mask=data.encode_rle(ignore)),
+        evaluate.Prediction("", rewards.Answer("", answer_ok=True), found, 3),
     )
     both = either = area = 0
     for t, f, skip in zip(truth.ravel(), found.ravel(), ignore.ravel(), strict=True):  # the slow twin
@@ -102,7 +118,14 @@ def detections(seed: int = 0) -> list[dict]:
         boxes = near + random_boxes(rng, int(rng.integers(0, 3)))
         crowd = random_boxes(rng, 1)[0] if i % 5 == 0 else None
         table.append(
-            record(index=i, image_id=str(i // 3), query=("cat", "dog", "mug")[i % 3], truth_boxes=truth, boxes=boxes, ignore_box=crowd)
+            record(
+                index=i,
+                image_id=str(i // 3),
+                query=("cat", "dog", "mug")[i % 3],
+                truth_boxes=truth,
+                boxes=boxes,
+                ignore_box=crowd,
+            )
         )
     return table
 
@@ -113,13 +136,19 @@ def test_detection_against_pycocotools_on_its_own_format(tmp_path):
 
     table, names = detections(), {"cat": 1, "dog": 2, "mug": 3}
     xywh = lambda b: [b[0], b[1], b[2] - b[0], b[3] - b[1]]  # noqa: E731
-    truth = {"images": [{"id": i} for i in range(14)], "categories": [{"id": i, "name": n} for n, i in names.items()], "annotations": []}
+    truth = {
+        "images": [{"id": i} for i in range(14)],
+        "categories": [{"id": i, "name": n} for n, i in names.items()],
+        "annotations": [],
+    }
     found = []
     for r in table:
         where = {"image_id": int(r["image_id"]), "category_id": names[r["query"]]}
         for box, crowd in [*[(b, 0) for b in r["truth_boxes"]], *[(b, 1) for b in [r["ignore_box"]] if b]]:
             x, y, w, h = xywh(box)
-            truth["annotations"].append({**where, "id": len(truth["annotations"]) + 1, "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd})
+            truth["annotations"].append(
+                {**where, "id": len(truth["annotations"]) + 1, "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd}
+            )
         found += [{**where, "bbox": xywh(b), "score": xywh(b)[2] * xywh(b)[3] / 1e4} for b in r["boxes"]]
     (tmp_path / "t.json").write_text(json.dumps(truth))
     (tmp_path / "f.json").write_text(json.dumps(found))
@@ -150,7 +179,9 @@ def test_precision_and_recall_against_loops():
 def test_boxes_joint_table_and_counts_by_hand():
     truth = [[0, 0, 10, 10]]
     table = [
-        record(9, 10, 9, index=0, truth_boxes=truth, boxes=[[50, 50, 60, 60], [0, 0, 10, 8]]),  # IoU 0.8: some box is right
+        record(
+            9, 10, 9, index=0, truth_boxes=truth, boxes=[[50, 50, 60, 60], [0, 0, 10, 8]]
+        ),  # IoU 0.8: some box is right
         record(1, 10, 9, index=1, truth_boxes=truth, boxes=[[0, 0, 10, 5]]),  # IoU 0.5 exactly: wrong
         record(5, 10, 9, index=2, truth_boxes=truth, boxes=[]),  # LENS: a mask without a right box
         record(0, 0, 0, index=3, none=True, said_none=True),
@@ -159,7 +190,11 @@ def test_boxes_joint_table_and_counts_by_hand():
     assert (m["box_n"], m["box_acc"], m["box_miou"], m["n"]) == (3, 1 / 3, pytest.approx(1.3 / 3), 4)
     joint = [m[f"box_{b}_mask_{k}"] for b in ("right", "wrong") for k in ("right", "wrong")]
     assert joint == [1 / 3, 0, 1 / 3, 1 / 3]
-    counted = [record(count=2, boxes=[[0, 0, 1, 1]] * 2), record(count=2, boxes=[[0, 0, 1, 1]]), record(count=0, ok=False)]
+    counted = [
+        record(count=2, boxes=[[0, 0, 1, 1]] * 2),
+        record(count=2, boxes=[[0, 0, 1, 1]]),
+        record(count=0, ok=False),
+    ]
     assert evaluate.all_metrics(counted, "counting")["count_acc"] == 1 / 3
 
 
@@ -168,7 +203,7 @@ def test_lengths_and_looks():
     assert (m["length_tokens"], m["length_words"], m["look_share"], m["looks"]) == (3, 1.5, 0.5, 1)
 
 
-# ------------------------------------------------------------------------------------------------------ from text to mask
+# -------------------------------------------------------------------------------------------------- from text to mask
 
 
 def test_answers_come_back_in_original_pixels():
@@ -183,7 +218,9 @@ def test_answers_come_back_in_original_pixels():
 def test_oracle_is_perfect_where_the_schema_has_words(name):
     recipe, world = recipes.RECIPES[name], data.ToyWorld("val")
     spec = rewards.SCHEMAS[recipe.schema]
-    sayable = [i for i in range(60) if len(world[i].boxes) in ([0] if spec.listed else []) + [1] + [2, 3, 4] * spec.many]
+    sayable = [
+        i for i in range(60) if len(world[i].boxes) in ([0] if spec.listed else []) + [1] + [2, 3, 4] * spec.many
+    ]
     m = evaluate.evaluate("oracle", "truth", world, recipe, indices=sayable)
     assert (m["giou"], m["parse_failures"], m["n"]) == (1, 0, len(sayable))
     rest = [i for i in range(60) if i not in sayable]
@@ -193,7 +230,9 @@ def test_oracle_is_perfect_where_the_schema_has_words(name):
 
 
 def test_malformed_segzero_predicts_nothing_though_the_parser_keeps_its_box(monkeypatch):
-    monkeypatch.setattr(evaluate, "oracle_answer", lambda *_: '<think></think><answer>{"bbox": [0, 0, 112, 112]}</answer>')
+    monkeypatch.setattr(
+        evaluate, "oracle_answer", lambda *_: '<think></think><answer>{"bbox": [0, 0, 112, 112]}</answer>'
+    )
     r = next(evaluate.answer_samples("oracle", "truth", data.ToyWorld("val"), recipes.RECIPES["segzero"], indices=[1]))
     assert (r["boxes"], r["area"], r["iou"], r["answer_ok"]) == ([], 0, 0.0, False)
 
@@ -214,7 +253,7 @@ def test_prompts_mode_cuts_what_sam2_sees(mode, kept):
     assert spy.seen == {kept}
 
 
-# -------------------------------------------------------------------------------------------------- tiny random networks
+# ---------------------------------------------------------------------------------------------- tiny random networks
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +288,8 @@ def test_batch_size_does_not_change_answers(tiny, temperature):
         )  # fmt: skip
         texts.append([(r["index"], r["text"], r["length"], r["mask"]) for r in records])
     assert texts[0] == texts[1]
-    assert [t[0] for t in texts[0]] == [4, 0, 9, 7] and len({t[1] for t in texts[0]}) > 1 - (temperature == 0)
+    assert [t[0] for t in texts[0]] == [4, 0, 9, 7]
+    assert temperature == 0 or len({t[1] for t in texts[0]}) == 4  # each sample has noise of its own
 
 
 def test_context_masks_packed_as_alone_and_with_gradient(tiny):
@@ -261,7 +301,9 @@ def test_context_masks_packed_as_alone_and_with_gradient(tiny):
     completions = [torch.tensor(ids) for ids in ([300, 301, 302], [400], [310, 311])]
     together = evaluate.context_masks(policy, segmenter, prompts, completions, embeddings, index)
     for b in range(3):
-        alone = evaluate.context_masks(policy, segmenter, prompts, completions[b : b + 1], embeddings, index[b : b + 1])[0]
+        alone = evaluate.context_masks(
+            policy, segmenter, prompts, completions[b : b + 1], embeddings, index[b : b + 1]
+        )[0]
         assert together[b].shape == (112, 112) and torch.allclose(together[b], alone, atol=1e-4)
     assert not torch.allclose(together[0], together[1])  # the completion matters
     together[0].sum().backward()
@@ -275,7 +317,7 @@ def test_lens_mask_does_not_need_a_readable_text(tiny):
     assert r["area"] > 0 and r["iou"] == r["intersection"] / r["union"]
 
 
-# ------------------------------------------------------------------------------------------------------------ the command
+# -------------------------------------------------------------------------------------------------------- the command
 
 
 def run(capsys=None, **options) -> str:
@@ -296,7 +338,9 @@ def test_score_equals_run_to_the_last_digit(tmp_path, capsys):
 
 
 def test_an_interrupted_run_continues(tmp_path, monkeypatch):
-    asked = dict(model="oracle", recipe="genseg", toy=True, segmenter="truth", limit=30, batch_size=4, output_dir=str(tmp_path))
+    asked = dict(
+        model="oracle", recipe="genseg", toy=True, segmenter="truth", limit=30, batch_size=4, output_dir=str(tmp_path)
+    )
     run(**asked)
     path = tmp_path / "predictions.jsonl"
     whole = path.read_bytes()
@@ -313,11 +357,32 @@ def test_an_interrupted_run_continues(tmp_path, monkeypatch):
 
 
 def test_two_processes_agree_with_one(tiny, tmp_path):
-    common = ["evaluate.py", "--model", str(tiny / "q25"), "--segmenter", str(tiny / "sam2"), "--limit", "5", "--batch_size", "2"]
+    common = [
+        "evaluate.py",
+        "--model",
+        str(tiny / "q25"),
+        "--segmenter",
+        str(tiny / "sam2"),
+        "--limit",
+        "5",
+        "--batch_size",
+        "2",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    subprocess.run([*launch, *common, "--output_dir", str(tmp_path / "two")], cwd=ROOT, env=env, check=True, capture_output=True)
+    subprocess.run(
+        [*launch, *common, "--output_dir", str(tmp_path / "two")], cwd=ROOT, env=env, check=True, capture_output=True
+    )
     run(model=str(tiny / "q25"), segmenter=str(tiny / "sam2"), limit=5, batch_size=2, output_dir=str(tmp_path / "one"))
     one, two = ((tmp_path / n / "predictions.jsonl").read_bytes() for n in ("one", "two"))
     assert one == two and one.count(b"\n") == 5
@@ -325,7 +390,13 @@ def test_two_processes_agree_with_one(tiny, tmp_path):
 
 def test_one_photo(tiny, tmp_path, capsys):
     data.ToyWorld("val")[3].image.resize((90, 60)).convert("L").save(tmp_path / "p.jpg")
-    out = run(capsys, model=str(tiny / "q25"), segmenter=str(tiny / "sam2"), image=str(tmp_path / "p.jpg"), query="the red one")
+    out = run(
+        capsys,
+        model=str(tiny / "q25"),
+        segmenter=str(tiny / "sam2"),
+        image=str(tmp_path / "p.jpg"),
+        query="the red one",
+    )
     assert "not in the recipe's format" in out
     assert Image.open(tmp_path / "p.overlay.png").size == Image.open(tmp_path / "p.mask.png").size == (90, 60)
 
@@ -356,11 +427,13 @@ def test_choose_and_overlap(tmp_path, capsys):
     world = data.load("toy", None, "test")
     chosen = evaluate.choose(world, (12, 5), 0, 0)
     assert chosen == sorted(set(chosen)) and [world[i].no_target for i in chosen].count(True) == 5 and len(chosen) == 17
-    assert len(evaluate.choose(world, (0, 0), 9, 0)) == 9 and evaluate.choose(world, (0, 0), 9, 0) != evaluate.choose(world, (0, 0), 9, 1)
+    assert len(evaluate.choose(world, (0, 0), 9, 0)) == 9 and evaluate.choose(world, (0, 0), 9, 0) != evaluate.choose(
+        world, (0, 0), 9, 1
+    )
     with pytest.raises(data.BadData, match="more than there are"):
         evaluate.choose(world, (9999, 0), 0, 0)
-    out = run(capsys, model="oracle", recipe="genseg", toy=True, segmenter="none", limit=8, output_dir=str(tmp_path), overlap_with="toy",
-              overlap_split="val")  # fmt: skip
+    asked = dict(model="oracle", recipe="genseg", toy=True, segmenter="none", limit=8, output_dir=str(tmp_path))
+    out = run(capsys, **asked, overlap_with="toy", overlap_split="val")
     kept = json.loads((tmp_path / "metrics.json").read_text())
     assert (kept["overlap"]["n"], kept["clean"]["n"]) == (8, 0) and "not in toy val" in out
 
@@ -376,5 +449,5 @@ def test_published_figures_are_in_the_papers():
             continue
         method = re.split(r" \d", line.strip())[0]
         same = lambda text: [f"{float(v) * (100 if float(v) < 1 else 1):.2f}" for v in re.findall(r"\d+\.\d+", text)]  # noqa: E731
-        rows = [set(same(row)) for row in texts[paper] if method.replace(" ", "") in row.replace(" ", "")]
+        rows = [set(same(row)) for row in texts[paper] if "".join(method.split()) in "".join(row.split())]
         assert any(set(same(line.replace(method, ""))) <= row | {"0.00"} for row in rows), line

@@ -24,7 +24,11 @@ def folder(tmp_path_factory):
     say = {0: HOSTILE, 1: '<think>Missed.</think><answer>{"no_target": true}</answer>'}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "oracle_answer", lambda *a: say.get(next(calls)) or true(*a))
-        evaluate.main(evaluate.Options(model="oracle", recipe="genseg", toy=True, segmenter="truth", limit=12, output_dir=str(out)))
+        evaluate.main(
+            evaluate.Options(
+                model="oracle", recipe="genseg", toy=True, segmenter="truth", limit=12, output_dir=str(out)
+            )
+        )
     return out
 
 
@@ -52,7 +56,9 @@ class Reader(HTMLParser):
 def test_page_is_complete_and_self_contained(folder):
     page = report.build(folder)
     tags = Reader(page).tags
-    assert not [t for t, _ in tags if t in ("script", "link", "iframe")] and not re.search(r"""(src|href)=["']?http""", page)
+    assert not [t for t, _ in tags if t in ("script", "link", "iframe")] and not re.search(
+        r"""(src|href)=["']?http""", page
+    )
     metrics = json.loads((folder / "metrics.json").read_text())
     assert f"<div>giou<span>{100 * metrics['giou']:.2f}</span></div>" in page
     assert "<div>n<span>12</span></div>" in page and "<div>parse_failures<span>1</span></div>" in page
@@ -62,7 +68,7 @@ def test_page_is_complete_and_self_contained(folder):
     assert picture.format == "JPEG" and max(picture.size) == 448
     records = evaluate.read_records(folder / "predictions.jsonl")
     assert all(r["id"] in page for r in records)
-    bars = [int(n) for n in re.findall(r'text-anchor="middle">(\d+)</text>', page.split("<svg")[1].split('y="166"')[0])]
+    bars = [int(n) for n in re.findall(r'">(\d+)</text>', page.split("<svg")[1].split('y="166"')[0])]
     assert sum(bars) == 12
 
 
@@ -76,12 +82,16 @@ def test_sections_and_worst_first(folder):
     page = report.build(folder, limit=3)
     unread, none, others = page.split("<h2>")[1:]
     assert unread.startswith("Could not be read") and "1 of 1" in unread and "IoU 0.000" in unread
-    assert "says: nothing fits" in none and none.index("IoU 0.000") < none.index("IoU 1.000" if "IoU 1.000" in none else "IoU")+1
+    assert "says: nothing fits" in none and re.findall(r"IoU (\d\.\d+)", none) == sorted(
+        re.findall(r"IoU (\d\.\d+)", none)
+    )
     assert others.count("<article") == 3 and "3 of " in others
 
 
 def test_boxes_only_and_counts(tmp_path):
-    evaluate.main(evaluate.Options(model="oracle", recipe="genseg", toy=True, segmenter="none", limit=4, output_dir=str(tmp_path)))
+    evaluate.main(
+        evaluate.Options(model="oracle", recipe="genseg", toy=True, segmenter="none", limit=4, output_dir=str(tmp_path))
+    )
     path = tmp_path / "predictions.jsonl"
     records = [r | {"count": 5} for r in evaluate.read_records(path)]
     path.write_text("".join(json.dumps(r) + "\n" for r in records))

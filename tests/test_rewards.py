@@ -1,0 +1,825 @@
+"""Rewards by hand: every formula at its edges, the parser on hostile text, and tricks that must not pay."""
+
+import itertools
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data
+import rewards
+from rewards import Answer, Instance, RankQueue, Target, parse_answer, write_answer
+
+GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
+golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the worked examples lie beside the project, not in it")
+NAMES = list(rewards.REWARDS)  # reward and schema have the same names
+MALFORMED = "<think>so</think><answer>the left one</answer>"
+NOTHING = '<think>none</think><answer>{"no_target": true}</answer>'
+
+
+def said(value, thought="so"):
+    return f"<think>{thought}</think><answer>{value if isinstance(value, str) else json.dumps(value)}</answer>"
+
+
+def answer_of(boxes, points, negatives=None):
+    """A valid answer without the detour over text: boxes (N, 4), points (N, k, 2)."""
+    negatives = negatives or [[]] * len(boxes)
+    return Answer(
+        "x", instances=[Instance(*o) for o in zip(boxes, points, negatives)], think_ok=True, answer_ok=True, key_score=2
+    )
+
+
+def target_of(boxes, points, **more):
+    points = np.array(points, float).reshape(len(boxes), -1, 2) if len(boxes) else np.zeros((0, 1, 2))
+    return Target(np.array(boxes, float).reshape(-1, 4), points, **more)
+
+
+# -------------------------------------------------------------------------------------------- the released rewards'
+# values
+
+
+def lines(name):
+    return [json.loads(line) for line in (GOLDEN / name).read_text().splitlines()]
+
+
+@golden
+def test_many_objects_equal_the_released_rewards():
+    rows = lines("multi_object.jsonl")
+    for row in rows:
+        truth = row["solution"]
+        target = target_of([o["bbox_2d"] for o in truth], [[o["point_2d"]] for o in truth])
+        answer = parse_answer(row["completion"], "drseg")
+        assert rewards.visionreasoner_reward(answer, target) == pytest.approx(row["visionreasoner"], abs=1e-9)
+        parts, x = rewards.drseg_reward(answer, target), rewards.drseg_metrics(answer, target)
+        got = {name: parts[name] for name in ("think", "look", "non_repeat")} | dict(zip(("iou", "count", "point"), x))
+        assert got == pytest.approx(row["dr_seg"], abs=1e-9), row["completion"]
+    assert len(rows) > 100
+
+
+@golden
+def test_two_points_equal_the_released_reward():
+    rows, names = lines("two_points.jsonl"), {"iou": "box_iou", "point_l1": "point"}
+    for row in rows:
+        truth = row["solution"]
+        target = target_of([truth["bbox"]], [[truth["points_1"], truth["points_2"]]])
+        expected = {names.get(name, name): value for name, value in row["seg_zero"].items()}
+        assert rewards.segzero_reward(parse_answer(row["completion"], "segzero"), target) == pytest.approx(
+            expected, abs=1e-9
+        )
+    assert len(rows) > 50
+
+
+@golden
+def test_the_queue_equals_the_worked_one():
+    worked = json.loads((GOLDEN / "rank_queue.json").read_text())
+    queue = RankQueue(worked["size"], 3, worked["initial_zeros"])
+    for step in worked["steps"]:
+        assert [queue.rank(x) for x in step["x"]] == pytest.approx(step["reward"], abs=1e-9)
+        for x in step["x"]:
+            queue.push(x)
+        queue.flush()
+
+
+# ------------------------------------------------------------------------------------------------------- formulas, by
+# hand
+
+
+def test_box_iou():
+    assert rewards.box_iou([0, 0, 10, 10], [0, 0, 10, 20]) == 0.5
+    assert rewards.box_iou([0, 0, 10, 10], [5, 5, 15, 15]) == pytest.approx(25 / 175)
+    assert rewards.box_iou([0, 0, 10, 10], [10, 0, 20, 10]) == 0  # they touch
+    for swapped in ([10, 10, 0, 0], [10, 0, 0, 10], [0, 10, 10, 0]):  # corners as written: no intersection, so nothing
+        assert rewards.box_iou(swapped, [0, 0, 10, 10]) == rewards.box_iou(swapped, swapped) == 0
+    assert rewards.box_iou([3, 3, 3, 9], [3, 3, 3, 9]) == 0  # no area
+
+
+@pytest.mark.parametrize(
+    ("iou", "value"),
+    [(0, 0), (0.5, 0), (0.5001, 2), (0.7, 2), (0.7001, 3), (0.8, 3), (0.8001, 4), (1, 4), (math.nan, 0)],
+)
+def test_tiers_begin_above_their_threshold(iou, value):
+    assert rewards.tiered(iou) == value
+    assert rewards.tiered(iou, (0.7,), (1.0,)) == (iou > 0.7)  # the ablation's fixed threshold is one tier
+
+
+def test_samr1_by_hand():
+    target, right = (
+        target_of([[0, 0, 9, 9]], [[[5, 5]]]),
+        [{"bbox_2d": [0, 0, 9, 9], "point_2d": [5, 5], "label": "cup"}],
+    )
+    score = lambda text, iou, **kw: rewards.samr1_reward(parse_answer(text, "samr1"), target, iou, **kw)  # noqa: E731
+    assert score(said(right), 0.75) == {"tiered": 3, "think": 1, "format": 1}
+    assert score("so " + said(right), 0.75) == {"tiered": 3, "think": -1, "format": 1}
+    assert score(MALFORMED, 1.0) == {"tiered": 0, "think": 1, "format": -1}  # a malformed answer predicts nothing
+    assert score(said([]), 1.0)["tiered"] == 0
+    del right[0]["label"]
+    assert score(said(right), 1.0) == {"tiered": 0, "think": 1, "format": -1}  # the textual flag is part of the format
+    assert score("", None) == {"tiered": 0, "think": -1, "format": -1}
+
+
+@pytest.mark.parametrize(
+    ("dx", "dy", "g"),
+    [(0, 0, 1), (30, 0, 1), (18, 24, 1), (115, 0, 0.5), (81, 0, 0.7), (200, 0, 0), (120, 160, 0), (500, 0, 0)],
+)
+def test_drseg_point_score(dx, dy, g):
+    target = target_of([[100, 100, 300, 300]], [[[150, 150]]])
+    assert rewards.drseg_metrics(answer_of([[100, 100, 300, 300]], [[[150 + dx, 150 + dy]]]), target) == pytest.approx(
+        (1, 1, g)
+    )
+
+
+def test_drseg_counts():
+    box, point = [100, 100, 300, 300], [[150, 150]]
+    far = [500, 500, 600, 600]
+    one, two, none = target_of([box], [point]), target_of([box, far], [point, [[550, 550]]]), target_of([], [])
+    x = rewards.drseg_metrics
+    assert x(answer_of([box], [point]), two) == (1, 0.5, 1)  # one too few: the mean is over matched pairs alone
+    assert x(answer_of([far, box], [[[0, 0]], point]), one) == (1, 0.5, 1)  # one too many; the right one is matched
+    assert x(answer_of([box] * 3, [point] * 3), one) == (1, pytest.approx(1 / 3), 1)
+    assert x(answer_of([], []), none) == (0, 1, 0)  # nothing, rightly
+    assert x(answer_of([], []), one) == x(answer_of([box], [point]), none) == (0, 0, 0)
+    assert x(parse_answer(MALFORMED, "drseg"), one) == (0, 0, 0)
+    assert x(parse_answer(MALFORMED, "drseg"), none) == (
+        0,
+        1,
+        0,
+    )  # N_pred = 0, by the letter of SPEC; it loses `answer`
+
+
+def test_drseg_parts():
+    target = target_of([[100, 100, 300, 300]], [[[150, 150]]])
+    right = [{"bbox_2d": [100, 100, 300, 300], "point_2d": [265, 150]}]  # x = (1, 1, 0.5)
+    score = lambda text, **kw: rewards.drseg_reward(parse_answer(text, "drseg"), target, **kw)  # noqa: E731
+    ones = {"look": 1, "think": 1, "answer": 1, "non_repeat": 1}
+    assert score(said(right, "hm <look>rim</look>")) == pytest.approx(ones | {"accuracy": 2.5 / 3})
+    assert score(said(right, "hm <look> \n</look>"))["look"] == score(said(right, "<look>rim"))["look"] == 0
+    assert score(said(right), components=(0, 2))["accuracy"] == 0.75
+    assert score(said([{"bbox_2d": [1, 2, 3, 4]}])) == ones | {"look": 0, "answer": 0, "accuracy": 0}
+    assert score(said(right), weights={"accuracy": 3, "think": 0, "look": 5}) == pytest.approx(
+        {"look": 0, "think": 0, "answer": 1, "non_repeat": 1, "accuracy": 2.5}
+    )
+    queue = RankQueue(initial_zeros=0)
+    queue.flush([(0.2, 1.0, 0.5), (1.0, 0.5, 0.9), (0.0, 0.0, 0.6), (0.1, 0.1, 0.5)])
+    assert score(said(right), queue=queue)["accuracy"] == pytest.approx(
+        (1 + 1 + 0.5) / 3
+    )  # equal counts as beaten: s <= x
+    assert score(said(right), queue=queue, components=(2,))["accuracy"] == 0.5
+    right[0]["point_2d"] = [264, 150]  # g = 0.506
+    assert score(said(right), released=True) == pytest.approx(ones | {"look": 0, "answer": 2, "accuracy": 1 + 1 + 0.5})
+    assert score(said([{"bbox_2d": [1, 2, 3, 4]}]), released=True)["answer"] == 1
+
+
+def hits(reward, box, points, true_box=(100, 100, 300, 300), true_points=((150, 150),), part=None, **more):
+    parts = rewards.REWARDS[reward](answer_of([list(box)], [points]), target_of([true_box], [true_points]), **more)
+    return parts[part] if part else parts
+
+
+def test_visionreasoner_thresholds():
+    at = lambda *a, **kw: hits("visionreasoner", *a, part="accuracy", **kw)  # noqa: E731
+    box, p = (100, 100, 300, 300), [[150, 150]]
+    assert at(box, p) == 3
+    assert at((110, 110, 310, 310), p) == 2  # mean L1 of exactly 10 is not below it; IoU 0.82, the point is right
+    assert at((110, 110, 310, 309.9), p) == 3
+    assert at(box, [[180, 150]]) == 2  # a distance of exactly 30
+    assert at(box, [[179.9, 150]]) == 3
+    assert at((160, 100, 300, 300), p) == 1  # IoU 0.7 alone: L1 is 15, and the point is outside the written box
+    assert at((150, 100, 300, 300), p) == 2  # ... but its edge counts as inside
+    assert at((0, 0, 10, 10), [[5, 5]], (0, 0, 10, 20), ((5, 5),)) == 2  # IoU of exactly 0.5; L1 2.5
+    assert at((0, 0, 9, 9), [[5, 5]], (0, 0, 9, 18.9), ((5, 5),)) == 2
+    assert (
+        at((0, 0, 9, 9), [[5, 5]], (0, 0, 9, 18.9), ((5, 5),), released=True) == 3
+    )  # 100 / 199 with 1 added to each side
+
+
+def test_visionreasoner_counts():
+    boxes = [[0, 0, 100, 100], [200, 200, 300, 300], [400, 0, 500, 100]]
+    points = [[[50, 50]], [[250, 250]], [[450, 50]]]
+    score = (
+        lambda order, n=3: rewards.visionreasoner_reward(  # noqa: E731
+            answer_of([boxes[i] for i in order], [points[i] for i in order]), target_of(boxes[:n], points[:n])
+        )["accuracy"]
+    )
+    assert score([2, 0, 1]) == 3  # order means nothing
+    assert score([1, 2]) == 2 and score([0, 1, 2], n=2) == 2  # one too few costs what one too many does
+    assert score([0, 0, 0]) == 1 and score([]) == 0
+    half = said([{"bbox_2d": [0, 0, 100, 100], "point_2d": [50, 50]}, {"bbox_2d": [200, 200, 300], "point_2d": [1, 2]}])
+    parts = rewards.visionreasoner_reward(parse_answer(half, "visionreasoner"), target_of(boxes, points))
+    assert parts == {
+        "think": 1,
+        "answer": 1.5,
+        "accuracy": 0,
+        "non_repeat": 1,
+    }  # one malformed object spoils accuracy, not `answer`
+
+
+def test_matching_is_the_best_one():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        truth = np.sort(rng.uniform(0, 60, (4, 2, 2)), axis=1).reshape(4, 4)
+        written = truth + rng.uniform(-12, 12, (4, 4))
+        points = rng.uniform(0, 60, (4, 1, 2))
+        pairs = rewards.match(answer_of(written.tolist(), points.tolist()), target_of(truth, points), 10, 30)
+
+        def value(i, j, w=written, t=truth, p=points):
+            inside = w[i][0] <= p[i, 0, 0] <= w[i][2] and w[i][1] <= p[i, 0, 1] <= w[i][3]
+            near = math.dist(p[i, 0], p[j, 0]) < 30 and inside
+            l1 = sum(abs(a - b) for a, b in zip(w[i], t[j])) / 4
+            return int(rewards.box_iou(w[i], t[j]) > 0.5) + int(l1 < 10) + int(near)
+
+        best = max(sum(value(i, j) for i, j in enumerate(order)) for order in itertools.permutations(range(4)))
+        assert pairs.hits.sum() == best
+
+
+def test_segzero_by_hand():
+    two = ((150, 150), (250, 150))
+    at = lambda *a, **kw: hits("segzero", *a, true_points=two, **kw)  # noqa: E731
+    box = (100, 100, 300, 300)
+    assert sum(at(box, [[150, 150], [250, 150]]).values()) == 5
+    assert at(box, [[250, 150], [150, 150]])["point"] == 1  # the other order is the better pairing
+    assert at(box, [[150, 250], [250, 250]])["point"] == 0  # a mean of exactly 100
+    assert at(box, [[150, 250], [250, 249.9]])["point"] == 1  # it is the mean that counts
+    assert at(box, [[150, 150], [301, 150]])["point"] == 0  # one outside the written box
+    assert at((110, 110, 310, 310), [list(p) for p in two]) == {
+        "think": 1,
+        "format": 1,
+        "box_iou": 1,
+        "box_l1": 0,
+        "point": 1,
+    }
+    half = '<think></think><answer>{"bbox": [100, 100, 300, 300], "points_1": [150, 150]}</answer>'
+    parts = rewards.segzero_reward(parse_answer(half, "segzero"), target_of([box], [two]))
+    assert parts == {"think": 1, "format": 0, "box_iou": 1, "box_l1": 1, "point": 0}
+    extra = {"bbox": [100, 100, 300, 300], "points_1": [150, 150], "points_2": [250, 150], "why": "because"}
+    assert sum(rewards.segzero_reward(parse_answer(said(extra), "segzero"), target_of([box], [two])).values()) == 5
+    wide = dict(true_box=(0, 0, 9, 18.9), part="box_iou")
+    assert hits("segzero", (0, 0, 9, 9), [[5, 5]] * 2, **wide) == 0
+    assert hits("segzero", (0, 0, 9, 9), [[5, 5]] * 2, released=True, **wide) == 1
+
+
+def test_genseg_thresholds():
+    at = lambda *a, part, **kw: hits("genseg", *a, part=part, **kw)  # noqa: E731
+    box, right = (0, 0, 400, 400), [[150, 150], [150, 150]]
+    kw = {"true_box": box}
+    assert at((47.6, 0, 400, 400), right, part="box_l1", **kw) == 0  # a mean of exactly 11.9
+    assert at((47.5, 0, 400, 400), right, part="box_l1", **kw) == 1
+    assert at((0, 0, 400, 200), right, part="box_iou", **kw) == 0  # exactly 0.5
+    assert at((0, 0, 400, 201), right, part="box_iou", **kw) == 1
+    # one annotated point: the nearer of the two written ones counts
+    assert at(box, [[399, 399], [269, 150]], part="point", **kw) == 0  # exactly 119
+    assert at(box, [[399, 399], [268.9, 150]], part="point", **kw) == 1
+    assert at(box, [[401, 399], [150, 150]], part="point", **kw) == 0  # but both must lie in the written box
+    # two annotated points: the mean under the better pairing
+    kw["true_points"] = ((100, 100), (300, 100))
+    assert at(box, [[300, 100], [100, 100]], part="point", **kw) == 1
+    assert at(box, [[100, 219], [300, 219]], part="point", **kw) == 0
+    assert at(box, [[100, 219], [300, 218.9]], part="point", **kw) == 1
+
+
+def test_genseg_without_target():
+    nothing = target_of([], [], no_target=True, mask=np.zeros((84, 84), bool), frame=(1000, 1000))
+    something = target_of([[0, 0, 400, 400]], [[[150, 150]]], mask=np.ones((84, 84), bool), frame=(1000, 1000))
+    box = said([{"bbox_2d": [0, 0, 400, 400], "point_1": [150, 150], "point_2": [150, 150]}])
+    fmt = {"think": 1, "format": 1, "non_repeat": 1}
+    zero, one = ({name: v for name in ("box_iou", "box_l1", "point")} for v in (0, 1))
+    more = lambda v: {"mask_iou": 0, "negative": 0, "no_target": v}  # noqa: E731
+    for schema, extra in (("genseg", lambda v: {}), ("genseg-g", more)):
+        score = lambda text, target, s=schema: rewards.REWARDS[s](parse_answer(text, s), target, 0.0)  # noqa: E731
+        assert score(NOTHING, nothing) == fmt | one | extra(10)
+        assert score(box, nothing) == fmt | zero | extra(-10)
+        assert score(MALFORMED, nothing) == fmt | zero | {"format": 0} | extra(0)  # no box, and not "nothing" either
+        assert score(NOTHING, something) == fmt | zero | extra(0)
+        assert score("", nothing) == {"think": 0, "format": 0, "non_repeat": 1} | zero | extra(0)
+        for pretended in (
+            "[]",
+            '[{"no_target": true}]',
+            '{"no_target": 1}',
+            '{"no_target": "true"}',
+            '{"no_target": true, "n": 1}',
+        ):
+            assert score(said(pretended), nothing) == score(MALFORMED, nothing), pretended
+    assert (
+        rewards.genseg_g_reward(parse_answer(NOTHING, "genseg-g"), nothing, weights={"no_target": 2})["no_target"] == 2
+    )
+
+
+def test_genseg_g_weighs_mask_and_negatives():
+    mask = np.zeros((500, 500), bool)
+    mask[100:200, 100:200] = True  # 200-400 in the frame
+    target = target_of([[200, 200, 400, 400]], [[[300, 300]] * 2], mask=mask, frame=(1000, 1000))
+    written = {"bbox_2d": [150, 200, 400, 400], "point_1": [300, 300], "point_2": [300, 300]}
+    score = lambda o, iou=0.6: rewards.genseg_g_reward(parse_answer(said([o]), "genseg-g"), target, iou)  # noqa: E731
+    assert score(written)["mask_iou"] == 3 and score(written)["negative"] == 0  # left out: valid, worth nothing
+    both = written | {"negative_1": [160, 300], "negative_2": [300, 300]}
+    assert score(both)["negative"] == 5  # one of two is off the mask
+    assert score(both | {"negative_2": [170, 250]})["negative"] == 10
+    half = score(written | {"negative_1": [160, 300]})  # half-written ones are malformed
+    assert half["format"] == half["mask_iou"] == half["negative"] == 0
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.2, 1, 2])  # the mask's resolution is not the frame's
+@pytest.mark.parametrize(
+    ("point", "valid"),
+    [
+        ((295, 400), 1), ((295.5, 400), 0), ((505, 400), 1), ((504.5, 400), 0), ((400, 295), 1), ((400, 504), 0),
+        ((300, 400), 0), ((500, 500), 0), ((400, 400), 0), ((301, 301), 0),  # on the boundary, and inside
+        ((297, 296), 1), ((297, 296.5), 0),  # 3-4-5 from the corner
+        ((260, 400), 1), ((249, 400), 0), ((250, 400), 1),  # outside its own box; on the box's edge
+        ((-5, 400), 0), ((400, 840), 0), ((1e308, 400), 0), ((-1e308, 1e308), 0),  # outside the picture
+    ],
+)  # fmt: skip
+def test_negative_points_keep_clear_of_the_mask(point, valid, scale):
+    # On a coarse mask, distances to pixel centres once let points through that almost touched the boundary.
+    size, edge = int(840 * scale), (round(300 * scale), round(500 * scale))
+    mask = np.zeros((size, size), bool)
+    mask[edge[0] : edge[1], edge[0] : edge[1]] = True
+    box = [-10, -10, 850, 850] if abs(point[0]) > 840 or min(point) < 0 or max(point) >= 840 else [250, 250, 550, 550]
+    answer = answer_of([box], [[[400, 400]] * 2], [[point]])
+    assert rewards.valid_negatives(answer, Target(np.zeros((0, 4)), np.zeros((0, 2, 2)), mask)) == valid
+
+
+def test_negative_points_equal_a_slow_twin():
+    rng = np.random.default_rng(1)
+    for frame, (H, W) in (((1000, 1000), (60, 90)), ((840, 840), (90, 90)), ((90, 60), (60, 90))):
+        mask = rng.random((H, W)) > 0.98
+        r, pixels = 5 / 840 * max(H, W), np.argwhere(mask)
+        target = target_of([], [], mask=mask, frame=frame)
+        valid = []
+        for x, y in rng.uniform(0, frame, (200, 2)):
+            px, py = x * W / frame[0], y * H / frame[1]
+            nearest = min(math.hypot(px - np.clip(px, i, i + 1), py - np.clip(py, j, j + 1)) for j, i in pixels)
+            valid.append(nearest >= r)
+            answer = answer_of([[0, 0, *frame]], [[[0, 0]] * 2], [[[x, y]]])
+            assert rewards.valid_negatives(answer, target) == valid[-1]
+        assert 0.02 < np.mean(valid) < 0.99  # both kinds were tried
+
+
+def test_lens_squares():
+    target = target_of([[0, 0, 10, 20]], [[]])
+    score = lambda text, iou: rewards.lens_reward(parse_answer(text, "lens"), target, iou)  # noqa: E731
+    assert score(said({"bbox_2d": [0, 0, 10, 10]}), 0.6) == pytest.approx(
+        {"format": 1, "box_iou": 0.25, "mask_iou": 0.36}
+    )
+    assert score(MALFORMED, 0.6) == pytest.approx(
+        {"format": 0, "box_iou": 0, "mask_iou": 0.36}
+    )  # the mask needs no box
+    assert score("so " + said({"bbox_2d": [0, 0, 10, 20]}), None) == {"format": 0, "box_iou": 1, "mask_iou": 0}
+
+
+# --------------------------------------------------------------------------------------------------------------
+# repetition
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "folded"),
+    [
+        ("", 0, 0), ("a. b. c.", 0, 0), ("a. a.", 1, 1), ("a. a. a. a", 3, 3), ("...", 0, 0),
+        ("a! a? a…", 0, 2), ("It is red. it is red. IT IS RED.", 0, 2), ("yes, . (yes). “yes”.", 0, 2), ("是。是！是？", 0, 2),
+        ("<think>a. a. a", 1, 1),  # tags are part of the text
+    ],
+)  # fmt: skip
+def test_repeats(text, plain, folded):
+    assert rewards.count_repeats(text) == plain
+    assert rewards.count_repeats(text, rewards.DRSEG_STOPS, fold=True) == folded
+
+
+def test_the_second_repeat_costs():
+    target = target_of([], [])
+    for name in ("visionreasoner", "drseg", "genseg", "genseg-g"):
+        score = lambda thought, n=name: rewards.REWARDS[n](parse_answer(said("[]", thought), n), target)["non_repeat"]  # noqa: E731
+        assert score(". a. a. ") == 1 and score(". a. a. a. ") == 0, name
+        assert score(". a. A. a. ") == (name == "visionreasoner")  # the others fold case
+
+
+@pytest.mark.parametrize("text", [
+    "your reasoning text", "[YOUR  Reasoning_text]", "your-visual…FOCUS", "More\nreasoning\t12 text!", "<think>reasoning here</think>",
+    "«region» 'here'", "YOUR REASONING TEXT",
+])  # fmt: skip
+def test_placeholders_are_recognised(text):
+    assert rewards.echoes_placeholder(text) and rewards.echoes_placeholder(f"so: {text}.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "your reasonings text",
+        "the region is here",
+        "reasoning é here",
+        "unreasoning here",
+        "visual focus",
+        "reasoning 是 here",
+    ],
+)
+def test_other_text_is_not(text):
+    assert not rewards.echoes_placeholder(text)
+
+
+def test_every_placeholder_of_our_prompts_is_known():
+    for schema, prompt in data.PROMPTS.items():
+        thought = prompt.split("<think>")[1].split("</think>")[0].replace("</look>", "<look>")
+        pieces = [piece for piece in thought.split("<look>") if piece.strip()]
+        assert pieces and all(rewards.echoes_placeholder(piece) for piece in pieces), schema
+        assert not rewards.echoes_placeholder(prompt.split("<think>")[0]), (
+            schema
+        )  # the instruction itself may be quoted
+
+
+# -------------------------------------------------------------------------------------------------------------- the
+# parser
+
+
+def random_instances(rng, schema):
+    spec = rewards.SCHEMAS[schema]
+    draw = lambda *shape: rng.uniform(-5, 1200, shape).round(rng.integers(0, 4)).tolist()  # noqa: E731
+    n = int(rng.integers(1, 6)) if spec.many else 1
+    return [
+        Instance(draw(4), draw(len(spec.points), 2), draw(len(spec.negatives), 2) if rng.random() < 0.7 else [])
+        for _ in range(n)
+    ]
+
+
+@pytest.mark.parametrize("schema", NAMES)
+def test_what_is_written_is_read(schema):
+    rng = np.random.default_rng(7)
+    for _ in range(40):
+        instances = random_instances(rng, schema)
+        answer = parse_answer(write_answer(instances, schema, "a <look>b</look> c", digits=None), schema)
+        assert answer.instances == instances and answer.thought == "a <look>b</look> c" and answer.looks == ["b"]
+        assert answer.think_ok and answer.answer_ok and not answer.no_target
+        whole = parse_answer(write_answer(instances, schema), schema).instances  # rounded to whole numbers
+        assert all(abs(a - b) <= 0.5 for o, w in zip(instances, whole) for a, b in zip(o.box, w.box))
+        back = answer.rescaled((840, 420), (1000, 1000)).rescaled((1000, 1000), (840, 420))
+        assert all(
+            o.box == pytest.approx(b.box) and np.allclose(o.points, b.points) for o, b in zip(instances, back.instances)
+        )
+    half = Instance([0, 0, 84, 42], [[84, 42]] * len(rewards.SCHEMAS[schema].points))
+    moved = parse_answer(write_answer([half], schema), schema).rescaled((840, 420), (1000, 1000)).instances[0]
+    assert moved.box == [0, 0, 100, 100] and all(p == [100, 100] for p in moved.points)
+
+
+def test_the_decimal_point_of_a_whole_number_is_not_a_sentence_end():
+    # In "0.0, 0.0, 840.0, 840.0" the repeats rule, which splits at every ".", saw sentences said twice, and the truth
+    # lost its point.
+    box, points = [0.0, 0.0, 840.0, 840.0], [[420.0, 420.0]]
+    text = write_answer([Instance(box, points)] * 3, "visionreasoner", digits=None)
+    assert "." not in text and rewards.count_repeats(text) == 0
+    target = target_of([box] * 3, [points] * 3)
+    assert sum(rewards.visionreasoner_reward(parse_answer(text, "visionreasoner"), target).values()) == 7
+
+
+def test_what_cannot_be_said_is_refused():
+    one = Instance([0, 0, 9, 9], [[1, 1], [2, 2]])
+    for schema in ("lens", "segzero"):
+        with pytest.raises(ValueError, match="nothing fits"):
+            write_answer([], schema)
+    with pytest.raises(ValueError, match="2 objects"):
+        write_answer([one, one], "segzero")
+    for wrong in (Instance([0, 0, 9, 9], [[1, 1]]), Instance([0, 0, 9, 9], one.points, [[3, 3]])):
+        with pytest.raises(ValueError):
+            write_answer([wrong], "genseg-g")
+    for schema in ("genseg", "genseg-g", "drseg"):
+        empty = parse_answer(write_answer([], schema), schema)
+        assert empty.no_target and empty.answer_ok and empty.think_ok and not empty.instances
+
+
+@pytest.mark.parametrize(("text", "ok"), [
+    ("<think></think><answer></answer>", 1), ("<think>a</think> \n\t<answer>b</answer>", 1),
+    ("<think>a</think><answer>b</answer><answer>c</answer>", 1),  # what stands inside is not looked at
+    ("<think>a</think>b</think><answer>c</answer>", 1), ("<think><think></think><answer></answer></answer>", 1),
+    ("<think>a</think>,<answer>b</answer>", 0), (" <think>a</think><answer>b</answer>", 0), ("<think>a</think><answer>b</answer>\n", 0),
+    ("<think>a</think><answer>b</answer> done", 0), ("so <think>a</think><answer>b</answer>", 0), ("<answer>b</answer>", 0),
+    ("<answer>b</answer><think>a</think>", 0), ("<think>a<answer>b</answer>", 0), ("<think>a</think><answer>b", 0), ("", 0),
+    ("</think><answer></answer>", 0), ("<think></think><answer>", 0), ("<THINK></THINK><ANSWER></ANSWER>", 0),
+])  # fmt: skip
+def test_think_then_answer(text, ok):
+    assert parse_answer(text, "drseg").think_ok == bool(ok)
+
+
+def test_the_first_answer_is_read():
+    one, two = ([{"bbox_2d": [i, i, 9, 9], "point_2d": [5, 5]}] for i in (1, 2))
+    for text in (
+        said(one) + said(two),
+        f"<answer>{json.dumps(one)}</answer>" + said(two),
+        said(one) + "</answer><answer>",
+    ):
+        assert parse_answer(text, "drseg").instances[0].box == [1, 1, 9, 9]
+    assert not parse_answer("<answer><answer>" + json.dumps(one) + "</answer>", "drseg").answer_ok  # nested: not JSON
+    answer = parse_answer("<think><look>a</look><look></look><look>b <look>c</look></look></think>", "drseg")
+    assert answer.looks == ["a", "", "b <look>c"] and not answer.answer_ok and not answer.instances
+
+
+GOOD = '{"bbox_2d": [1, 2, 3, 4], "point_2d": [5, 6]}'
+HOSTILE = {
+    "empty": "", "no tags": "a cup", "half JSON": said("[" + GOOD[:-1]), "number": said("7"), "null": said("null"),
+    "string": said('"x"'), "list of lists": said(f"[[{GOOD}]]"), "list of numbers": said("[1, 2, 3, 4]"),
+    "bare object": said(GOOD), "python": said(GOOD.replace('"', "'")), "NaN": said(f"[{GOOD}]".replace("4", "NaN")),
+    "Infinity": said(f"[{GOOD}]".replace("4", "-Infinity")), "1e999": said(f"[{GOOD}]".replace("4", "1e999")),
+    "bool": said(f"[{GOOD}]".replace("4", "true")), "text": said(f"[{GOOD}]".replace("4", '"4"')),
+    "null in box": said(f"[{GOOD}]".replace("4", "null")), "long number": said(f"[{GOOD}]".replace("4", "4" * 5000)),
+    "5 numbers": said(f"[{GOOD}]".replace("4", "4, 5")), "box is an object": said('[{"bbox_2d": {}}]'),
+    "one bad": said(f'[{GOOD}, {{"bbox_2d": [1, 2, 3, 4]}}]'), "deep": said("[" * 100_000 + "]" * 100_000),
+    "deep objects": said('{"a":' * 50_000), "surrogate": said(f"[{GOOD}]".replace("bbox", "\ud800")),
+    "prose after": said(f"[{GOOD}] is it"), "fence": said(f"```json\n[{GOOD}]\n```"),
+    "comment": said(f"[{GOOD}] // left"), "bom": said(f"\ufeff[{GOOD}]"), "null byte": said(f"[{GOOD}\0]"),
+    "a megabyte": "x" * 1_000_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_malformed_answers_predict_nothing(name):
+    for schema in NAMES:
+        answer = parse_answer(HOSTILE[name], schema)
+        assert (answer.instances, answer.no_target, answer.answer_ok) == ([], False, False) or (name, schema) == (
+            "bare object",
+            "lens",
+        )
+        assert parse_answer(HOSTILE[name], "lens", lenient=True).text == HOSTILE[name]
+
+
+def test_odd_but_valid_answers_are_read():
+    surrogates = parse_answer(said(f"[{GOOD}]", "\udfff\ud800"), "drseg")
+    assert surrogates.answer_ok and surrogates.thought == "\udfff\ud800"
+    assert parse_answer(said(f"[{GOOD}]".replace("4", "0." + "4" * 5000)), "drseg").instances[0].box[
+        3
+    ] == pytest.approx(4 / 9)
+    assert len(parse_answer(said("[" + ",".join([GOOD] * 10_000) + "]"), "drseg").instances) == 10_000
+    assert parse_answer(said(f"\n [{GOOD}]\n"), "drseg").answer_ok
+    lenient = parse_answer("the box is [1, 2.5, 30, 40] here, not [5, 6, 7, 8]", "lens", lenient=True)
+    assert lenient.instances[0].box == [1, 2.5, 30, 40] and lenient.answer_ok and not lenient.think_ok
+
+
+def test_parsing_takes_linear_time():
+    # Three seconds went on a megabyte of "</think>", each of which copied the rest of the text.
+    # Letters repeated until 100,000 or 1,000,000 of them, behind an opening that sends them into every part of the
+    # parser.
+    units = ["<think>", "</think>", "</think> ", "</think><answer>", "<look>", "</look>", "<look></look>", "<answer>", "</answer>",
+             "[", "[1 ,", '{"a":', "7", '"', "\\", "\ud800", " "]  # fmt: skip
+    for unit in units:
+        for opening in ("", "<think></think><answer>", '<think></think><answer>[{"bbox_2d": ['):
+
+            def seconds(n, unit=unit, opening=opening):
+                text, times = opening + unit * (n // len(unit)) + "</answer>", []
+                for _ in range(2):
+                    start = time.perf_counter()
+                    parse_answer(text, "drseg")
+                    parse_answer(text, "lens", lenient=True)
+                    times.append(time.perf_counter() - start)
+                return min(times)
+
+            assert seconds(1_000_000) < 30 * max(seconds(100_000), 1e-3), (unit, opening)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# tricks
+
+LOWEST = {"samr1": -2, "genseg-g": -9}  # the others pay nothing or something
+SINGLE = [name for name in NAMES if not rewards.SCHEMAS[name].many]
+
+
+def world(name, no_target=False):
+    """A request with one or three round objects: the target, and the honest right answer. The mask has its own
+    resolution."""
+    spec, side = rewards.SCHEMAS[name], 1000 if name.startswith("genseg") else 840
+    centers = np.array([[200, 200], [500, 250], [320, 600]])[: 0 if no_target else 3 if spec.many else 1]
+    ys, xs = (np.mgrid[:420, :420] + 0.5) * side / 420
+    mask = np.zeros((420, 420), bool)
+    instances = []
+    for x, y in centers:
+        mask |= np.hypot(xs - x, ys - y) < 100
+        positive = [[float(x - 20 * i), float(y)] for i in range(len(spec.points))]
+        negative = [[float(x + s * 92), float(y + 92)] for s in (-1, 1)][: len(spec.negatives)]
+        instances.append(Instance([float(v) for v in (x - 100, y - 100, x + 100, y + 100)], positive, negative))
+    boxes, points = [o.box for o in instances], [o.points for o in instances]
+    return target_of(boxes, points, mask=mask, no_target=no_target, frame=(side, side)), instances
+
+
+def as_json(name, instances):
+    return write_answer(instances, name, digits=None).split("<answer>")[1].removesuffix("</answer>")
+
+
+def listing(name, objects):
+    """Objects as JSON, also where the schema has one object and write_answer would refuse."""
+    pieces = [as_json(name, [o]).removeprefix("[").removesuffix("]") for o in objects]
+    return "[" + ", ".join(pieces) + "]" if rewards.SCHEMAS[name].listed or len(pieces) > 1 else pieces[0]
+
+
+def tricks(name, target, right):
+    """(what, text, the mask IoU that it could have at best)."""
+    spec, side = rewards.SCHEMAS[name], target.frame[0]
+    rng = np.random.default_rng(3)
+    look = "I see <look>it</look>"
+
+    def made(box, near=None):
+        x, y = near or ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        return Instance(box, [[x, y]] * len(spec.points), [[box[0] + 1, box[1] + 1]] * len(spec.negatives))
+
+    whole = made([0, 0, side, side])
+    crowd = [made(np.sort(rng.uniform(0, side, (2, 2)), 0).ravel().tolist()) for _ in range(100)]
+    yield "whole image", said(listing(name, [whole]), look), 0.2
+    yield "whole image too", said(listing(name, [*right, whole]), look), 0.2
+    yield "100 boxes", said(listing(name, crowd), look), 0.3
+    yield "right and 100 boxes", said(listing(name, [*right, *crowd]), look), 0.3
+    yield "10,000 boxes", said("[" + ", ".join([listing(name, [whole]).strip("[]")] * 10_000) + "]", look), 0.2
+    yield "other sample", said(listing(name, [made([600, 700, 800, 800])]), look), 0.0
+    yield "prose after", said(as_json(name, right), look) + " That is it.", 1.0
+    yield "prose inside", said(as_json(name, right) + " That is it.", look), 0.0
+    yield "right answer twice", said(listing(name, right * 2), look), 1.0
+    yield "two blocks", said(as_json(name, right), look) + f"<answer>{as_json(name, right)}</answer>", 1.0
+    yield "no reasoning", f"<answer>{as_json(name, right)}</answer>", 1.0
+    yield "said often", said(as_json(name, right), look + " I am sure." * 50), 1.0
+    yield "said for a megabyte", said(as_json(name, right), look + " I am sure." * 90_000), 1.0
+    yield "rambling", said(as_json(name, right), look + " " + " ".join(map(str, range(150_000)))), 1.0
+    yield "prompt", data.build_prompt("the cup", name, "thousand"), 0.0
+    yield "prompt's example", "<think>" + data.build_prompt("the cup", name, "pixels").split("<think>")[1], 0.0
+    yield "prompt's words", said(as_json(name, right), "reasoning here <look>region here</look>"), 1.0
+    yield "tags alone", "<think><look>a</look></think><answer></answer>", 0.0
+    yield "nothing", NOTHING, 0.0
+    yield "nothing, and boxes", said(as_json(name, right)[:-1] + ', {"no_target": true}]', look), 0.0
+    yield "empty list", said("[]", look), 0.0
+    yield "no text", "", 0.0
+    yield "a megabyte", "<think>" * 150_000, 0.0
+    for what, change in {
+        "swapped": lambda b: [*b[2:], *b[:2]], "mirrored": lambda b: [b[2], b[1], b[0], b[3]], "no area": lambda b: [*b[:2], *b[:2]],
+        "huge": lambda b: [-1e308, -1e308, 1e308, 1e308], "NaN": lambda b: [math.nan] * 4, "infinite": lambda b: [-math.inf, 0, 0, math.inf],
+    }.items():  # fmt: skip
+        yield (
+            what,
+            said(
+                listing(
+                    name,
+                    [Instance(change(o.box), o.points, o.negative_points) for o in right]
+                    or [made(change([1.0, 2, 3, 4]))],
+                ),
+                look,
+            ),
+            0.2,
+        )
+    far = [
+        Instance(o.box, [[1e308, -1e308]] * len(o.points), [[1e308, -1e308]] * len(o.negative_points)) for o in right
+    ]
+    yield "points far away", said(listing(name, far or [whole]), look), 0.5
+    if spec.negatives:
+        yield "no negatives", said(listing(name, [Instance(o.box, o.points) for o in right] or [whole]), look), 1.0
+        same = [Instance(o.box, o.points, o.negative_points[:1] * 2) for o in right]
+        yield "one negative twice", said(listing(name, same or [whole]), look), 1.0
+        on = [Instance(o.box, o.points, o.points) for o in right]
+        yield "negatives on the object", said(listing(name, on or [whole]), look), 1.0
+        yield (
+            "negatives for one",
+            said(listing(name, [*right[:1], *[Instance(o.box, o.points) for o in right[1:]]] or [whole]), look),
+            1.0,
+        )
+
+
+CASES = [(name, False) for name in NAMES] + [("genseg", True), ("genseg-g", True)]
+
+
+@pytest.mark.parametrize(("name", "no_target"), CASES)
+def test_no_trick_beats_the_right_answer(name, no_target):
+    target, right = world(name, no_target)
+    text = write_answer(right, name, "I see <look>it</look>", digits=None)
+    queue = RankQueue()
+    for x in np.random.default_rng(0).random((200, 3)):
+        queue.push(x)
+    queue.flush()
+    for options in [{}, {"queue": queue}] if name == "drseg" else [{}]:
+        score = lambda text, iou, o=options: rewards.REWARDS[name](  # noqa: E731
+            parse_answer(text, name).rescaled(target.frame, target.frame), target, iou, **o
+        )
+        best = score(text, 1.0)
+        assert sum(best.values()) == rewards.maximum(name, no_target), best
+        if not no_target:
+            most = rewards.MAXIMUM[name][no_target]
+            weights = rewards.GENSEG_G_WEIGHTS if name == "genseg-g" else {}
+            assert {k: v for k, v in best.items() if v} == {k: v * weights.get(k, 1) for k, v in most.items()}
+        seen = 0
+        for what, trick, iou in tricks(name, target, right):
+            if no_target and trick in (text, NOTHING):
+                continue
+            parts = score(trick, iou)
+            assert all(type(v) is float and math.isfinite(v) for v in parts.values()), what
+            assert LOWEST.get(name, 0) <= sum(parts.values()) <= sum(best.values()), (what, parts)
+            seen += 1
+            # Whatever costs quality costs reward; these alone break no rule of their recipe.
+            harmless = {"two blocks", "said often", "said for a megabyte", "rambling", "prompt's words", "prose after", "no reasoning",
+                        "right answer twice", "one negative twice", "negatives for one"}  # fmt: skip
+            assert sum(parts.values()) < sum(best.values()) or what in harmless, (what, parts)
+        assert seen > 25
+
+
+@pytest.mark.parametrize(("name", "no_target"), CASES)
+def test_tricks_that_each_reward_names(name, no_target):
+    if no_target:
+        return
+    target, right = world(name)
+    score = {
+        what: rewards.REWARDS[name](parse_answer(t, name), target, iou) for what, t, iou in tricks(name, target, right)
+    }
+    total, best = {what: sum(parts.values()) for what, parts in score.items()}, rewards.maximum(name)
+    assert total["no reasoning"] < best and total["prose after"] < best  # think-then-answer and nothing else
+    if name in ("visionreasoner", "drseg", "genseg", "genseg-g"):
+        assert total["right answer twice"] < best and total["said often"] < best and total["said for a megabyte"] < best
+    if name in ("drseg", "genseg", "genseg-g"):
+        assert score["prompt's words"]["non_repeat"] == 0
+    assert total["prompt's example"] < best / 2 + 1  # the example of the prompt is not an answer
+
+
+def test_an_honest_answer_off_by_a_little_beats_every_trick_off_by_a_lot():
+    for name in NAMES:
+        target, right = world(name)
+        near = [Instance([v + 3 for v in o.box], o.points, o.negative_points) for o in right]
+        near_total = sum(
+            rewards.REWARDS[name](
+                parse_answer(said(listing(name, near), "<look>it</look>"), name), target, 0.9
+            ).values()
+        )
+        for what, trick, iou in tricks(name, target, right):
+            if iou <= 0.3:
+                assert sum(rewards.REWARDS[name](parse_answer(trick, name), target, iou).values()) < near_total, (
+                    name,
+                    what,
+                )
+
+
+def test_maximum_refuses_what_cannot_be_answered():
+    for name in NAMES:
+        if not rewards.SCHEMAS[name].no_target:
+            with pytest.raises(ValueError, match="without target"):
+                rewards.maximum(name, no_target=True)
+    assert rewards.maximum("genseg-g") == 21 and rewards.maximum("genseg-g", True) == 16
+    assert rewards.maximum("genseg-g", weights={"negative": 0, "think": 3}) == 13
+
+
+# ------------------------------------------------------------------------------------------------------- Dr. Seg's
+# queue
+
+
+def slow_rank(rows, x):
+    """Eq. 10-12 as they stand."""
+    q = [sum(s[j] <= x[j] for s in rows) / len(rows) for j in range(len(x))]
+    return sum(q) / len(q)
+
+
+def test_the_queue_equals_the_equations():
+    rng = np.random.default_rng(5)
+    queue, rows = RankQueue(size=50, dims=3, initial_zeros=12), [(0.0, 0.0, 0.0)] * 12
+    for _ in range(12):
+        step = [tuple(x) for x in rng.random((12, 3)).round(1).tolist()]  # rounded: ties
+        for x in step:
+            assert queue.rank(x) == pytest.approx(
+                slow_rank(rows, x), abs=1e-12
+            )  # every completion against the same history
+            queue.push(x)
+        queue.flush()
+        rows = (rows + step)[-50:]  # first in, first out
+        assert list(queue.rows) == rows and queue.pending == []
+
+
+def test_the_paper_s_start():
+    queue = RankQueue()
+    assert len(queue.rows) == 128 and queue.rows.maxlen == 2048
+    assert queue.rank((0, 0, 0)) == 1.0  # everything equals the zeros it is ranked against
+    queue.flush([(0.5, 0.5, 0.5)] * 128)
+    assert queue.rank((0.4, 0.5, 0.6)) == pytest.approx((0.5 + 1 + 1) / 3)
+    assert RankQueue(initial_zeros=0).rank((0.1, 0.2, 0.3)) == 1.0
+
+
+def test_several_processes_have_one_queue():
+    rng = np.random.default_rng(6)
+    for split in ([3, 5], [0, 8], [8, 0], [1, 2, 5]):
+        one, many = RankQueue(30, 3, 4), [RankQueue(30, 3, 4) for _ in split]
+        for _ in range(6):
+            step = rng.random((8, 3))
+            owner = np.repeat(range(len(split)), split)
+            ranks = [many[p].rank(x) for p, x in zip(owner, step)]
+            assert ranks == [one.rank(x) for x in step]
+            for p, x in zip(owner, step):
+                many[p].push(x)
+                one.push(x)
+            gathered = [row for queue in many for row in queue.pending]
+            for queue in many:
+                queue.flush(gathered)
+            one.flush()
+        assert all(queue.state_dict() == one.state_dict() for queue in many)
+
+
+def test_the_queue_survives_a_checkpoint_in_the_middle_of_a_step():
+    rng = np.random.default_rng(8)
+    queue = RankQueue(20, 3, 5)
+    for x in rng.random((17, 3)):
+        queue.push(x)
+    queue.flush()
+    queue.push((0.1, 0.2, 0.3))
+    resumed = RankQueue()
+    resumed.load_state_dict(json.loads(json.dumps(queue.state_dict())))
+    for _ in range(3):
+        x = rng.random(3)
+        assert queue.rank(x) == resumed.rank(x)
+        queue.push(x)
+        resumed.push(x)
+    queue.flush()
+    resumed.flush()
+    assert queue.state_dict() == resumed.state_dict() and len(resumed.rows) == 20  # full: the zeros have gone
+    assert (0.1, 0.2, 0.3) in resumed.rows

@@ -1,0 +1,293 @@
+"""The loop through its own functions: one gradient however a step is cut, nothing lost over a kill, the same numbers on two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+import data
+import grpo
+import model as models
+import recipes
+import rewards
+import train
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--prompts_per_step", "4", "--num_samples", "4", "--eval_samples", "0", "--max_completion", "60", "--save_every", "1"]
+
+
+def setup(name, **changes):
+    recipe = replace(recipes.miniature(recipes.RECIPES[name]), prompts_per_step=3, num_samples=4, max_completion=60, **changes)
+    if name == "lens":
+        recipe = replace(recipe, model="toy/qwen2_5_vl", num_queries=3)
+    accelerator = Accelerator(cpu=True)
+    policy, segmenter = train.build(recipe, accelerator)
+    samples = data.load("toy", None, "train")
+    order, _ = train.usable(samples, recipe)
+    batch = train.load_batch(recipe, policy, segmenter, samples, order[:3])
+    rollout = grpo.sample(
+        policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, order[:3], 60), num_samples=4, max_new_tokens=60,
+        eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
+    )  # fmt: skip
+    return recipe, accelerator, policy, segmenter, batch, rollout
+
+
+def gradients(setting, advantages, **changes):
+    """The gradient that train.update leaves, for one way of cutting the step."""
+    recipe, accelerator, policy, _, batch, rollout = setting
+    recipe = replace(recipe, max_grad_norm=1e9, **changes)
+    policy.zero_grad()
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.0)
+    micros = train.make_micros(policy, batch.prompts, rollout, recipe)
+    values = train.update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
+    found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    return found, values, len(micros)
+
+
+@pytest.mark.parametrize("name", ["drseg", "samr1", "lens"])
+def test_gradient_does_not_depend_on_how_the_step_is_cut(name):
+    setting = setup(name)
+    advantages = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    whole, values, _ = gradients(setting, advantages, rows_per_batch=16)
+    assert values["grad_norm"] > 0 and values["ratio"] == pytest.approx(1, abs=1e-6)
+    seen = set()
+    # rows of 130 tokens hold one or two completions: groups are cut inside
+    for changes in ({"rows_per_batch": 1}, {"rows_per_batch": 2, "max_row_tokens": 130}, {"rows_per_batch": 1, "max_row_tokens": 1}):
+        cut, cut_values, n = gradients(setting, advantages, **changes)
+        seen.add(n)
+        assert cut_values["loss"] == pytest.approx(values["loss"], rel=1e-4, abs=1e-6)
+        scale = max(g.abs().max() for g in whole.values())
+        for parameter, gradient in whole.items():
+            torch.testing.assert_close(cut[parameter], gradient, rtol=1e-4, atol=1e-5 * float(scale), msg=parameter)
+    assert len(seen) == 3 and max(seen) == 12  # it really was cut in three ways, down to one completion each
+
+
+def test_end_token_is_trained_and_nothing_after_it():
+    recipe, accelerator, policy, _, batch, rollout = setup("drseg")
+    lengths = rollout.mask.sum(-1)
+    ended = (rollout.ids == policy.eos_token_id) & rollout.mask
+    for p in range(3):
+        for g in range(4):
+            n = int(lengths[p, g])
+            assert rollout.mask[p, g, :n].all() and not rollout.mask[p, g, n:].any()
+            assert ended[p, g, : n - 1].sum() == 0  # the end token, if there is one, is the last
+    assert ended.any()
+    micros = train.make_micros(policy, batch.prompts, rollout, recipe)
+    at = torch.cat([m.at for m in micros])
+    assert sorted(at.tolist()) == rollout.mask.flatten().nonzero()[:, 0].tolist()  # every token of a completion once, no other
+    for m in micros:
+        assert torch.equal(m.rows.target, rollout.ids.flatten()[m.at])
+    # moving the reward of the end token alone moves the probability of ending
+    weights = grpo.token_weights(rollout.mask)
+    assert (weights[ended] > 0).all()
+
+
+def test_step_samples_read_every_epoch_whole():
+    recipe = replace(recipes.miniature(recipes.DRSEG), prompts_per_step=4)
+    order = list(range(100, 110))
+    seen = [i for step in range(5) for i in train.step_samples(order, recipe, step)]
+    assert sorted(seen[:10]) == order and sorted(seen[10:]) == order and seen[:10] != seen[10:]
+    few = [train.step_samples([1, 2, 3], recipe, step) for step in range(3)]  # fewer samples than prompts per step
+    assert sorted(few[0] + few[1] + few[2]) == sorted([1, 2, 3] * 4)
+
+
+def test_second_update_of_a_rollout_is_clipped():
+    setting = recipe, accelerator, policy, _, batch, rollout = setup("samr1")
+    micros = train.make_micros(policy, batch.prompts, rollout, recipe)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]] * 3)
+    first = train.update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
+    second = train.update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
+    assert first["clip_low"] + first["clip_high"] == 0 and second["clip_low"] + second["clip_high"] > 0
+    del setting
+
+
+def test_lens_gradients_go_where_they_should():
+    advantages = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    setting = setup("lens")
+    with_mask, _, _ = gradients(setting, advantages)
+    without, _, _ = gradients(setting, advantages, seg_weight=0.0)
+    parts = {n.split(".")[0] + "." + n.split(".")[1] for n, g in with_mask.items() if g.abs().max() > 0}
+    assert {"vlm.model", "context.queries", "segmenter.mask_decoder"} <= parts
+    assert not any(n.startswith(("segmenter.image_encoder", "segmenter.prompt_encoder", "segmenter.no_mem")) for n in with_mask)
+    assert not any("conv_s0" in n or "conv_s1" in n for n in with_mask)  # the picture's path through the decoder is frozen too
+    # lambda = 0 takes L_seg out of the VLM, and nothing else out of it: what is left is the gradient without any masks
+    recipe, accelerator, policy, _, batch, rollout = setting
+    assert all(g.abs().max() == 0 for n, g in without.items() if n.startswith(("context", "segmenter")))
+    context, policy.context = policy.context, None
+    plain, _, _ = gradients((replace(recipe, num_queries=0), accelerator, policy, None, batch, rollout), advantages)
+    policy.context = context
+    for n, g in plain.items():
+        if n.startswith("vlm"):
+            torch.testing.assert_close(without[n], g, rtol=1e-4, atol=1e-6, msg=n)
+    assert any((with_mask[n] - without[n]).abs().max() > 1e-6 for n in without if n.startswith("vlm"))
+
+
+def test_alignment_trains_the_context_module_alone():
+    recipe = replace(recipes.miniature(recipes.RECIPES["lens-align"]), prompts_per_step=3)
+    accelerator = Accelerator(cpu=True)
+    policy, segmenter = train.build(recipe, accelerator)
+    assert {n.split(".")[0] for n, p in policy.named_parameters() if p.requires_grad} == {"context"}
+    samples = data.load("toy", None, "train")
+    order, _ = train.usable(samples, recipe)
+    batch = train.load_batch(recipe, policy, segmenter, samples, order[:3])
+    rollout = train.oracle_rollout(policy, batch, recipe)
+    text = policy.decode(rollout.ids[0], rollout.mask[0])[0]
+    assert text.startswith("<think></think><answer>") and rewards.parse_answer(text, "lens").think_ok
+    found, values, _ = gradients((recipe, accelerator, policy, segmenter, batch, rollout), torch.zeros(3, 1))
+    assert {n.split(".")[0] for n in found} == {"context"} and values["seg_loss"] > 0
+
+
+# ------------------------------------------------------------------------------------------------------ whole processes
+
+
+def run(output, *options, processes=1, env=None, check=True):
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(20000 + os.getpid() % 20000)]
+    command += ["train.py", "--toy", "--output_dir", str(output), *QUICK, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"} | (env or {})
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def final_weights(output):
+    return {**load_file(output / "final" / "model.safetensors"), **(load_file(output / "final" / "lens.safetensors") if (output / "final" / "lens.safetensors").exists() else {})}
+
+
+@pytest.mark.parametrize("recipe", ["drseg", "samr1", "lens"])
+def test_two_processes_equal_one(tmp_path, recipe):
+    options = ["--recipe", recipe, "--max_steps", "3"] + (["--model", "toy/qwen2_5_vl", "--num_queries", "3"] if recipe == "lens" else [])
+    run(tmp_path / "one", *options)
+    run(tmp_path / "two", *options, processes=2)
+    one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
+    start = load_file(ROOT / "toy" / "qwen2_5_vl" / "model.safetensors")
+    assert one.keys() == two.keys()
+    assert max((one[k] - start[k]).abs().max() for k in start) > 1e-5  # it moved
+    for k in one:
+        torch.testing.assert_close(two[k], one[k], rtol=1e-4, atol=1e-5, msg=k)
+    rows = [[json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    for a, b in zip(*rows, strict=True):
+        assert a["reward"] == pytest.approx(b["reward"], abs=1e-4) and a["length"] == b["length"]
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    """SIGKILL at random moments, saving included; then --resume: weights and metrics bit for bit. KILLS=20 for the long version."""
+    options = ["--recipe", "drseg", "--max_steps", "6", "--limit", "60"]
+    run(tmp_path / "whole", *options)
+    rng = np.random.default_rng(int(os.environ.get("KILL_SEED", "0")))
+    cut = tmp_path / "cut"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    kills = 0
+    command = [sys.executable, "train.py", "--toy", "--output_dir", str(cut), *QUICK, *options, "--resume"]
+    while kills < int(os.environ.get("KILLS", "2")):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # start-up takes most of the time, so count the delay from the first new row of metrics
+        before = len((cut / "metrics.jsonl").read_text().splitlines()) if (cut / "metrics.jsonl").exists() else 0
+        while process.poll() is None:
+            time.sleep(0.01)
+            if (cut / "metrics.jsonl").exists() and len((cut / "metrics.jsonl").read_text().splitlines()) > before - 2:
+                break
+        time.sleep(rng.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    run(cut, *options, "--resume")
+    whole, resumed = final_weights(tmp_path / "whole"), final_weights(cut)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    timing = ("seconds", "tokens_per_second")
+    rows = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (tmp_path / "whole", cut)]
+    assert [[(k, v) for k, v in r.items() if not k.startswith(timing)] for r in rows[0]] == [
+        [(k, v) for k, v in r.items() if not k.startswith(timing)] for r in rows[1]
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_half_written_checkpoints_are_ignored(tmp_path):
+    for name in ("checkpoint-2", "checkpoint-10", "checkpoint-30.part", "checkpoint-40"):
+        (tmp_path / name).mkdir()
+        if name != "checkpoint-40":  # without trainer.pt
+            (tmp_path / name / "trainer.pt").write_text("x")
+    assert train.newest_checkpoint(tmp_path).name == "checkpoint-10"
+    assert train.newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_disk_full_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    recipe, _, policy, *_ = setup("drseg")
+    train.save(tmp_path / "checkpoint-1", {"step": 1}, policy, recipe)
+    good = {p.name: p.stat().st_size for p in (tmp_path / "checkpoint-1").iterdir()}
+
+    def full(*_args, **_kw):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="could not write the checkpoint .*No space left.*--resume"):
+        train.save(tmp_path / "checkpoint-2", {"step": 2}, policy, recipe)
+    assert {p.name: p.stat().st_size for p in (tmp_path / "checkpoint-1").iterdir()} == good
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_groups_that_teach_nothing_leave_the_policy_alone():
+    setting = setup("drseg", beta=0.0)
+    found, values, _ = gradients(setting, grpo.group_advantages(torch.full((3, 4), 0.3)))
+    assert values["grad_norm"] == 0 and all(g.abs().max() == 0 for g in found.values())
+
+
+def test_unparsable_and_empty_completions_are_judged():
+    recipe, _, policy, segmenter, batch, _ = setup("samr1")
+    texts = [["", "no answer at all", "<think></think><answer>[{]</answer>", "<answer>[]</answer>"]] * 3
+    reward, parts, measured = train.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
+    assert torch.isfinite(reward).all() and set(measured["mask_iou"]) == {0.0}
+    assert reward[0].tolist() == [-2, -2, 0, 0]  # think, format: +1 or -1
+
+
+def test_nan_stops_the_step():
+    setting = setup("drseg")
+    with pytest.raises(FloatingPointError, match="nan"):
+        gradients(setting, torch.full((3, 4), float("nan")))
+
+
+def test_reward_check_finds_a_wrong_frame(monkeypatch):
+    recipe, samples = recipes.miniature(recipes.VISIONREASONER), data.load("toy", None, "train")
+    order, left = train.usable(samples, recipe)
+    assert sum(left.values()) + len(order) == len(samples)
+    good, bad = train.check_rewards(samples, order[:50], recipe)
+    assert len(good) >= 49
+    monkeypatch.setattr(train, "reward_frame", lambda recipe, sample: (840, 840) if sample.id.endswith("never") else (840, 420))
+    frames = iter([(840, 840), (840, 420)] * 1000)  # the answer in one frame, the target in another
+    monkeypatch.setattr(train, "reward_frame", lambda recipe, sample: next(frames))
+    good, bad = train.check_rewards(samples, order[:50], recipe)
+    assert len(bad) == 50 and "earns" in bad[0]
+
+
+@pytest.mark.parametrize("options,words", [
+    (["--recipe", "drseg", "--model", "no/such-model"], "could not load the policy 'no/such-model'"),
+    (["--recipe", "drseg", "--segmenter", "nowhere.pt"], "could not load the segmenter 'nowhere.pt'"),
+    (["--recipe", "drseg", "--dataset", "refcoco", "--data_root", "/nowhere"], "/nowhere"),
+    (["--recipe", "drseg", "--max_prompt", "5"], "above --max_prompt 5"),
+])  # fmt: skip
+def test_what_cannot_be_reached_is_said_in_a_sentence(tmp_path, options, words):
+    done = run(tmp_path, *options, check=False, env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr.splitlines()[0]
+
+
+def test_paper_sizes_of_the_context_module():
+    """LENS Table A4: 0.13 M in the queries, 206.3 M in the connector with its projection."""
+    with torch.device("meta"):
+        context = models.ContextModule(2048, 256, 64)
+    queries = context.queries.numel()
+    assert round(queries / 1e6, 2) == 0.13
+    assert round((sum(p.numel() for p in context.parameters()) - queries) / 1e6, 1) == 206.3
