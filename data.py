@@ -213,7 +213,7 @@ def background_points(mask: np.ndarray, box: np.ndarray, k: int, clearance: floa
         return None
     room = distance_transform_edt(~mask)[y0:y1, x0:x1] if mask.any() else np.full((y1 - y0, x1 - x0), np.inf)
     ys, xs = np.mgrid[y0:y1, x0:x1] + 0.5
-    needed, points = clearance * max(mask.shape) + 1, []  # + 1: a pixel's centre, and rounding to whole coordinates
+    needed, points = (clearance + 1 / 1000) * max(mask.shape) + 1, []  # + 1: a pixel's centre, and rounding to whole coordinates
     for _ in range(k):
         score = np.minimum.reduce([room, *[np.hypot(xs - x, ys - y) for x, y in points]])
         score[room < needed] = -1
@@ -226,7 +226,7 @@ def background_points(mask: np.ndarray, box: np.ndarray, k: int, clearance: floa
 
 # -------------------------------------------------------------------------------------------------------------- prompts
 
-# One prompt per answer schema, written for this project. "reasoning here" and "region here" are the places to fill in;
+# One prompt per answer schema, written for this project. "reasoning goes here" and "region goes here" are the places to fill in;
 # rewards.py gives no points for a completion that copies them (PLACEHOLDERS there; a test keeps the two in step).
 _HOW = {
     "thousand": "Coordinates run from 0 to 1000 over the picture's width and height.",
@@ -234,26 +234,26 @@ _HOW = {
 }
 PROMPTS = {
     "lens": "Find the one object that fits: {query}\n{how} First reason, then give its box.\n"
-    '<think>reasoning here</think><answer>{{"bbox_2d": [x1, y1, x2, y2]}}</answer>',
+    '<think>reasoning goes here</think><answer>{{"bbox_2d": [x1, y1, x2, y2]}}</answer>',
     "samr1": "Find the object that fits: {query}\n{how} First reason, then give its box, a point on it, and its name.\n"
-    '<think>reasoning here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y], '
+    '<think>reasoning goes here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y], '
     '"label": "name"}}]</answer>',
     "genseg": "Find every object that fits: {query}\n{how} First reason, then give for each a box and two points "
     'on it. If nothing fits, answer {{"no_target": true}}.\n'
-    '<think>reasoning here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_1": [x, y], '
+    '<think>reasoning goes here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_1": [x, y], '
     '"point_2": [x, y]}}]</answer>',
     "genseg-g": "Find every object that fits: {query}\n{how} First reason, then give for each a box, two points on it, "
     'and two background points inside the box. If nothing fits, answer {{"no_target": true}}.\n'
-    '<think>reasoning here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_1": [x, y], "point_2": [x, y], '
+    '<think>reasoning goes here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_1": [x, y], "point_2": [x, y], '
     '"negative_1": [x, y], "negative_2": [x, y]}}]</answer>',
     "drseg": "Find every object that fits: {query}\n{how} First reason, and while reasoning say what you look at; "
-    "then give for each a box and a point on it.\n<think>reasoning here <look>region here</look> reasoning here</think>"
+    "then give for each a box and a point on it.\n<think>reasoning goes here <look>region goes here</look> reasoning goes here</think>"
     '<answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}}]</answer>',
     "visionreasoner": "Find every object that fits: {query}\n{how} First reason, then give for each a box "
     "and a point on it.\n"
-    '<think>reasoning here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}}]</answer>',
+    '<think>reasoning goes here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}}]</answer>',
     "segzero": "Find the one object that fits: {query}\n{how} First reason, then give its box and two points on it.\n"
-    '<think>reasoning here</think><answer>{{"bbox": [x1, y1, x2, y2], "points_1": [x, y], '
+    '<think>reasoning goes here</think><answer>{{"bbox": [x1, y1, x2, y2], "points_1": [x, y], '
     '"points_2": [x, y]}}</answer>',
 }
 

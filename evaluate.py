@@ -632,13 +632,15 @@ def photo(policy, segmenter, recipe: Recipe, options: Options) -> None:
 def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: Options, state) -> None:
     """Answer what is not answered yet, by all processes; then merge and print.
 
-    Each process appends to a file of its own; what any of them holds is done, however many processes there were before.
+    Of several processes each appends to a file of its own; what any holds is done, however many there were before.
     """
     from tqdm import tqdm
 
     samples = load_samples(run)
     chosen = choose(samples, options.make_up, options.limit, options.seed)
-    merged, mine = out / "predictions.jsonl", out / f"predictions.{state.process_index}.jsonl"
+    merged = mine = out / "predictions.jsonl"
+    if state.num_processes > 1:
+        mine = out / f"predictions.{state.process_index}.jsonl"
     if state.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         claim(out, run)

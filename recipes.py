@@ -17,6 +17,7 @@ QWEN25_7B = "Qwen/Qwen2.5-VL-7B-Instruct"
 QWEN3_4B = "Qwen/Qwen3-VL-4B-Instruct"
 QWEN3_8B = "Qwen/Qwen3-VL-8B-Instruct"
 SAM2_LARGE = "facebook/sam2-hiera-large"
+MULTI_OBJECT_7K = "Ricky06662/VisionReasoner_multi_object_7k_840"  # 7,099 samples, 840 x 840
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Recipe:
     train: Literal["policy", "context", "all"] = "policy"  # the VLM; the context module alone; VLM + context module + mask decoder
     # --- on what
     dataset: str = "visionreasoner"  # a layout of data.load, several joined by commas
-    data_root: str = "data"  # where the dataset lies (or its Hub id)
+    data_root: str = MULTI_OBJECT_7K  # the folder that the dataset lies in, or its Hub id
     split: str = "train"  # the split trained on
     one_expression: bool = False  # one random sentence per reference per epoch, instead of every sentence
     limit: int = 0  # train on a seeded draw of this many samples (0: all)
@@ -89,7 +90,7 @@ class Recipe:
 # Seg-Zero (baseline of the papers): one object, a box and two points. Five parts of one point each. [C]
 # The distance thresholds (10 px for boxes, 100 px for points, of the 840-pixel picture) are where GenSeg-R1's come from.
 SEGZERO = Recipe(
-    name="segzero", schema="segzero", reward="segzero", dataset="refcocog", limit=2000, beta=5e-3, max_completion=1300,
+    name="segzero", schema="segzero", reward="segzero", dataset="refcocog", data_root="data", limit=2000, beta=5e-3, max_completion=1300,
     weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "point": 1.0},
 )  # fmt: skip
 
@@ -116,7 +117,7 @@ DRSEG = Recipe(
 # (section 3.2.2, Eq. 4): clip-higher, epsilon_high = 0.3, and the token average. 3,000 samples of RefCOCOg. KL is kept:
 # without it training collapses after about 100 steps. Two updates per rollout [D], or clipping could never act.
 SAMR1 = Recipe(
-    name="samr1", segmenter_use="reward", dataset="refcocog", limit=3000, schema="samr1", reward="samr1", average="token",
+    name="samr1", segmenter_use="reward", dataset="refcocog", data_root="data", limit=3000, schema="samr1", reward="samr1", average="token",
     clip_high=0.3, updates_per_rollout=2, beta=5e-3, max_prompt=2048, max_completion=1500,
     weights={"tiered": 1.0, "think": 1.0, "format": 1.0},
 )  # fmt: skip
@@ -135,7 +136,7 @@ GENSEG_8B = dataclasses.replace(GENSEG, name="genseg-8b", model=QWEN3_8B)
 # inside the written box, off the true mask) and "nothing fits" (+10 when true, -10 for any box then). Section 5's two-stage run is
 # genseg first, then --recipe genseg-g --model its-checkpoint.
 GENSEG_G = dataclasses.replace(
-    GENSEG, name="genseg-g", segmenter_use="reward", dataset="grefcoco", schema="genseg-g", reward="genseg-g",
+    GENSEG, name="genseg-g", segmenter_use="reward", dataset="grefcoco", data_root="data", schema="genseg-g", reward="genseg-g",
     weights={**GENSEG.weights, "mask_iou": 5.0, "negative": 10.0, "no_target": 10.0},
 )  # fmt: skip
 
@@ -144,7 +145,7 @@ GENSEG_G = dataclasses.replace(
 # these, on masks. Stage two, lens, trains VLM, context module and mask decoder together: L = L_GRPO + lambda L_seg (Eq. 7), with
 # the reward format + box IoU^2 + mask IoU^2 (Eq. 6): the reasoning is paid for the mask that it leads to.
 LENS_ALIGN = Recipe(
-    name="lens-align", model=QWEN25_3B, segmenter_use="trained", train="context", dataset="refcoco,refcoco+,refcocog",
+    name="lens-align", model=QWEN25_3B, segmenter_use="trained", train="context", dataset="refcoco,refcoco+,refcocog", data_root="data",
     schema="lens", reward="lens", reward_frame=(0, 0), image_size=0, num_queries=64, num_samples=1, prompts_per_step=128, beta=0.0,
     learning_rate=3e-5, schedule="cosine", warmup_steps=150, weight_decay=0.0, epochs=25, max_prompt=2048, max_completion=768,
     weights={"format": 1.0, "box_iou": 1.0, "mask_iou": 1.0}, tune_decoder=False,
@@ -167,11 +168,10 @@ def miniature(recipe: Recipe) -> Recipe:
 
     What makes a paper's recipe what it is (schema, reward, averages, clips, updates) is untouched.
     """
-    qwen3 = recipe.model in (QWEN3_4B, QWEN3_8B)
     align, joint = recipe.train == "context", recipe.train == "all"
-    model = "toy/qwen3_vl" if qwen3 else "runs/lens-align-toy/final" if joint else "toy/qwen2_5_vl"
+    model = "runs/lens-align-toy/final" if joint else "toy/qwen2_5_vl"
     return dataclasses.replace(
-        recipe, model=model, segmenter="toy/sam2", dataset="toy", data_root="", limit=0, image_size=128 if qwen3 else 112,
+        recipe, model=model, segmenter="toy/sam2", dataset="toy", data_root="", limit=0, image_size=112,
         prompts_per_step=32 if align else 16, learning_rate=1e-3 if align else 1e-4, weight_decay=0.0, warmup_steps=20 if align else 0,
         schedule="cosine" if align else "constant", num_queries=16 if recipe.num_queries else 0, max_prompt=400, max_completion=120,
         epochs=100, max_steps=300 if align else 200, beta=min(recipe.beta, 1e-2), rows_per_batch=16, gradient_checkpointing=False,

@@ -197,14 +197,16 @@ def test_visionreasoner_thresholds():
 def test_visionreasoner_counts():
     boxes = [[0, 0, 100, 100], [200, 200, 300, 300], [400, 0, 500, 100]]
     points = [[[50, 50]], [[250, 250]], [[450, 50]]]
-    score = (
-        lambda order, n=3: rewards.visionreasoner_reward(  # noqa: E731
-            answer_of([boxes[i] for i in order], [points[i] for i in order]), target_of(boxes[:n], points[:n])
-        )["accuracy"]
-    )
+
+    def score(order, n=3):
+        answer = answer_of([boxes[i] for i in order], [points[i] for i in order])
+        return rewards.visionreasoner_reward(answer, target_of(boxes[:n], points[:n]))["accuracy"]
+
     assert score([2, 0, 1]) == 3  # order means nothing
     assert score([1, 2]) == 2 and score([0, 1, 2], n=2) == 2  # one too few costs what one too many does
     assert score([0, 0, 0]) == 1 and score([]) == 0
+    crowd = rewards.match(answer_of(boxes[:1] * 500, points[:1] * 500), target_of(boxes, points), 10, 30)
+    assert crowd.larger == 120 and crowd.hits.sum() == 3  # at most 120 a side
     half = said([{"bbox_2d": [0, 0, 100, 100], "point_2d": [50, 50]}, {"bbox_2d": [200, 200, 300], "point_2d": [1, 2]}])
     parts = rewards.visionreasoner_reward(parse_answer(half, "visionreasoner"), target_of(boxes, points))
     assert parts == {
@@ -376,7 +378,8 @@ def test_lens_squares():
     ("text", "plain", "folded"),
     [
         ("", 0, 0), ("a. b. c.", 0, 0), ("a. a.", 1, 1), ("a. a. a. a", 3, 3), ("...", 0, 0),
-        ("a! a? a…", 0, 2), ("It is red. it is red. IT IS RED.", 0, 2), ("yes, . (yes). “yes”.", 0, 2), ("是。是！是？", 0, 2),
+        ("a! a? a…", 0, 2), ("It is red. it is red. IT IS RED.", 0, 2), ("yes, . (yes). “yes”.", 0, 2),
+        ("是。是！是？", 0, 2),
         ("<think>a. a. a", 1, 1),  # tags are part of the text
     ],
 )  # fmt: skip
@@ -394,7 +397,8 @@ def test_the_second_repeat_costs():
 
 
 @pytest.mark.parametrize("text", [
-    "your reasoning text", "[YOUR  Reasoning_text]", "your-visual…FOCUS", "More\nreasoning\t12 text!", "<think>reasoning here</think>",
+    "your reasoning text", "[YOUR  Reasoning_text]", "your-visual…FOCUS", "More\nreasoning\t12 text!",
+    "<think>reasoning here</think>",
     "«region» 'here'", "YOUR REASONING TEXT",
 ])  # fmt: skip
 def test_placeholders_are_recognised(text):
@@ -488,9 +492,12 @@ def test_what_cannot_be_said_is_refused():
     ("<think></think><answer></answer>", 1), ("<think>a</think> \n\t<answer>b</answer>", 1),
     ("<think>a</think><answer>b</answer><answer>c</answer>", 1),  # what stands inside is not looked at
     ("<think>a</think>b</think><answer>c</answer>", 1), ("<think><think></think><answer></answer></answer>", 1),
-    ("<think>a</think>,<answer>b</answer>", 0), (" <think>a</think><answer>b</answer>", 0), ("<think>a</think><answer>b</answer>\n", 0),
-    ("<think>a</think><answer>b</answer> done", 0), ("so <think>a</think><answer>b</answer>", 0), ("<answer>b</answer>", 0),
-    ("<answer>b</answer><think>a</think>", 0), ("<think>a<answer>b</answer>", 0), ("<think>a</think><answer>b", 0), ("", 0),
+    ("<think>a</think>,<answer>b</answer>", 0), (" <think>a</think><answer>b</answer>", 0),
+    ("<think>a</think><answer>b</answer>\n", 0),
+    ("<think>a</think><answer>b</answer> done", 0), ("so <think>a</think><answer>b</answer>", 0),
+    ("<answer>b</answer>", 0),
+    ("<answer>b</answer><think>a</think>", 0), ("<think>a<answer>b</answer>", 0), ("<think>a</think><answer>b", 0),
+    ("", 0),
     ("</think><answer></answer>", 0), ("<think></think><answer>", 0), ("<THINK></THINK><ANSWER></ANSWER>", 0),
 ])  # fmt: skip
 def test_think_then_answer(text, ok):
@@ -554,8 +561,8 @@ def test_parsing_takes_linear_time():
     # Three seconds went on a megabyte of "</think>", each of which copied the rest of the text.
     # Letters repeated until 100,000 or 1,000,000 of them, behind an opening that sends them into every part of the
     # parser.
-    units = ["<think>", "</think>", "</think> ", "</think><answer>", "<look>", "</look>", "<look></look>", "<answer>", "</answer>",
-             "[", "[1 ,", '{"a":', "7", '"', "\\", "\ud800", " "]  # fmt: skip
+    units = ["<think>", "</think>", "</think> ", "</think><answer>", "<look>", "</look>", "<look></look>",
+             "<answer>", "</answer>", "[", "[1 ,", '{"a":', "7", '"', "\\", "\ud800", " "]  # fmt: skip
     for unit in units:
         for opening in ("", "<think></think><answer>", '<think></think><answer>[{"bbox_2d": ['):
 
@@ -641,8 +648,10 @@ def tricks(name, target, right):
     yield "no text", "", 0.0
     yield "a megabyte", "<think>" * 150_000, 0.0
     for what, change in {
-        "swapped": lambda b: [*b[2:], *b[:2]], "mirrored": lambda b: [b[2], b[1], b[0], b[3]], "no area": lambda b: [*b[:2], *b[:2]],
-        "huge": lambda b: [-1e308, -1e308, 1e308, 1e308], "NaN": lambda b: [math.nan] * 4, "infinite": lambda b: [-math.inf, 0, 0, math.inf],
+        "swapped": lambda b: [*b[2:], *b[:2]], "mirrored": lambda b: [b[2], b[1], b[0], b[3]],
+        "no area": lambda b: [*b[:2], *b[:2]],
+        "huge": lambda b: [-1e308, -1e308, 1e308, 1e308], "NaN": lambda b: [math.nan] * 4,
+        "infinite": lambda b: [-math.inf, 0, 0, math.inf],
     }.items():  # fmt: skip
         yield (
             what,
@@ -698,13 +707,14 @@ def test_no_trick_beats_the_right_answer(name, no_target):
         for what, trick, iou in tricks(name, target, right):
             if no_target and trick in (text, NOTHING):
                 continue
-            parts = score(trick, iou)
+            with np.errstate(all="raise"):  # 1e308 must not overflow on the way
+                parts = score(trick, iou)
             assert all(type(v) is float and math.isfinite(v) for v in parts.values()), what
             assert LOWEST.get(name, 0) <= sum(parts.values()) <= sum(best.values()), (what, parts)
             seen += 1
             # Whatever costs quality costs reward; these alone break no rule of their recipe.
-            harmless = {"two blocks", "said often", "said for a megabyte", "rambling", "prompt's words", "prose after", "no reasoning",
-                        "right answer twice", "one negative twice", "negatives for one"}  # fmt: skip
+            harmless = {"two blocks", "said often", "said for a megabyte", "rambling", "prompt's words", "prose after",
+                        "no reasoning", "right answer twice", "one negative twice", "negatives for one"}  # fmt: skip
             assert sum(parts.values()) < sum(best.values()) or what in harmless, (what, parts)
         assert seen > 25
 

@@ -10,19 +10,28 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WORK = {
-    "rewards": "a = rewards.parse_answer('<think></think><answer>{\"bbox_2d\": [0, 0, 9, 9]}</answer>', 'lens')\n"
-    "t = rewards.Target(np.array([[0, 0, 9, 9.0]]), np.zeros((1, 0, 2)))\n"
-    "assert sum(rewards.lens_reward(a, t, 1.0).values()) == 3",
-    "grpo": "A = grpo.group_advantages(torch.tensor([[1.0, 2.0, 3.0]]))\nassert abs(A[0, 2].item() - 1 / 1.0001) < 1e-6",
-    "model": "loss = model.dice_loss(torch.full((1, 4, 4), 50.0), torch.ones(1, 4, 4))\nassert loss.abs().item() < 1e-6\n"
-    "assert model.ContextModule(32, 16, num_queries=4)(torch.zeros(2, 4, 32)).shape == (2, 4, 16)",
+    "rewards": """
+import numpy as np
+answer = rewards.parse_answer('<think></think><answer>{"bbox_2d": [0, 0, 9, 9]}</answer>', "lens")
+target = rewards.Target(np.array([[0, 0, 9, 9.0]]), np.zeros((1, 0, 2)))
+assert sum(rewards.lens_reward(answer, target, 1.0).values()) == 3
+""",
+    "grpo": """
+import torch
+assert abs(grpo.group_advantages(torch.tensor([[1.0, 2.0, 3.0]]))[0, 2].item() - 1 / 1.0001) < 1e-6
+""",
+    "model": """
+import torch
+assert model.dice_loss(torch.full((1, 4, 4), 50.0), torch.ones(1, 4, 4)).abs().item() < 1e-6
+assert model.ContextModule(32, 16, num_queries=4)(torch.zeros(2, 4, 32)).shape == (2, 4, 16)
+""",
 }
 
 
 @pytest.mark.parametrize("name", WORK)
 def test_one_file_alone(name, tmp_path):
     shutil.copy(ROOT / f"{name}.py", tmp_path)
-    code = f"import numpy as np{', torch' if name != 'rewards' else ''}\nimport {name}\n{WORK[name]}\n"
+    code = f"import {name}{WORK[name]}"
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
