@@ -1,12 +1,14 @@
-"""The papers' ablations in miniature: each a handful of changed fields, run over seeds on the toy, with a table and a figure.
+"""The papers' ablations in miniature: each a handful of changed fields, run over seeds on the toy, with a table and a
+figure.
 
     python ablations.py                       # what there is, and how long each takes
     python ablations.py tiers                 # run one (resumes; finished runs are kept in runs/ablations)
     python ablations.py tiers --seeds 0 1 2 --steps 100
     python ablations.py --page                # write docs/ablations.md from all that has been run
 
-A study says what the paper claims before it is run. What the miniature shows, agreement or not, is computed: a difference counts as
-one only if it has the same sign for every seed; else the page says "no difference seen". A null result is a result.
+A study says what the paper claims before it is run. What the miniature shows, agreement or not, is computed: a
+difference counts as one only if it has the same sign for every seed; else the page says "no difference seen". A null
+result is a result.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Study:
     claim: str  # what the paper says
     variants: dict[str, dict]
     better: tuple[str, str] | None = None  # (label, label): the paper says that the first beats the second
-    metric: str = "giou"  # of the held-out scores, or a column of metrics.jsonl (its mean over the last fifth of the run)
+    metric: str = (
+        "giou"  # of the held-out scores, or a column of metrics.jsonl (its mean over the last fifth of the run)
+    )
 
 
 DRSEG_OFF = {"look": 0.0}
@@ -108,7 +112,9 @@ STUDIES: dict[str, Study] = {
 def settings(study: Study, changes: dict, seed: int, steps: int) -> Recipe:
     """The toy recipe of one run: the study's, with its changed fields."""
     recipe = miniature(RECIPES[study.recipe])
-    return dataclasses.replace(recipe, **{"max_steps": steps or recipe.max_steps, "seed": seed, "save_every": 10**6, "keep": 1, **changes})
+    return dataclasses.replace(
+        recipe, **{"max_steps": steps or recipe.max_steps, "seed": seed, "save_every": 10**6, "keep": 1, **changes}
+    )
 
 
 def run(name: str, seeds: list[int], steps: int) -> None:
@@ -132,7 +138,13 @@ def run(name: str, seeds: list[int], steps: int) -> None:
                 value = held["after"][study.metric]
             curve = [r.get("metric/mask_iou", r.get("metric/box_iou", r.get("seg_loss", 0.0))) for r in rows]
             results.setdefault(label, []).append(
-                {"seed": seed, "value": value, "before": held["before"].get(study.metric), "steps": len(rows), "curve": curve}
+                {
+                    "seed": seed,
+                    "value": value,
+                    "before": held["before"].get(study.metric),
+                    "steps": len(rows),
+                    "curve": curve,
+                }
             )
     folder = DOCS / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +153,8 @@ def run(name: str, seeds: list[int], steps: int) -> None:
 
 
 def plot(name: str, results: dict) -> None:
-    """The study's training curves (mask IoU of the sampled completions where SAM2 is in the loop, box IoU elsewhere), mean over seeds."""
+    """The study's training curves (mask IoU of the sampled completions where SAM2 is in the loop, box IoU elsewhere),
+    mean over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -193,7 +206,13 @@ def page() -> str:
             continue
         results = json.loads(file.read_text())
         steps, seeds = next(iter(results.values()))[0]["steps"], len(next(iter(results.values())))
-        out += [f"## {name}", "", f"{study.claim}", "", f"`python ablations.py {name} --steps {steps}`: recipe `{study.recipe}`, {seeds} seeds."]
+        out += [
+            f"## {name}",
+            "",
+            f"{study.claim}",
+            "",
+            f"`python ablations.py {name} --steps {steps}`: recipe `{study.recipe}`, {seeds} seeds.",
+        ]
         out += ["", f"| | {study.metric} before | after | spread | seeds |", "|---|---|---|---|---|"]
         for label, runs in results.items():
             values = [r["value"] for r in runs]
@@ -212,7 +231,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*STUDIES, []])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=0, help="steps per run (0: the miniature's own, about 4 minutes on 2 cores)")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="steps per run (0: the miniature's own, about 4 minutes on 2 cores)"
+    )
     parser.add_argument("--page", action="store_true", help="write docs/ablations.md")
     args = parser.parse_args()
     for name in args.names:

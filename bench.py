@@ -1,16 +1,16 @@
 """Speed and memory beside the obvious alternatives, every pair in one run on one machine, as ratios.
 
-    python bench.py                                  # about 20 minutes on 2 cores
+    python bench.py                                  # about 25 minutes on 2 cores
     python bench.py --quick --json bench.json        # smaller, under 2 minutes; {"update": ..., "sample": ..., ...}
     python bench.py --size 3b                        # a GPU: the shapes of Qwen2.5-VL-3B, random weights, bf16
     python bench.py --scaling                        # how the cost grows: docs/scaling.png
     pip install trl                                  # for the rows that compare with its GRPOTrainer; left out where it is missing
 
-Beside what: this project's own slow twin (each completion with its own copy of the prompt and picture), transformers' `generate`,
-sam2's own predictor, and TRL's GRPOTrainer. Weights are random and no completion may end early: what is computed does not depend
-on what the tokens say. In a pair both sides share model, prompt, G, lengths, kernel (sdpa), dtype and checkpointing, and score
-completion tokens only, so that the ratio is the method's own; a row marked "as it comes" is the other tool with its own defaults.
-Sides take turns, and a figure is the median over the runs.
+Beside what: this project's own slow twin (each completion with its own copy of the prompt and picture), transformers'
+`generate`, sam2's own predictor, and TRL's GRPOTrainer. Weights are random and no completion may end early: what is
+computed does not depend on what the tokens say. In a pair both sides share model, prompt, G, lengths, kernel (sdpa),
+dtype and checkpointing, and score completion tokens only, so that the ratio is the method's own; a row marked "as it
+comes" is the other tool with its own defaults. Sides take turns, and a figure is the median over the runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -54,27 +56,34 @@ class Size:
     text: dict  # of the language model
     vision: dict
     side: int = 840  # pictures of side x side pixels: (side / 28)^2 image tokens, 900 of a prompt of 1,000
-    words: int = 86  # of the request
+    words: int = 87  # of the request
     G: int = 8
     T: int = 200  # tokens of every completion
     dtype: torch.dtype = torch.float32
     runs: int = 5
 
 
+MROPE = {"rope_type": "default", "rope_theta": 1e6}
 # The miniature keeps the proportions of the real one: the vision tower costs about what the language model costs on the
-# prompt, and the output matrix is about a tenth of it (hence few tokens: 152,000 of them would outweigh four layers).
+# prompt, and the output matrix about a tenth of it (hence a small vocabulary: 152,000 tokens would outweigh four layers).
 MINI = Size(
-    text=dict(vocab_size=4096, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
-              rope_parameters={"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6}),
-    vision=dict(depth=4, hidden_size=256, num_heads=4, out_hidden_size=512, intermediate_size=768, fullatt_block_indexes=[3]),
+    text=dict(
+        vocab_size=4096, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=2, rope_parameters=MROPE | {"mrope_section": [8, 12, 12]},
+    ),
+    vision=dict(depth=4, hidden_size=256, num_heads=4, out_hidden_size=512, intermediate_size=768)
+    | {"fullatt_block_indexes": [3]},
 )  # fmt: skip
 SIZES = {
     "mini": MINI,
-    "quick": dataclasses.replace(MINI, side=420, words=12, T=50, runs=3),
+    "quick": dataclasses.replace(MINI, side=336, words=6, T=32, runs=3),
     "3b": Size(  # Qwen/Qwen2.5-VL-3B-Instruct
-        text=dict(vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
-                  rope_parameters={"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}),
-        vision=dict(depth=32, hidden_size=1280, num_heads=16, out_hidden_size=2048, intermediate_size=3420, fullatt_block_indexes=[7, 15, 23, 31]),
+        text=dict(
+            vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16,
+            num_key_value_heads=2, rope_parameters=MROPE | {"mrope_section": [16, 24, 24]},
+        ),
+        vision=dict(depth=32, hidden_size=1280, num_heads=16, out_hidden_size=2048, intermediate_size=3420)
+        | {"fullatt_block_indexes": [7, 15, 23, 31]},
         dtype=torch.bfloat16,
     ),
 }  # fmt: skip
@@ -98,13 +107,14 @@ def build_policy(size: Size) -> models.Policy:
         vlm = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=size.dtype)
     vlm.generation_config = hf.GenerationConfig(**ids)
     policy = models.Policy(vlm, processor, image_size=size.side)
-    # Never sampled, by any side: what would ask for pictures, and the end. (Tokens past the tokenizer's last one are fine here.)
-    policy.banned_ids = [token(n) for n in ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad", "im_end")]
+    # Never sampled, by any side: what would ask for pictures, and the end.
+    never = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad", "im_end")
+    policy.banned_ids = [token(name) for name in never]
     return policy.eval()
 
 
-def request(size: Size, seed: int = 0) -> tuple[Image.Image, str]:
-    picture = np.random.default_rng(seed).integers(0, 255, (size.side, size.side, 3), dtype=np.uint8)
+def request(size: Size) -> tuple[Image.Image, str]:
+    picture = np.random.default_rng(0).integers(0, 255, (size.side, size.side, 3), dtype=np.uint8)
     return Image.fromarray(picture), "find " + "the red circle " * (size.words // 3)
 
 
@@ -130,7 +140,10 @@ def packed_update(policy: models.Policy, prompts: models.Prompts, ids: Tensor) -
 
 
 def unpacked_update(policy: models.Policy, prompts: models.Prompts, ids: Tensor, full_logits: bool = False) -> None:
-    """One row per completion, each with its own copy of prompt and picture; full_logits: (B, S + T, V) of them, at once, in float32."""
+    """One row per completion, each with its own copy of prompt and picture.
+
+    full_logits: (B, S + T, V) of them at once, in float32, instead of chunks of the completions'.
+    """
     (P, G, T), vlm = ids.shape, policy.vlm
     prompt, S = prompts.inputs, prompts.inputs["input_ids"].shape[1]
     rows = torch.cat([prompt["input_ids"].repeat_interleave(G, 0), ids.flatten(0, 1)], 1)
@@ -145,10 +158,11 @@ def unpacked_update(policy: models.Policy, prompts: models.Prompts, ids: Tensor,
         use_cache=False,
     ).last_hidden_state
     if full_logits:
-        logp = vlm.lm_head(hidden).float().log_softmax(-1)[:, S - 1 : -1].gather(-1, ids.flatten(0, 1)[..., None]).flatten()
+        logp = vlm.lm_head(hidden).float().log_softmax(-1)[:, S - 1 : -1]
+        logp = logp.gather(-1, ids.flatten(0, 1)[..., None]).flatten()
     else:
-        head = vlm.get_output_embeddings().weight
-        logp, _ = grpo.token_logprobs(hidden[:, S - 1 : -1].flatten(0, 1), head, ids.flatten(), banned_ids=policy.banned_ids)
+        head, states = vlm.get_output_embeddings().weight, hidden[:, S - 1 : -1].flatten(0, 1)
+        logp, _ = grpo.token_logprobs(states, head, ids.flatten(), banned_ids=policy.banned_ids)
     grpo_backward(logp, torch.randn(P, G, device=ids.device), ids.shape)
 
 
@@ -172,19 +186,22 @@ def timed(f: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def race(sides: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median seconds of each side. They take turns, so that a busy minute of the machine hits all; the first turn is not counted."""
+def race(sides: dict[str, Callable[[], object]], runs: int, warm: bool = False) -> dict[str, float]:
+    """Median seconds of each side. They take turns, so that a busy minute of the machine hits all.
+
+    Unless the sides are warm already, a first turn is not counted.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(runs + 1):
+    for i in range(runs + (not warm)):
         for name, f in sides.items():
             seconds = timed(f)
-            if i:
+            if i or warm:
                 times[name].append(seconds)
     return {name: statistics.median(t) for name, t in times.items()}
 
 
 def peak_of_update(which: str, size: Size) -> float:
-    """MB that one update adds at its peak to a process that holds the model: gradients, activations, logits. Runs in a fresh process."""
+    """MB that one update adds at its peak to a process that holds the model: gradients, activations, logits."""
     policy, ids = build_policy(size), drawn_completions(size)
     prompts = policy.encode(*[[x] for x in request(size)])
     if DEVICE == "cuda":
@@ -194,14 +211,15 @@ def peak_of_update(which: str, size: Size) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if not Path("/proc/self/status").exists():
         raise SystemExit("peak memory on a CPU is read from Linux's /proc, which this system does not have")
-    field = lambda name: int(next(x for x in open("/proc/self/status") if x.startswith(name)).split()[1]) / 1024  # noqa: E731
-    before = field("VmRSS")
+    field = lambda name: int(Path("/proc/self/status").read_text().split(name)[1].split()[0]) / 1024  # noqa: E731
+    before = field("VmRSS:")
     UPDATES[which](policy, prompts, ids)
-    return field("VmHWM") - before
+    return field("VmHWM:") - before
 
 
 def peak_in_fresh_process(which: str, size_name: str) -> float | None:
-    """peak_of_update in a process of its own. Freed memory goes back to the system at once, so that the peak is what was in use."""
+    """peak_of_update in a process of its own. On a CPU it is resident memory, and what is freed goes back to the system
+    at once, so that the peak is what was in use."""
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     command = [sys.executable, __file__, "--size", size_name, "--peak_of", which]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -212,7 +230,7 @@ def peak_in_fresh_process(which: str, size_name: str) -> float | None:
 
 
 def ceilings() -> tuple[float, float]:
-    """What this machine can do: FLOP/s of a large matrix product in this dtype, bytes/s of a large copy (read and written)."""
+    """What this machine can do: FLOP/s of a large matrix product, bytes/s of a large copy (what is read and written)."""
     n, dtype = (8192, torch.bfloat16) if DEVICE == "cuda" else (2048, torch.float32)
     a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
     x = torch.zeros(2**28 if DEVICE == "cuda" else 2**26, device=DEVICE)
@@ -231,7 +249,7 @@ class Table:
         self.ratios: dict[str, float] = {}
         self.rows: list[dict] = []
 
-    def add(self, stage: str, sides: dict[str, float | None], unit: str, tokens: int = 0, names: dict[str, str] | None = None) -> None:
+    def add(self, stage: str, sides: dict[str, float | None], unit: str, tokens: int, names: dict[str, str]) -> None:
         """sides: this project's first. names: side -> key of its ratio in the JSON."""
         ours, base = next(iter(sides.items()))
         for side, value in sides.items():
@@ -242,8 +260,7 @@ class Table:
             speed = f"{tokens / value:10,.0f} tokens/s" if tokens else " " * 19
             beside = "" if side == ours else f"{ratio:8.2f}x"
             print(f"  {stage:8} {side:52} {value:10.3f} {unit:3} {speed} {beside}", flush=True)
-            if names and side in names:
-                # memory is a saving: ours / theirs; seconds are a speed-up: theirs / ours
+            if side in names:  # memory as the part that is left, ours / theirs; seconds as a speed-up, theirs / ours
                 self.ratios[names[side]] = round(1 / ratio if unit == "MB" else ratio, 3)
 
 
@@ -266,17 +283,22 @@ def bench_update(size: Size, policy: models.Policy, table: Table, ceiling: float
         return run
 
     seconds = race({name: side(f) for name, f in UPDATES.items()}, size.runs)
-    table.add("update", seconds, "s", ids.numel(), {"unpacked": "update", "unpacked, full logits": "update_full_logits"})
+    table.add(
+        "update", seconds, "s", ids.numel(), {"unpacked": "update", "unpacked, full logits": "update_full_logits"}
+    )
     with FlopCounterMode(display=False) as counter:
         side(packed_update)()
     flops = counter.get_total_flops()
-    print(f"  {'':8} packed: {flops / 1e12:.3f} TFLOP, {flops / seconds['packed'] / ceiling:.0%} of this machine's matmul ceiling")
+    reached = flops / seconds["packed"] / ceiling
+    print(f"  {'':8} packed: {flops / 1e12:.3f} TFLOP, {reached:.0%} of this machine's matmul ceiling")
 
 
 def bench_sampling(size: Size, policy: models.Policy, table: Table, ceiling: float) -> None:
     prompts = policy.encode(*[[x] for x in request(size)])
     uniforms = torch.rand(1, size.G, size.T)
-    ours = dict(num_samples=size.G, max_new_tokens=size.T, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids)
+    ours = dict(
+        num_samples=size.G, max_new_tokens=size.T, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids
+    )
     one = {k: v for k, v in prompts.inputs.items() if k != "position_ids"}
     rows = {k: v.repeat(size.G, *[1] * (v.ndim - 1)) for k, v in one.items()}  # as trainers do: G prompts, G pictures
     options = generate_options(size, policy)
@@ -285,38 +307,54 @@ def bench_sampling(size: Size, policy: models.Policy, table: Table, ceiling: flo
         "generate, G rows (as trainers call it)": lambda: policy.vlm.generate(**rows, **options),
         "generate, num_return_sequences=G": lambda: policy.vlm.generate(**one, **options, num_return_sequences=size.G),
     }
-    if DEVICE == "cuda":  # what the recipes use there: first, so that the ratios are its own
-        sides = {"fast.sample": lambda: fast.sample(policy.vlm, prompts.inputs, uniforms, **ours)} | sides
+    first = "grpo.sample"
+    if DEVICE == "cuda":  # the captured step goes first there, so that the ratios are its own
+        first = "fast.sample"
+        sides = {first: lambda: fast.sample(policy.vlm, prompts.inputs, uniforms, **ours)} | sides
     seconds = race(sides, size.runs)
-    names = {"generate, G rows (as trainers call it)": "sample", "generate, num_return_sequences=G": "sample_return_sequences"}
-    table.add("sample", seconds, "s", size.G * size.T, names | {"grpo.sample": "sample_captured"} if DEVICE == "cuda" else names)
+    names = {
+        "grpo.sample": "sample_captured",
+        "generate, G rows (as trainers call it)": "sample",
+        "generate, num_return_sequences=G": "sample_return_sequences",
+    }
+    names.pop(first, None)
+    table.add("sample", seconds, "s", size.G * size.T, names)
     # Decoding reads all weights of the language model once per token, and each row's keys and values.
-    text, first = policy.vlm.config.text_config, next(iter(seconds))
+    text = policy.vlm.config.text_config
     weights = sum(p.numel() * p.element_size() for p in policy.vlm.model.language_model.parameters())
-    width = 2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads * torch.finfo(size.dtype).bits // 8
+    width = (
+        2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads * torch.finfo(size.dtype).bits // 8
+    )
     cache = size.G * (one["input_ids"].shape[1] + size.T / 2) * text.num_hidden_layers * width
-    prefill = statistics.median(timed(lambda: grpo.sample(policy.vlm, prompts.inputs, uniforms, **ours | {"max_new_tokens": 1})) for _ in range(3))
+    prefill = race({"": lambda: grpo.sample(policy.vlm, prompts.inputs, uniforms, **ours | {"max_new_tokens": 1})}, 3)[
+        ""
+    ]
     rate = (weights + cache) * (size.T - 1) / (seconds[first] - prefill)
-    print(f"  {'':8} {first}: prefill {prefill:.2f} s; decoding at {rate / 1e9:.1f} GB/s, {rate / ceiling:.0%} of this machine's copy ceiling")
+    print(
+        f"  {'':8} {first}: prefill {prefill:.2f} s; decoding reads {rate / 1e9:.1f} GB/s, "
+        f"{rate / ceiling:.0%} of this machine's copy ceiling"
+    )
 
 
 def bench_rewards(size: Size, table: Table, runs: int) -> None:
-    """SAM2 (hiera tiny at its real 1024 x 1024; random weights) on a picture with G answers of one object, a box and a point each."""
+    """SAM2 (hiera tiny at its real 1024 x 1024, random weights): a picture and G answers, each a box and a point."""
     from sam2.build_sam import build_sam2
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     sam = build_sam2("configs/sam2/sam2_hiera_t.yaml", None, device=DEVICE).eval()
     predictor = SAM2ImagePredictor(sam)
-    segmenter = models.Segmenter(sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed, sam.image_size).eval()
-    image, rng = Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)), np.random.default_rng(0)
+    parts = (sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed)
+    segmenter = models.Segmenter(*parts, sam.image_size).eval()
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (480, 640, 3), dtype=np.uint8))
     truth = torch.zeros(480, 640, dtype=torch.bool, device=DEVICE)
     truth[100:300, 100:300] = True
     boxes = np.concatenate([rng.uniform(0, 200, (size.G, 2)), rng.uniform(250, 450, (size.G, 2))], 1)
-    points = (boxes[:, :2] + boxes[:, 2:]) / 2
+    points, labels = (boxes[:, :2] + boxes[:, 2:]) / 2, np.ones((size.G, 1), dtype=np.int32)
 
     def ours() -> list[float]:
         with torch.no_grad():
-            masks = segmenter.segment(segmenter.embed([image]), [0] * size.G, boxes, points[:, None], np.ones((size.G, 1), dtype=np.int32))
+            masks = segmenter.segment(segmenter.embed([image]), [0] * size.G, boxes, points[:, None], labels)
         return [models.mask_iou(m, truth) for m in masks]
 
     def theirs(once: bool) -> list[float]:
@@ -332,8 +370,11 @@ def bench_rewards(size: Size, table: Table, runs: int) -> None:
     assert np.allclose(ours(), theirs(True), atol=1e-3), "the two sides do not compute the same rewards"
     sides = {"one embedding, one decoder call": ours, "predictor, set_image per completion": lambda: theirs(False)}
     sides["predictor, set_image once per picture"] = lambda: theirs(True)
-    names = {"predictor, set_image per completion": "reward", "predictor, set_image once per picture": "reward_set_image_once"}
-    table.add("reward", race(sides, runs), "s", 0, names)
+    names = {
+        "predictor, set_image per completion": "reward",
+        "predictor, set_image once per picture": "reward_set_image_once",
+    }
+    table.add("reward", race(sides, runs, warm=True), "s", 0, names)
 
 
 def toy_reward(text: str) -> float:
@@ -341,45 +382,44 @@ def toy_reward(text: str) -> float:
     return len(set(text)) / 100
 
 
-def bench_step(size: Size, table: Table) -> None:
+def bench_step(size: Size, table: Table, quick: bool) -> None:
     """Picture and text in, weights changed: encode, sample, reward, advantages, update, AdamW."""
-    for default in (False, True):
-        torch.manual_seed(0)
+    for default in (False,) if quick else (False, True):
         policy = build_policy(size)
         twin = copy.deepcopy(policy)
-        seconds = {"train.py's stages": our_step(size, policy, checkpointing=default)}
-        name = "TRL GRPOTrainer" + (", as it comes" if default else ", same settings")
-        theirs = trl_step(size, twin, default)
-        if theirs is None:
-            table.add("step", seconds, "s", size.G * size.T)
-            return
+        how = ", as it comes" if default else ", same settings"
         ours = "train.py's stages" + (", checkpointing as in the recipes" if default else "")
-        table.add("step", {ours: seconds["train.py's stages"], name: theirs}, "s", size.G * size.T, {name: "step_defaults" if default else "step"})
+        sides = {
+            ours: our_step(size, policy, checkpointing=default),
+            "TRL GRPOTrainer" + how: trl_step(size, twin, default),
+        }
+        table.add(
+            "step", sides, "s", size.G * size.T, {"TRL GRPOTrainer" + how: "step_defaults" if default else "step"}
+        )
+    if quick:
+        print(f"  {'':8} TRL as it comes (checkpointing, bf16 autocast) is left to the full run")
 
 
-def our_step(size: Size, policy: models.Policy, checkpointing: bool, P: int = 1) -> float:
-    """Median seconds of a step on P prompts, through the functions that train.py calls."""
+def our_step(size: Size, policy: models.Policy, checkpointing: bool) -> float:
+    """Median seconds of a step on one prompt, through the functions that train.py calls."""
     recipe = dataclasses.replace(
-        RECIPES["drseg"], beta=0.0, num_samples=size.G, prompts_per_step=P, gradient_checkpointing=checkpointing, max_grad_norm=1.0
+        RECIPES["drseg"], beta=0.0, num_samples=size.G, prompts_per_step=1, gradient_checkpointing=checkpointing
     )
     accelerator = Accelerator(cpu=DEVICE == "cpu")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE)
     image, text = request(size)
-    sampler = fast.sample if DEVICE == "cuda" else grpo.sample
+    policy.train()
+    if checkpointing:
+        policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
 
     def step() -> None:
-        policy.eval()
-        policy.vlm.gradient_checkpointing_disable()
-        prompts = policy.encode([image] * P, [text] * P)
-        rollout = sampler(
-            policy.vlm, prompts.inputs, torch.rand(P, size.G, size.T), num_samples=size.G, max_new_tokens=size.T,
+        prompts = policy.encode([image], [text])
+        rollout = fast.sample(
+            policy.vlm, prompts.inputs, torch.rand(1, size.G, size.T), num_samples=size.G, max_new_tokens=size.T,
             eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
         )  # fmt: skip
         texts = policy.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
-        rewards = torch.tensor([toy_reward(t) for t in texts]).view(P, size.G)
-        policy.train()
-        if checkpointing:
-            policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+        rewards = torch.tensor([[toy_reward(t) for t in texts]])
         micros = train.make_micros(policy, prompts, rollout, recipe)
         train.update(accelerator, policy, optimizer, micros, None, rollout, grpo.group_advantages(rewards), recipe)
 
@@ -399,7 +439,7 @@ def trl_step(size: Size, policy: models.Policy, default: bool) -> float | None:
     import tempfile
 
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     times, lengths = [], set()
 
@@ -418,9 +458,10 @@ def trl_step(size: Size, policy: models.Policy, default: bool) -> float | None:
     generation = {"min_new_tokens": size.T, "suppress_tokens": policy.banned_ids}
     with tempfile.TemporaryDirectory() as folder:
         arguments = trl.GRPOConfig(
-            folder, per_device_train_batch_size=size.G, num_generations=size.G, steps_per_generation=1, gradient_accumulation_steps=1,
-            max_completion_length=size.T, max_steps=size.runs + 1, learning_rate=LEARNING_RATE, beta=0.0, generation_kwargs=generation,
-            report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=DEVICE == "cpu", **same,
+            folder, per_device_train_batch_size=size.G, num_generations=size.G, steps_per_generation=1,
+            gradient_accumulation_steps=1, max_completion_length=size.T, max_steps=size.runs + 1, beta=0.0,
+            learning_rate=LEARNING_RATE, generation_kwargs=generation, report_to="none", save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, use_cpu=DEVICE == "cpu", **same,
         )  # fmt: skip
         trainer = trl.GRPOTrainer(
             policy.vlm,
@@ -430,14 +471,17 @@ def trl_step(size: Size, policy: models.Policy, default: bool) -> float | None:
             processing_class=policy.processor,
             callbacks=[Clock()],
         )
-        watch = policy.vlm.register_forward_pre_hook(
-            lambda _, a, k: lengths.add(tuple(k["input_ids"].shape)) if torch.is_grad_enabled() else None, with_kwargs=True
-        )
+        trainer.remove_callback(PrinterCallback)
+
+        def note(_, args, kwargs) -> None:
+            if torch.is_grad_enabled():
+                lengths.add(tuple(kwargs["input_ids"].shape))
+
+        policy.vlm.register_forward_pre_hook(note, with_kwargs=True)
         trainer.train()
-        watch.remove()
     expected = (size.G, policy.encode([image], [text]).inputs["input_ids"].shape[1] + size.T)
     if lengths != {expected}:
-        print(f"  step     careful: TRL trained on rows of shape {lengths}, this project's prompts and completions make {expected}")
+        print(f"  step     careful: TRL trained on rows of shape {lengths}, where this project has {expected}")
     return statistics.median(times[1:])
 
 
@@ -445,7 +489,7 @@ def trl_step(size: Size, policy: models.Policy, default: bool) -> float | None:
 
 
 def scaling(path: Path) -> None:
-    """Seconds of a step's two large stages against G, T, prompts and picture size, one at a time around a middle; one figure."""
+    """Seconds of sampling and of both updates against G, T, P and the picture's size, one at a time; one figure."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -467,23 +511,24 @@ def scaling(path: Path) -> None:
             policy, ids, uniforms = build_policy(size), drawn_completions(size, P), torch.rand(P, size.G, size.T)
             image, text = request(size)
             prompts = policy.encode([image] * P, [text] * P)
-
-            def sampled(policy=policy, prompts=prompts, uniforms=uniforms, size=size) -> None:
-                how = dict(num_samples=size.G, max_new_tokens=size.T, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids)
-                fast.sample(policy.vlm, prompts.inputs, uniforms, **how)
-
-            sides = {"sample": sampled} | {
-                f"update, {which}": lambda f=UPDATES[which], a=(policy, prompts, ids): f(*a) for which in ("packed", "unpacked")
+            how = dict(num_samples=size.G, max_new_tokens=size.T, eos_token_id=policy.eos_token_id)
+            sides = {
+                "sample": partial(
+                    fast.sample, policy.vlm, prompts.inputs, uniforms, banned_ids=policy.banned_ids, **how
+                ),
+                "update, packed": partial(packed_update, policy, prompts, ids),
+                "update, unpacked": partial(unpacked_update, policy, prompts, ids),
             }
             for side, seconds in race(sides, size.runs).items():
                 curves.setdefault(side, []).append(seconds)
-            print(f"  {title} = {value}: " + ", ".join(f"{side} {c[-1]:.2f} s" for side, c in curves.items()), flush=True)
+            found = ", ".join(f"{side} {c[-1]:.2f} s" for side, c in curves.items())
+            print(f"  {title} {value}: {found}", flush=True)
         for side, seconds in curves.items():
             axis.plot(values, seconds, marker="o", label=side)
         axis.set(xlabel=title, ylim=(0, None))
     axes[0].set_ylabel("seconds")
     axes[0].legend(fontsize=8)
-    figure.suptitle(f"one step, {middle.text['hidden_size']} wide, {middle.text['num_hidden_layers']} layers, on {machine()}", fontsize=9)
+    figure.suptitle(f"one step of the bench's model on {machine()}", fontsize=9)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=90)
     print(f"  {path}")
@@ -496,8 +541,8 @@ def machine() -> str:
     if DEVICE == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = info.read_text().split("model name\t: ")[1].split("\n")[0] if info.exists() else platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def versions() -> str:
@@ -511,10 +556,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="--size quick: shorter prompt and completions, fewer runs")
     parser.add_argument("--json", type=Path, help="write the ratios here")
     parser.add_argument("--scaling", action="store_true", help="draw docs/scaling.png instead")
-    parser.add_argument("--peak_of", choices=UPDATES, help=argparse.SUPPRESS)  # the fresh process of peak_in_fresh_process
+    parser.add_argument(
+        "--peak_of", choices=UPDATES, help=argparse.SUPPRESS
+    )  # the fresh process of peak_in_fresh_process
     args = parser.parse_args()
     name = "quick" if args.quick else args.size
     size = SIZES[name]
+    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers on its own renamed options
     if args.peak_of:
         print(peak_of_update(args.peak_of, size))
         return
@@ -526,8 +574,8 @@ def main() -> None:
     policy, table = build_policy(size), Table()
     S = policy.encode(*[[x] for x in request(size)]).inputs["input_ids"].shape[1]
     print(
-        f"{name}: {sum(p.numel() for p in policy.parameters()) / 1e6:,.0f} M parameters, {str(size.dtype)[6:]}; prompt {S} tokens, of which "
-        f"{(size.side // 28) ** 2} image; G {size.G}; completions {size.T}; medians of {size.runs} runs"
+        f"{name}: {sum(p.numel() for p in policy.parameters()) / 1e6:,.0f} M parameters, {str(size.dtype)[6:]}; prompt {S} "
+        f"tokens, {(size.side // 28) ** 2} of them image; G {size.G}; completions {size.T}; medians of {size.runs} runs"
     )
     flops, bandwidth = ceilings()
     print(f"  ceilings measured here: matmul {flops / 1e12:.2f} TFLOP/s, copy {bandwidth / 1e9:.0f} GB/s")
@@ -537,10 +585,11 @@ def main() -> None:
     bench_sampling(size, policy, table, bandwidth)
     del policy
     bench_rewards(size, table, 1 if name == "quick" else size.runs)
-    bench_step(size, table)
+    bench_step(size, table, name == "quick")
     print("ratios: " + json.dumps(table.ratios))
     if args.json:
-        args.json.write_text(json.dumps({**table.ratios, "machine": machine(), "versions": versions(), "rows": table.rows}, indent=1))
+        about = {"size": name, "machine": machine(), "versions": versions(), "rows": table.rows}
+        args.json.write_text(json.dumps(table.ratios | about, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
     rollout = fast.sample(model, inputs, uniforms, num_samples=8, max_new_tokens=2000, eos_token_id=..., ...)
 
-Drawing one token with a 3B model takes a GPU a few milliseconds of reading weights, and Python more than that to launch the thousand
-small kernels that do it. A CUDA graph takes Python out: run the step once while the GPU writes down every kernel and every
-address, then say "again" for each further token. Addresses do not change, so nothing in the step may: no tensor may grow, and
-no Python number may depend on t. Hence three differences from grpo.sample, and no other:
+Drawing one token with a 3B model takes a GPU a few milliseconds of reading weights, and Python more than that to
+launch the thousand small kernels that do it. A CUDA graph takes Python out: run the step once while every kernel and
+every address is written down, then say "again" for each further token. The addresses are then fixed, so no tensor in the
+step may grow, and no Python number in it may depend on t. Hence three differences from grpo.sample, and no other:
 
     the cache      has all S + T places from the start (StaticCache); a mask says which of them hold a token
     the time t     is a tensor on the GPU, and the step itself adds 1 to it
     ended rows     stay in the batch and go on writing; what they write after their end is erased at the close
 
-Rows that have ended thus cost as much as live ones, which decoding does not feel: it waits for the weights, not for the rows.
+Rows that have ended thus cost as much as live ones, which decoding hardly feels: it waits for weights, not for rows.
 Shape letters as in grpo.py; B = P * G rows.
 """
 
@@ -49,14 +49,16 @@ def static_sample(
     progress=None,
     capture: bool,
 ) -> grpo.Rollout:
-    """grpo.sample with nothing that grows. capture: replay the step as a CUDA graph; without it the same step runs as it stands,
-    on any device, which is how the tests hold this file to grpo.sample."""
+    """grpo.sample with nothing that grows. capture: replay the step as a CUDA graph; without it the same step runs as it
+    stands, on any device, which is how the tests hold this file to grpo.sample."""
     from transformers import StaticCache
 
     P, S = inputs["input_ids"].shape
     G, T, device = num_samples, max_new_tokens, inputs["input_ids"].device
 
-    # ---- prefill, as in grpo.sample; then every prompt's keys and values are laid G times into a cache with room for T more tokens
+    # ---- prefill as in grpo.sample; then each prompt's keys and values go G times into a cache with room for T more
+    training = model.training
+    model.eval()
     out = model(**inputs, use_cache=True, logits_to_keep=1)
     cache = StaticCache(config=model.config, max_cache_len=S + T)
     for layer, filled in zip(cache.layers, out.past_key_values.layers, strict=True):
@@ -66,7 +68,7 @@ def static_sample(
 
     # ---- everything that changes from token to token, at addresses that do not
     t = torch.zeros(1, dtype=torch.long, device=device)  # tokens drawn so far
-    seen = torch.zeros(P * G, 1, 1, S + T, dtype=torch.bool, device=device)  # places of the cache that a query may look at
+    seen = torch.zeros(P * G, 1, 1, S + T, dtype=torch.bool, device=device)  # what a query may look at
     seen[..., :S] = inputs["attention_mask"].bool().repeat_interleave(G, 0)[:, None, None]
     position = inputs["position_ids"].amax(-1).repeat_interleave(G, -1)[..., None].clone()  # (3, B, 1) or (B, 1)
     uniforms = uniforms.reshape(P * G, -1)[:, :T].to(device)
@@ -87,7 +89,8 @@ def static_sample(
         position.add_(1)
         seen.index_fill_(3, t + S - 1, True)
         tokens = ids.index_select(1, t - 1)
-        draw(model(input_ids=tokens, attention_mask=seen, position_ids=position, past_key_values=cache, use_cache=True).logits[:, -1])
+        out = model(input_ids=tokens, attention_mask=seen, position_ids=position, past_key_values=cache, use_cache=True)
+        draw(out.logits[:, -1])
 
     draw(out.logits[:, -1].repeat_interleave(G, 0))
     del out
@@ -95,7 +98,7 @@ def static_sample(
     if capture and T > 4:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # kernels choose their algorithms on first use, which must not be recorded: two real steps
+        with torch.cuda.stream(side):  # two ordinary steps: what libraries set up on first use must not be recorded
             step()
             step()
         torch.cuda.current_stream().wait_stream(side)
@@ -118,4 +121,5 @@ def static_sample(
     mask = (end.cumsum(-1) - end.long() == 0) & drawn
     if progress is not None:
         progress(int((end & mask).any(-1).sum()))
+    model.train(training)
     return grpo.Rollout(ids.where(mask, 0).view(P, G, T), mask.view(P, G, T), logp.where(mask, 0.0).view(P, G, T))

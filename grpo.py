@@ -37,7 +37,9 @@ class Rollout:
     logp: Tensor
 
 
-def pick_tokens(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+def pick_tokens(
+    logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Draw one token per row by inverse CDF: the first token at which the cumulative probability exceeds u.
 
     logits (B, V) with -inf at tokens that must not be drawn; uniforms (B,) in [0, 1). temperature 0 takes the likeliest.
@@ -57,7 +59,9 @@ def pick_tokens(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_
     cdf = logp.exp().cumsum(-1)
     # Scaling u by the last value absorbs rounding; right=True steps over tokens of zero probability when u falls on their edge.
     ids = torch.searchsorted(cdf, (uniforms.to(cdf) * cdf[:, -1])[:, None], right=True)[:, 0]
-    last = logp.shape[-1] - 1 - (logp > -torch.inf).flip(-1).int().argmax(-1)  # float rounding must not step past the last token
+    last = (
+        logp.shape[-1] - 1 - (logp > -torch.inf).flip(-1).int().argmax(-1)
+    )  # float rounding must not step past the last token
     ids = torch.minimum(ids, last)
     return ids, logp.gather(-1, ids[:, None])[:, 0]
 
@@ -103,6 +107,8 @@ def sample(
     """
     P, S = inputs["input_ids"].shape
     G, T, device = num_samples, max_new_tokens, inputs["input_ids"].device
+    training = model.training
+    model.eval()  # in training mode, gradient checkpointing would throw the cache away
     out = model(**inputs, use_cache=True, logits_to_keep=1)
     cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(G, 0)  # (B, V), B = P * G rows alive
     cache.batch_repeat_interleave(G)
@@ -110,7 +116,9 @@ def sample(
     for layer in growing:
         reserve(layer, T)
     attention_mask = inputs["attention_mask"].repeat_interleave(G, 0)  # (B, S + t)
-    position = inputs["position_ids"].amax(dim=-1).repeat_interleave(G, -1)  # (3, B) or (B,): the last position of each row
+    position = (
+        inputs["position_ids"].amax(dim=-1).repeat_interleave(G, -1)
+    )  # (3, B) or (B,): the last position of each row
     uniforms = uniforms.reshape(P * G, -1).to(device)
     ids = torch.zeros(P * G, T, dtype=torch.long, device=device)
     mask = torch.zeros(P * G, T, dtype=torch.bool, device=device)
@@ -141,6 +149,7 @@ def sample(
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
+    model.train(training)
     return Rollout(ids.view(P, G, T), mask.view(P, G, T), logp.view(P, G, T))
 
 
@@ -236,7 +245,9 @@ def grpo_loss(
 # ---------------------------------------------------------------------------------------------------- log-probabilities
 
 
-def _chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, banned: Tensor) -> tuple[Tensor, Tensor]:
+def _chunk_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, banned: Tensor
+) -> tuple[Tensor, Tensor]:
     logits = F.linear(hidden, weight).float().index_fill(-1, banned, -torch.inf) / temperature
     logp = logits.log_softmax(-1)
     p = logp.detach()
@@ -288,8 +299,12 @@ def pack_group(prompt_ids: Tensor, completions: Sequence[Tensor]) -> tuple[Tenso
     """
     S, device = len(prompt_ids), prompt_ids.device
     ids = torch.cat([prompt_ids, *completions])
-    branch = torch.cat([torch.full((len(part),), i, device=device) for i, part in enumerate([prompt_ids, *completions])])
-    positions = torch.cat([torch.arange(S, device=device), *[S + torch.arange(len(o), device=device) for o in completions]])
+    branch = torch.cat(
+        [torch.full((len(part),), i, device=device) for i, part in enumerate([prompt_ids, *completions])]
+    )
+    positions = torch.cat(
+        [torch.arange(S, device=device), *[S + torch.arange(len(o), device=device) for o in completions]]
+    )
     causal = torch.ones(len(ids), len(ids), dtype=torch.bool, device=device).tril()
     mask = causal & ((branch[None, :] == 0) | (branch[None, :] == branch[:, None]))
     return ids, positions, mask

@@ -31,7 +31,9 @@ from torch import Tensor, nn
 class Prompts:
     """P encoded prompts. `inputs` is left-padded and ready for sampling; positions are explicit, so nothing recomputes them."""
 
-    inputs: dict[str, Tensor]  # input_ids, attention_mask, position_ids (3, P, S), pixel_values, image_grid_thw, mm_token_type_ids
+    inputs: dict[
+        str, Tensor
+    ]  # input_ids, attention_mask, position_ids (3, P, S), pixel_values, image_grid_thw, mm_token_type_ids
     resized: list[tuple[int, int]]  # (width, height) of each picture as the model sees it
 
     def one(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -135,7 +137,12 @@ class Policy(nn.Module):
         return Prompts(inputs, resized)
 
     def forward(
-        self, rows: Rows, score: Callable, temperature: float = 1.0, embeddings: Embeddings | None = None, index: Tensor | None = None
+        self,
+        rows: Rows,
+        score: Callable,
+        temperature: float = 1.0,
+        embeddings: Embeddings | None = None,
+        index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Score packed completions: logp (M,), entropy (M,); for LENS also each completion's mask logits (B, h, w).
 
@@ -156,7 +163,9 @@ class Policy(nn.Module):
             use_cache=False,
         ).last_hidden_state.flatten(0, 1)  # (R * L, d)
         head = self.vlm.get_output_embeddings().weight
-        logp, entropy = score(hidden[rows.source], head, rows.target, temperature=temperature, banned_ids=self.banned_ids)
+        logp, entropy = score(
+            hidden[rows.source], head, rows.target, temperature=temperature, banned_ids=self.banned_ids
+        )
         if rows.queries is None or embeddings is None:
             return logp, entropy, None
         # LENS Eq. 2-4: states at the query positions -> connector -> SAM2's sparse prompt tokens -> its single-mask output.
@@ -180,7 +189,9 @@ class Policy(nn.Module):
             S, n = len(prompt_ids), len(ids)
             # Text after the prompt counts on from its largest position, the same on all three axes (that is M-RoPE's rule).
             after = (rope.max() + 1 + positions[S:] - S).expand(3, -1)
-            full = torch.eye(L, dtype=torch.bool, device=ids.device)  # padding looks at itself: a row without any key is nan
+            full = torch.eye(
+                L, dtype=torch.bool, device=ids.device
+            )  # padding looks at itself: a row without any key is nan
             full[:n, :n] = mask
             parts.append((F.pad(ids, (0, L - n)), F.pad(torch.cat([rope, after], 1), (0, L - n)), full, pixels, grid))
             at = r * L + S
@@ -217,7 +228,9 @@ class Policy(nn.Module):
             lens = {k: v for k, v in state.items() if k.startswith("context.")}
             lens |= {f"mask_decoder.{k}": v for k, v in part("segmenter.mask_decoder.").items()}
             save_file({k: v.detach().cpu().contiguous() for k, v in lens.items()}, Path(folder, "lens.safetensors"))
-            Path(folder, "lens.json").write_text(json.dumps({"context": self.context.config, "segmenter": self.segmenter.name}))
+            Path(folder, "lens.json").write_text(
+                json.dumps({"context": self.context.config, "segmenter": self.segmenter.name})
+            )
 
 
 def pad_thin(image: Image.Image, ratio: int = 150) -> Image.Image:
@@ -246,7 +259,9 @@ def load_policy(
         processor = AutoProcessor.from_pretrained(name)
         vlm = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
     except OSError as error:
-        raise OSError(f"could not load the policy {name!r}: it is no folder here, and the Hugging Face Hub did not give it.") from error
+        raise OSError(
+            f"could not load the policy {name!r}: it is no folder here, and the Hugging Face Hub did not give it."
+        ) from error
     for module in vlm.modules():  # dropout would make the log-probabilities of sampling and of training differ
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -292,7 +307,9 @@ class Segmenter(nn.Module):
 
     def embed(self, images: Sequence[Image.Image]) -> Embeddings:
         """I RGB pictures of any sizes -> Embeddings. One pass of the image encoder; everything after it is cheap."""
-        batch = [torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None].float() / 255 for image in images]
+        batch = [
+            torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None].float() / 255 for image in images
+        ]
         size = (self.image_size, self.image_size)  # SAM2 squares every picture
         batch = torch.cat([F.interpolate(x, size, mode="bilinear", antialias=True) for x in batch])
         mean, std = batch.new_tensor(self.MEAN)[:, None, None], batch.new_tensor(self.STD)[:, None, None]
@@ -341,13 +358,17 @@ class Segmenter(nn.Module):
         """
         index_t = torch.as_tensor(list(index), device=self.device)
         sizes = torch.tensor([embeddings.sizes[i] for i in index], dtype=torch.float64).view(-1, 1, 2)
-        unit = lambda xy: (torch.as_tensor(xy, dtype=torch.float64).view(len(index), -1, 2) / sizes).clamp(0, 1).to(self.no_mem_embed)  # noqa: E731
+        unit = lambda xy: (
+            (torch.as_tensor(xy, dtype=torch.float64).view(len(index), -1, 2) / sizes).clamp(0, 1).to(self.no_mem_embed)
+        )  # noqa: E731
         tokens = self.prompt_tokens(unit(boxes).flatten(1), unit(points), torch.as_tensor(labels, device=self.device))
         masks: list[Tensor] = []
         for at in torch.arange(len(index), device=self.device).split(chunk):
             logits, ious = self.decode(embeddings, index_t[at], tokens[at])
             best = logits[:, 1:][torch.arange(len(at)), ious[:, 1:].argmax(-1)]  # (n, h, w)
-            masks += [self.resize(logit, embeddings.sizes[i]) > 0 for logit, i in zip(best, index_t[at].tolist(), strict=True)]
+            masks += [
+                self.resize(logit, embeddings.sizes[i]) > 0 for logit, i in zip(best, index_t[at].tolist(), strict=True)
+            ]
         return masks
 
     def union(self, embeddings: Embeddings, index: Sequence[int], answers: Sequence[Sequence]) -> list[Tensor]:
@@ -362,7 +383,9 @@ class Segmenter(nn.Module):
             for o in objects:
                 jobs.setdefault((len(o.points), len(o.negative_points)), []).append((b, o))
         for (positive, negative), group in jobs.items():
-            points = np.array([[*o.points, *o.negative_points] for _, o in group], dtype=np.float64).reshape(len(group), -1, 2)
+            points = np.array([[*o.points, *o.negative_points] for _, o in group], dtype=np.float64).reshape(
+                len(group), -1, 2
+            )
             labels = np.array([[1] * positive + [0] * negative] * len(group), dtype=np.int32).reshape(len(group), -1)
             boxes = np.array([o.box for _, o in group], dtype=np.float64)
             found = self.segment(embeddings, [index[b] for b, _ in group], boxes, points, labels)
@@ -447,7 +470,9 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
             raise OSError(
                 f"could not load the segmenter {name!r}: it is no folder or checkpoint here, and the Hugging Face Hub did not give it."
             ) from error
-        segmenter = Segmenter(sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed, sam.image_size)
+        segmenter = Segmenter(
+            sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed, sam.image_size
+        )
     segmenter.name = name
     return segmenter.eval().requires_grad_(False).to(device)
 
@@ -456,7 +481,10 @@ def save_segmenter(segmenter: Segmenter, config: dict, folder: str | Path) -> No
     """Write a segmenter of `build_segmenter(**config)` as a folder for `load_segmenter`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, "segmenter.json").write_text(json.dumps(config, indent=1))
-    save_file({k: v.detach().cpu().contiguous() for k, v in segmenter.state_dict().items()}, Path(folder, "segmenter.safetensors"))
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in segmenter.state_dict().items()},
+        Path(folder, "segmenter.safetensors"),
+    )
 
 
 # -------------------------------------------------------------------------------------------------- LENS: context module
@@ -475,7 +503,15 @@ class ContextModule(nn.Module):
     collapse (released code): a convolution over the K states makes them one token before the projection (paper: K tokens).
     """
 
-    def __init__(self, d: int, c: int = 256, num_queries: int = 64, connector: str = "transformer", collapse: bool = False, layers: int = 4):
+    def __init__(
+        self,
+        d: int,
+        c: int = 256,
+        num_queries: int = 64,
+        connector: str = "transformer",
+        collapse: bool = False,
+        layers: int = 4,
+    ):
         super().__init__()
         self.config = dict(d=d, c=c, num_queries=num_queries, connector=connector, collapse=collapse, layers=layers)
         self.queries = nn.Parameter(torch.randn(num_queries, d) * 0.02)
@@ -484,7 +520,9 @@ class ContextModule(nn.Module):
             quick_gelu = lambda x: x * torch.sigmoid(1.702 * x)  # noqa: E731
             self.blocks = nn.Sequential(
                 *[
-                    nn.TransformerEncoderLayer(d, 16, 4 * d, 0.0, quick_gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True)
+                    nn.TransformerEncoderLayer(
+                        d, 16, 4 * d, 0.0, quick_gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True
+                    )
                     for _ in range(layers)
                 ]
             )

@@ -1,8 +1,9 @@
-"""The papers as data: one frozen dataclass, one value per recipe. Reading this file is reading the papers' tables of settings.
+"""The papers as data: one frozen dataclass, one value per recipe. Reading this file is reading the papers' tables of
+settings.
 
-Every field can be overridden on the command line: train.py --recipe drseg --learning_rate 2e-6 --tiers 0.5 --tier_rewards 4.
-Marks: [P] the paper says so, [C] the paper is silent and the released code does it, [R] restored from a formula lost in the text,
-[D] decided here because nothing says. The README lists all of [C] and [D] in two tables.
+Every field can be overridden on the command line: train.py --recipe drseg --learning_rate 2e-6 --tiers 0.5
+--tier_rewards 4. Marks: [P] the paper says so, [C] the paper is silent and the released code does it, [R] restored from
+a formula lost in the text, [D] decided here because nothing says. The README lists all of [C] and [D] in two tables.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Recipe:
     model: str = QWEN25_7B  # the policy: Hub id or folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL
     segmenter: str = SAM2_LARGE  # Hub id, checkpoint or folder of a SAM2
     segmenter_use: Literal["evaluation", "reward", "trained"] = "evaluation"  # what SAM2 does in training
-    train: Literal["policy", "context", "all"] = "policy"  # the VLM; the context module alone; VLM + context module + mask decoder
+    train: Literal["policy", "context", "all"] = (
+        "policy"  # the VLM; the context module alone; VLM + context module + mask decoder
+    )
     # --- on what
     dataset: str = "visionreasoner"  # a layout of data.load, several joined by commas
     data_root: str = MULTI_OBJECT_7K  # the folder that the dataset lies in, or its Hub id
@@ -40,14 +43,17 @@ class Recipe:
     schema: str = "drseg"  # answer format: rewards.SCHEMAS, data.PROMPTS
     reward: str = "drseg"  # which of rewards.REWARDS
     reward_frame: tuple[int, int] = (840, 840)  # frame of answer and target in the reward; (0, 0): original pixels
-    weights: dict[str, float] = field(default_factory=dict)  # weight of each named part; a part at 0 is computed and logged, not rewarded
+    weights: dict[str, float] = field(
+        default_factory=dict
+    )  # weight of each named part; a part at 0 is computed and logged, not rewarded
     tiers: tuple[float, ...] = (0.5, 0.7, 0.8)  # SAM-R1: IoU thresholds (exclusive) ...
     tier_rewards: tuple[float, ...] = (2.0, 3.0, 4.0)  # ... and what passing each is worth
     rank: Literal["queue", "raw"] = "queue"  # Dr. Seg: percentile in the queue, or the raw metrics (Table 5)
     components: tuple[int, ...] = (0, 1, 2)  # Dr. Seg: which of IoU, count, point count (Table 10)
     queue_size: int = 2048  # Dr. Seg: vectors remembered
     queue_zeros: int = 128  # Dr. Seg: vectors of zeros at the start, one step's worth [C]
-    released: bool = False  # reward details as in the released code where it differs from the paper (README, "paper and released code")
+    # reward details as in the released code where it differs from the paper (README, "paper and released code")
+    released: bool = False
     # --- GRPO
     num_samples: int = 8  # G, completions per prompt
     prompts_per_step: int = 16  # over all processes
@@ -87,29 +93,29 @@ class Recipe:
     eval_split: str = "val"
 
 
-# Seg-Zero (baseline of the papers): one object, a box and two points. Five parts of one point each. [C]
-# The distance thresholds (10 px for boxes, 100 px for points, of the 840-pixel picture) are where GenSeg-R1's come from.
+# Seg-Zero (baseline of the papers): one object, a box and two points. Five parts of one point each. [C] The distance
+# thresholds (10 px for boxes, 100 px for points, of the 840-pixel picture) are where GenSeg-R1's come from.
 SEGZERO = Recipe(
-    name="segzero", schema="segzero", reward="segzero", dataset="refcocog", data_root="data", limit=2000, beta=5e-3, max_completion=1300,
-    weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "point": 1.0},
+    name="segzero", schema="segzero", reward="segzero", dataset="refcocog", data_root="data", limit=2000, beta=5e-3,
+    max_completion=1300, weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "point": 1.0},
 )  # fmt: skip
 
 # VisionReasoner (baseline; Dr. Seg is built on it): many objects, each a box and a point. [C]
 # Written and true objects are matched by Hungarian assignment; each pair earns up to 3 (IoU, box L1, point);
 # the sum is divided by the larger count, so a missing object and an invented one cost the same.
 VISIONREASONER = Recipe(
-    name="visionreasoner", schema="visionreasoner", reward="visionreasoner",
-    weights={"think": 1.0, "answer": 1.0, "accuracy": 1.0, "non_repeat": 1.0},
+    name="visionreasoner", schema="visionreasoner", reward="visionreasoner", weights={"think": 1.0, "answer": 1.0,
+    "accuracy": 1.0, "non_repeat": 1.0},
 )  # fmt: skip
 
 # Dr. Seg. Two changes to VisionReasoner, neither in the network. (1) Look-to-Confirm (section 4.2): the reasoning says
-# where it looks, in <look> tags, and a format part (Eq. 8) pays for it: exploration where perception happens.
-# (2) Distribution-Ranked Reward (section 4.3, Eq. 9-12): box IoU, count and point score (Eq. 13-16) are replaced by their
-# percentiles among the last 2,048 answers (rewards.RankQueue), so that parts of different scale and spread weigh the same and an
-# improvement counts for as much late in training as early. About 500 steps.
+# where it looks, in <look> tags, and a format part (Eq. 8) pays for it: exploration where perception happens. (2)
+# Distribution-Ranked Reward (section 4.3, Eq. 9-12): box IoU, count and point score (Eq. 13-16) are replaced by their
+# percentiles among the last 2,048 answers (rewards.RankQueue), so that parts of different scale and spread weigh the
+# same and an improvement counts for as much late in training as early. About 500 steps.
 DRSEG = Recipe(
-    name="drseg", max_completion=3000, max_steps=500, epochs=2,
-    weights={"look": 1.0, "think": 1.0, "answer": 1.0, "non_repeat": 1.0, "accuracy": 1.0},
+    name="drseg", max_completion=3000, max_steps=500, epochs=2, weights={"look": 1.0, "think": 1.0, "answer": 1.0,
+    "non_repeat": 1.0, "accuracy": 1.0},
 )  # fmt: skip
 
 # SAM-R1. SAM2 sits in the reward: boxes and points are turned into a mask, and its IoU with the truth is paid in tiers
@@ -117,38 +123,41 @@ DRSEG = Recipe(
 # (section 3.2.2, Eq. 4): clip-higher, epsilon_high = 0.3, and the token average. 3,000 samples of RefCOCOg. KL is kept:
 # without it training collapses after about 100 steps. Two updates per rollout [D], or clipping could never act.
 SAMR1 = Recipe(
-    name="samr1", segmenter_use="reward", dataset="refcocog", data_root="data", limit=3000, schema="samr1", reward="samr1", average="token",
-    clip_high=0.3, updates_per_rollout=2, beta=5e-3, max_prompt=2048, max_completion=1500,
-    weights={"tiered": 1.0, "think": 1.0, "format": 1.0},
+    name="samr1", segmenter_use="reward", dataset="refcocog", data_root="data", limit=3000, schema="samr1",
+    reward="samr1", average="token", clip_high=0.3, updates_per_rollout=2, beta=5e-3, max_prompt=2048,
+    max_completion=1500, weights={"tiered": 1.0, "think": 1.0, "format": 1.0},
 )  # fmt: skip
 
-# GenSeg-R1. Generalised referring: several targets or none. A box and two points per object (Table 4: two points prompt SAM2 best),
-# or an explicit {"no_target": true}. Reward from distances alone (section 3.6), no SAM2 in training: cheap, on boxes and points
-# of the 7k multi-object set. Qwen3-VL writes 0-1000, so Seg-Zero's 10 px and 100 px become 11.9 and 119.
+# GenSeg-R1. Generalised referring: several targets or none. A box and two points per object (Table 4: two points prompt
+# SAM2 best), or an explicit {"no_target": true}. Reward from distances alone (section 3.6), no SAM2 in training: cheap,
+# on boxes and points of the 7k multi-object set. Qwen3-VL writes 0-1000, so Seg-Zero's 10 px and 100 px become 11.9 and
+# 119.
 GENSEG = Recipe(
-    name="genseg", model=QWEN3_4B, schema="genseg", reward="genseg", reward_frame=(1000, 1000), prompts_per_step=8, beta=5e-3,
-    max_prompt=2048, max_completion=1500,
-    weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "point": 1.0, "non_repeat": 1.0},
+    name="genseg", model=QWEN3_4B, schema="genseg", reward="genseg", reward_frame=(1000, 1000), prompts_per_step=8,
+    beta=5e-3, max_prompt=2048, max_completion=1500, weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1":
+    1.0, "point": 1.0, "non_repeat": 1.0},
 )  # fmt: skip
 GENSEG_8B = dataclasses.replace(GENSEG, name="genseg-8b", model=QWEN3_8B)
 
-# GenSeg-R1-G. The same on gRefCOCO with its no-target queries, and SAM2 in the reward: mask IoU (x 5), valid negative points (x 10:
-# inside the written box, off the true mask) and "nothing fits" (+10 when true, -10 for any box then). Section 5's two-stage run is
-# genseg first, then --recipe genseg-g --model its-checkpoint.
+# GenSeg-R1-G. The same on gRefCOCO with its no-target queries, and SAM2 in the reward: mask IoU (x 5), valid negative
+# points (x 10: inside the written box, off the true mask) and "nothing fits" (+10 when true, -10 for any box then).
+# Section 5's two-stage run is genseg first, then --recipe genseg-g --model its-checkpoint.
 GENSEG_G = dataclasses.replace(
-    GENSEG, name="genseg-g", segmenter_use="reward", dataset="grefcoco", data_root="data", schema="genseg-g", reward="genseg-g",
-    weights={**GENSEG.weights, "mask_iou": 5.0, "negative": 10.0, "no_target": 10.0},
+    GENSEG, name="genseg-g", segmenter_use="reward", dataset="grefcoco", data_root="data", schema="genseg-g",
+    reward="genseg-g", weights={**GENSEG.weights, "mask_iou": 5.0, "negative": 10.0, "no_target": 10.0},
 )  # fmt: skip
 
-# LENS. The mask does not come from the written box: 64 learned context queries are appended to the finished sequence, and a
-# connector turns their last states into SAM2's prompt tokens (Eq. 2-4; model.ContextModule). Stage one, lens-align, trains only
-# these, on masks. Stage two, lens, trains VLM, context module and mask decoder together: L = L_GRPO + lambda L_seg (Eq. 7), with
-# the reward format + box IoU^2 + mask IoU^2 (Eq. 6): the reasoning is paid for the mask that it leads to.
+# LENS. The mask does not come from the written box: 64 learned context queries are appended to the finished sequence,
+# and a connector turns their last states into SAM2's prompt tokens (Eq. 2-4; model.ContextModule). Stage one,
+# lens-align, trains only these, on masks. Stage two, lens, trains VLM, context module and mask decoder together: L =
+# L_GRPO + lambda L_seg (Eq. 7), with the reward format + box IoU^2 + mask IoU^2 (Eq. 6): the reasoning is paid for the
+# mask that it leads to.
 LENS_ALIGN = Recipe(
-    name="lens-align", model=QWEN25_3B, segmenter_use="trained", train="context", dataset="refcoco,refcoco+,refcocog", data_root="data",
-    schema="lens", reward="lens", reward_frame=(0, 0), image_size=0, num_queries=64, num_samples=1, prompts_per_step=128, beta=0.0,
-    learning_rate=3e-5, schedule="cosine", warmup_steps=150, weight_decay=0.0, epochs=25, max_prompt=2048, max_completion=768,
-    weights={"format": 1.0, "box_iou": 1.0, "mask_iou": 1.0}, tune_decoder=False,
+    name="lens-align", model=QWEN25_3B, segmenter_use="trained", train="context", dataset="refcoco,refcoco+,refcocog",
+    data_root="data",     schema="lens", reward="lens", reward_frame=(0, 0), image_size=0, num_queries=64,
+    num_samples=1, prompts_per_step=128, beta=0.0,     learning_rate=3e-5, schedule="cosine", warmup_steps=150,
+    weight_decay=0.0, epochs=25, max_prompt=2048, max_completion=768,     weights={"format": 1.0, "box_iou": 1.0,
+    "mask_iou": 1.0}, tune_decoder=False,
 )  # fmt: skip
 LENS = dataclasses.replace(
     LENS_ALIGN, name="lens", model="runs/lens-align/final", train="all", num_samples=8, prompts_per_step=64, beta=0.04,
@@ -159,12 +168,25 @@ LENS_2B = dataclasses.replace(LENS, name="lens-2b", model="runs/lens-align-2b/fi
 
 RECIPES: dict[str, Recipe] = {
     r.name: r
-    for r in (DRSEG, SAMR1, GENSEG, GENSEG_8B, GENSEG_G, LENS_ALIGN, LENS, LENS_ALIGN_2B, LENS_2B, VISIONREASONER, SEGZERO)
+    for r in (
+        DRSEG,
+        SAMR1,
+        GENSEG,
+        GENSEG_8B,
+        GENSEG_G,
+        LENS_ALIGN,
+        LENS,
+        LENS_ALIGN_2B,
+        LENS_2B,
+        VISIONREASONER,
+        SEGZERO,
+    )
 }
 
 
 def miniature(recipe: Recipe) -> Recipe:
-    """The same recipe at laptop size: tiny networks, drawn shapes, fewer and shorter steps, a learning rate for small models.
+    """The same recipe at laptop size: tiny networks, drawn shapes, fewer and shorter steps, a learning rate for small
+    models.
 
     What makes a paper's recipe what it is (schema, reward, averages, clips, updates) is untouched.
     """
@@ -172,8 +194,9 @@ def miniature(recipe: Recipe) -> Recipe:
     model = "runs/lens-align-toy/final" if joint else "toy/qwen2_5_vl"
     return dataclasses.replace(
         recipe, model=model, segmenter="toy/sam2", dataset="toy", data_root="", limit=0, image_size=112,
-        prompts_per_step=32 if align else 16, learning_rate=1e-3 if align else 1e-4, weight_decay=0.0, warmup_steps=20 if align else 0,
-        schedule="cosine" if align else "constant", num_queries=16 if recipe.num_queries else 0, max_prompt=400, max_completion=120,
-        epochs=100, max_steps=300 if align else 200, beta=min(recipe.beta, 1e-2), rows_per_batch=16, gradient_checkpointing=False,
-        dtype="float32", save_every=100, eval_samples=200, one_expression=False,
+        prompts_per_step=32 if align else 16, learning_rate=1e-3 if align else 1e-4, weight_decay=0.0, warmup_steps=20
+        if align else 0, schedule="cosine" if align else "constant", num_queries=16 if recipe.num_queries else 0,
+        max_prompt=400, max_completion=120, epochs=100, max_steps=300 if align else 200, beta=min(recipe.beta, 1e-2),
+        rows_per_batch=16, gradient_checkpointing=False, dtype="float32", save_every=100, eval_samples=200,
+        one_expression=False,
     )  # fmt: skip

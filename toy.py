@@ -1,6 +1,6 @@
 """The miniature: tiny networks, trained from nothing on drawn shapes, so that every recipe runs on a laptop's CPU.
 
-    python toy.py                # both, into toy/ (about half an hour on 2 cores); the shipped weights were made by this command
+    python toy.py                # both, into toy/ (about half an hour on 2 cores): this made the shipped weights
     python toy.py sam2           # or one of: sam2, qwen2_5_vl
 
     toy/sam2         SAM2 from the sam2 package's own classes, 128 x 128 input
@@ -8,16 +8,15 @@
 
 (`python toy.py qwen3_vl` trains a Qwen3-VL of the same size, which writes 0-1000; it is not shipped.)
 
-The policy learns the answer formats and to find things, but on labels made imprecise on purpose: every box is enlarged by a random
-factor of 1 to 1.8 and jittered. So they see well and point badly, and reinforcement learning has something to improve that it can
-measure. (A policy that simply sees badly is no use: GRPO sharpens what is there, it does not teach to see.)
+The policy learns the answer formats and to find things, but on labels made imprecise on purpose: every box is enlarged
+by a random factor of 1 to 1.8 and jittered. So they see well and point badly, and reinforcement learning has something
+to improve that it can measure. (A policy that simply sees badly is no use: GRPO sharpens what is there, it does not
+teach to see.)
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 from pathlib import Path
 
@@ -32,43 +31,81 @@ import model as models
 import rewards
 
 # What the policy is taught to write, and how often: every recipe's format.
-SCHEMA_MIX = {"drseg": 0.25, "visionreasoner": 0.12, "segzero": 0.1, "samr1": 0.13, "lens": 0.12, "genseg": 0.12, "genseg-g": 0.16}
+SCHEMA_MIX = {
+    "drseg": 0.25,
+    "visionreasoner": 0.12,
+    "segzero": 0.1,
+    "samr1": 0.13,
+    "lens": 0.12,
+    "genseg": 0.12,
+    "genseg-g": 0.16,
+}
 IMAGE_SIZE = {"qwen2_5_vl": 112, "qwen3_vl": 128}
 
+DESCRIBE = "Describe the picture."
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% for part in m.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 
 
 def build_tokenizer():
-    """Byte-level BPE on the miniature's own language; every number from 0 to 1000 is one token. Any other text still encodes."""
+    """Byte-level BPE on the miniature's own language; every number from 0 to 1000 is one token. Any other text still
+    encodes."""
     from tokenizers import Regex, Tokenizer, decoders, models as bpe, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(bpe.BPE())
-    # Tags, numbers and the words of requests are tokens of their own; the fixed phrases between them may merge into one token each.
-    # That makes prompts and answers three times shorter than word by word, and everything here as much faster.
-    names = "|".join([*data.COLORS, *data.SHAPES, "the", "all", "thing", "shapes?", "largest", "smallest", "left", "right", "top", "bottom"])
+    # Tags, numbers and the words of requests are tokens of their own; the fixed phrases between them may merge into one
+    # token each. That makes prompts and answers three times shorter than word by word, and everything here as much
+    # faster.
+    names = "|".join(
+        [
+            *data.COLORS,
+            *data.SHAPES,
+            "the",
+            "all",
+            "thing",
+            "shapes?",
+            "largest",
+            "smallest",
+            "left",
+            "right",
+            "top",
+            "bottom",
+        ]
+    )
     content = rf"</?[a-z]+>|(?<![A-Za-z_0-9])[0-9]+| ?\b(?:{names})(?:es|s)?\b|\n"
     words = Regex(rf"{content}|(?:(?!{content}).)+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    corpus = [str(n) for n in range(1001) for _ in range(5)] + ['user\n', 'assistant\n'] * 5
+    corpus = [str(n) for n in range(1001) for _ in range(5)] + ["user\n", "assistant\n"] * 5
     rng = np.random.default_rng(0)
     for i in range(1500):
         scene = data.toy_scene(9, i)
+        corpus += [DESCRIBE, describe(scene, (112, 112))]
         for schema in SCHEMA_MIX:
             corpus += [data.build_prompt(scene["query"], schema, space) for space in ("pixels", "thousand")]
             if (answer := imprecise_answer(scene, schema, (112, 112), rng)) is not None:
                 corpus.append(answer)
     trainer = trainers.BpeTrainer(vocab_size=4000, min_frequency=2, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)  # fmt: skip
     tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
 
 
 def build_policy(family: str) -> models.Policy:
@@ -81,16 +118,27 @@ def build_policy(family: str) -> models.Policy:
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=ids["endoftext"], eos_token_id=ids["im_end"], pad_token_id=ids["endoftext"],
     )  # fmt: skip
-    vision = dict(depth=2, hidden_size=128, num_heads=4, out_hidden_size=128, spatial_merge_size=2, temporal_patch_size=2, in_channels=3)
+    vision = dict(
+        depth=2,
+        hidden_size=128,
+        num_heads=4,
+        out_hidden_size=128,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        in_channels=3,
+    )
     tokens = dict(
         image_token_id=ids["image_pad"], video_token_id=ids["video_pad"], vision_start_token_id=ids["vision_start"],
         vision_end_token_id=ids["vision_end"], tie_word_embeddings=True,
     )  # fmt: skip
-    # The usual rope_theta of 10,000 would give the picture's x axis (the last of the three sections) frequencies so low that the four
-    # image tokens of a row look alike, and x is never learned. At 20 the slowest wavelength is about a hundred tokens.
+    # The usual rope_theta of 10,000 would give the picture's x axis (the last of the three sections) frequencies so low
+    # that the four image tokens of a row look alike, and x is never learned. At 20 the slowest wavelength is about a
+    # hundred tokens.
     if family == "qwen2_5_vl":
         text |= dict(rope_parameters={"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 20.0})
-        vision |= dict(patch_size=14, intermediate_size=256, window_size=112, fullatt_block_indexes=[0, 1], tokens_per_second=2)
+        vision |= dict(
+            patch_size=14, intermediate_size=256, window_size=112, fullatt_block_indexes=[0, 1], tokens_per_second=2
+        )
         config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
         processor_class = hf.Qwen2_5_VLProcessor
     else:
@@ -99,6 +147,9 @@ def build_policy(family: str) -> models.Policy:
         vision |= dict(patch_size=16, intermediate_size=256, num_position_embeddings=64, deepstack_visual_indexes=[0])
         config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
         processor_class = hf.Qwen3VLProcessor
+    # Weights of variance 1 / width; the libraries' 0.02 suits widths of thousands, and here starves every layer for a thousand steps.
+    for part in (config, config.text_config, config.vision_config):
+        part.initializer_range = 0.08
     vlm = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     vlm.generation_config.eos_token_id, vlm.generation_config.pad_token_id = ids["im_end"], ids["endoftext"]
     image_processor = hf.Qwen2VLImageProcessor(patch_size=vision["patch_size"], temporal_patch_size=2, merge_size=2)
@@ -111,13 +162,16 @@ def build_policy(family: str) -> models.Policy:
 
 def thought_of(scene: dict, schema: str) -> str:
     """What the miniature thinks: how many shapes there are, and what the ones meant look like."""
-    named = [f"{scene['objects'][i]['color']} {scene['objects'][i]['shape']}" for i in scene["targets"]] or ["nothing that fits"]
+    named = [f"{scene['objects'][i]['color']} {scene['objects'][i]['shape']}" for i in scene["targets"]] or [
+        "nothing that fits"
+    ]
     seen = ", ".join(f"<look>{n}</look>" if schema == "drseg" else n for n in named)
     return f"There are {len(scene['objects'])} shapes. I see {seen}."
 
 
 def imprecise_answer(scene: dict, schema: str, frame: tuple[int, int], rng: np.random.Generator) -> str | None:
-    """A completion for the scene, each box enlarged by 1 to 1.8 and jittered by 2 px, in `frame`; None if the schema cannot say it."""
+    """A completion for the scene, each box enlarged by 1 to 1.8 and jittered by 2 px, in `frame`; None if the schema
+    cannot say it."""
     spec = rewards.SCHEMAS[schema]
     if (len(scene["targets"]) > 1 and not spec.many) or (not scene["targets"] and not spec.no_target):
         return None
@@ -137,12 +191,24 @@ def imprecise_answer(scene: dict, schema: str, frame: tuple[int, int], rng: np.r
     return rewards.write_answer(instances, schema, thought_of(scene, schema))
 
 
+def describe(scene: dict, frame: tuple[int, int]) -> str:
+    """Everything in the scene, exactly, from left to right: the lesson in seeing that goes with the lessons in answering."""
+    parts = []
+    for o in sorted(scene["objects"], key=lambda o: o["center"][0]):
+        box = data.to_frame(data.box_of(o["mask"]), scene["image"].size, frame).round().astype(int).tolist()
+        parts.append(f"{o['color']} {o['shape']} {box}")
+    return "; ".join(parts)
+
+
 def train_policy(family: str, out: Path, steps: int, batch: int, lr: float, scenes: int, device: str) -> None:
-    """Supervised: next-token loss on imprecise answers, through Policy.forward and the same packing as GRPO's update."""
+    """Supervised: next-token loss on imprecise answers, through Policy.forward and the same packing as GRPO's
+    update."""
     torch.manual_seed(0)
     rng = np.random.default_rng(1)
     policy = build_policy(family).to(device)
-    print(f"{family}: {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters, {len(policy.processor.tokenizer)} tokens")
+    print(
+        f"{family}: {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters, {len(policy.processor.tokenizer)} tokens"
+    )
     schemas, odds = zip(*SCHEMA_MIX.items(), strict=True)
     space, tokenizer = data.FAMILIES[family][0], policy.processor.tokenizer
     frame = data.model_frame(family, (IMAGE_SIZE[family],) * 2)
@@ -156,21 +222,29 @@ def train_policy(family: str, out: Path, steps: int, batch: int, lr: float, scen
         while len(images) < batch // 4:
             scene, questions = world[rng.integers(scenes)], []
             for _ in range(40):
-                if len(questions) == 4:
+                if len(questions) == 3:
                     break
                 query, _, targets = data._toy_query(rng, scene["objects"])
                 asked, schema = scene | {"query": query, "targets": targets}, str(rng.choice(schemas, p=odds))
                 if (answer := imprecise_answer(asked, schema, frame, rng)) is not None:
                     text = data.build_prompt(query, schema, space) + "<|im_end|>\n<|im_start|>assistant\n"
                     questions.append((tokenizer(text).input_ids, tokenizer(answer + "<|im_end|>").input_ids))
+            ask, tell = DESCRIBE + "<|im_end|>\n<|im_start|>assistant\n", describe(scene, frame) + "<|im_end|>"
+            questions.append((tokenizer(ask).input_ids, tokenizer(tell).input_ids))
             images.append(scene["image"])
             branches.append(questions)
         # Four questions share a picture: [picture | question, answer | question, answer | ...] in one packed row.
         prompts = policy.encode(images, [""] * len(images))
         cut = prompts.inputs["input_ids"][0].tolist().index(policy.vlm.config.vision_end_token_id) + 1
         prompts.inputs |= {k: prompts.inputs[k][..., :cut] for k in ("input_ids", "attention_mask", "position_ids")}
-        rows = policy.pack(prompts, [(i, [torch.tensor(q + a, device=device) for q, a in b]) for i, b in enumerate(branches)], grpo.pack_group)
-        answered = torch.tensor([flag for b in branches for q, a in b for flag in [False] * len(q) + [True] * len(a)], device=device)
+        rows = policy.pack(
+            prompts,
+            [(i, [torch.tensor(q + a, device=device) for q, a in b]) for i, b in enumerate(branches)],
+            grpo.pack_group,
+        )
+        answered = torch.tensor(
+            [flag for b in branches for q, a in b for flag in [False] * len(q) + [True] * len(a)], device=device
+        )
         rows.source, rows.target = rows.source[answered], rows.target[answered]
         logp, _, _ = policy(rows, grpo.token_logprobs)
         loss = -logp.mean()
@@ -192,27 +266,40 @@ def probe(policy: models.Policy, family: str, schemas: tuple[str, ...], n: int =
     """Greedy box IoU on held-out pictures and the fraction that parses, per schema."""
     out = []
     for schema in schemas:
-        picked = [s for s in (data.toy_scene(2, i) for i in range(400)) if imprecise_answer(s, schema, (9, 9), np.random.default_rng(0))][:n]
-        prompts = policy.encode([s["image"] for s in picked], [data.build_prompt(s["query"], schema, data.FAMILIES[family][0]) for s in picked])
+        picked = [
+            s
+            for s in (data.toy_scene(2, i) for i in range(400))
+            if imprecise_answer(s, schema, (9, 9), np.random.default_rng(0))
+        ][:n]
+        prompts = policy.encode(
+            [s["image"] for s in picked],
+            [data.build_prompt(s["query"], schema, data.FAMILIES[family][0]) for s in picked],
+        )
         rollout = grpo.sample(
             policy.vlm, prompts.inputs, torch.zeros(len(picked), 1, 200), num_samples=1, max_new_tokens=200, temperature=0,
             eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
         )  # fmt: skip
         texts = policy.decode(rollout.ids[:, 0], rollout.mask[:, 0])
-        answers = [rewards.parse_answer(t, schema).rescaled(data.model_frame(family, prompts.resized[0]), (112, 112)) for t in texts]
+        answers = [
+            rewards.parse_answer(t, schema).rescaled(data.model_frame(family, prompts.resized[0]), (112, 112))
+            for t in texts
+        ]
         ious = []
         for a, s in zip(answers, picked, strict=True):
             truth = [data.box_of(s["objects"][i]["mask"]) for i in s["targets"]]
             if not truth:
                 ious.append(float(a.no_target))
             else:
-                ious.append(float(np.mean([max([rewards.box_iou(b, o.box) for o in a.instances] or [0.0]) for b in truth])))
+                ious.append(
+                    float(np.mean([max([rewards.box_iou(b, o.box) for o in a.instances] or [0.0]) for b in truth]))
+                )
         out.append(f"{schema} iou {np.mean(ious):.3f} parsed {np.mean([a.answer_ok for a in answers]):.2f}")
     return "; ".join(out) + f" | {texts[0]}"
 
 
 def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device: str) -> None:
-    """SAM2 from nothing: dice + cross-entropy on its single mask and the best of its proposals, L1 on its predicted IoUs."""
+    """SAM2 from nothing: dice + cross-entropy on its single mask and the best of its proposals, L1 on its predicted
+    IoUs."""
     torch.manual_seed(0)
     rng = np.random.default_rng(2)
     net = models.build_segmenter(**models.TINY_SAM2).to(device).train()
@@ -227,16 +314,26 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
         truth = torch.tensor(np.stack([o["mask"] for o in objects]), device=device).float()
         boxes = np.stack([data.box_of(o["mask"]) for o in objects])
         widths = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-        early = step < 0.6 * steps  # true boxes alone first: with points at hand from the start it never learns to read a box
+        early = (
+            step < 0.6 * steps
+        )  # true boxes alone first: with points at hand from the start it never learns to read a box
         if not early and step % 2:  # then imprecise boxes too: the policy's
-            boxes = boxes + rng.normal(0, 0.06, boxes.shape) * widths + np.array([-1, -1, 1, 1]) * rng.uniform(0, 0.3, (batch, 1)) * widths
-        k = 0 if early or step % 3 == 0 else int(rng.integers(1, 5))  # points: inside the shape (1) or beside it in the box (0)
+            boxes = (
+                boxes
+                + rng.normal(0, 0.06, boxes.shape) * widths
+                + np.array([-1, -1, 1, 1]) * rng.uniform(0, 0.3, (batch, 1)) * widths
+            )
+        k = (
+            0 if early or step % 3 == 0 else int(rng.integers(1, 5))
+        )  # points: inside the shape (1) or beside it in the box (0)
         points, labels = np.zeros((batch, k, 2)), np.zeros((batch, k), dtype=np.int32)
         for i, o in enumerate(objects):
             for j in range(k):
                 labels[i, j] = rng.random() < 0.6
                 ys, xs = np.nonzero(o["mask"] if labels[i, j] else ~o["mask"])
-                near = (np.abs(xs - o["center"][0]) < 1.4 * o["radius"]) & (np.abs(ys - o["center"][1]) < 1.4 * o["radius"])
+                near = (np.abs(xs - o["center"][0]) < 1.4 * o["radius"]) & (
+                    np.abs(ys - o["center"][1]) < 1.4 * o["radius"]
+                )
                 pick = rng.choice(np.flatnonzero(near))
                 points[i, j] = xs[pick] + 0.5, ys[pick] + 0.5
         emb = net.embed([s["image"] for s in chosen])
@@ -265,7 +362,13 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
         s = data.toy_scene(2, i)
         masks = [o["mask"] for o in s["objects"]]
         n = len(masks)
-        found = net.segment(net.embed([s["image"]]), [0] * n, np.stack([data.box_of(m) for m in masks]), np.zeros((n, 0, 2)), np.zeros((n, 0), dtype=np.int32))
+        found = net.segment(
+            net.embed([s["image"]]),
+            [0] * n,
+            np.stack([data.box_of(m) for m in masks]),
+            np.zeros((n, 0, 2)),
+            np.zeros((n, 0), dtype=np.int32),
+        )
         ious += [models.mask_iou(a.cpu(), torch.tensor(m)) for a, m in zip(found, masks, strict=True)]
     print(f"sam2: mean IoU on {len(ious)} held-out objects, given true boxes: {np.mean(ious):.3f}")
 

@@ -4,12 +4,13 @@
     accelerate launch train.py --recipe drseg                  # the paper's run: model and data from the Hub
     accelerate launch --config_file configs/fsdp2.yaml train.py --recipe samr1 --data_root data --resume
 
-Any field of recipes.Recipe is an option (--learning_rate 2e-6 --tiers 0.5 --weights.look 0). Outputs, in --output_dir: metrics.jsonl,
-curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside).
+Any field of recipes.Recipe is an option (--learning_rate 2e-6 --tiers 0.5 --weights.look 0). Outputs, in --output_dir:
+metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside).
 
-Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded), M completion tokens of a micro-batch.
-No randomness is drawn from global generators: the order of samples is a function of (seed, epoch), the noise of a completion of
-(seed, step, sample, branch). So a step is a function of the weights and its number, on any number of processes, after any restart.
+Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded), M completion tokens of
+a micro-batch. No randomness is drawn from global generators: the order of samples is a function of (seed, epoch), the
+noise of a completion of (seed, step, sample, branch). So a step is a function of the weights and its number, on any
+number of processes, after any restart.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ from recipes import RECIPES, Recipe, miniature
 
 
 def usable(samples: data.Samples, recipe: Recipe, progress: bool = False) -> tuple[list[int], dict[str, int]]:
-    """Indices of the samples whose request the recipe's schema can answer, and how many were left out for which reason."""
+    """Indices of the samples whose request the recipe's schema can answer, and how many were left out for which
+    reason."""
     spec, kept, left = rewards.SCHEMAS[recipe.schema], [], {}
     for i in tqdm(range(len(samples)), desc="reading the data", disable=not progress, mininterval=1):
         sample, why = samples[i], None
@@ -71,7 +73,8 @@ def usable(samples: data.Samples, recipe: Recipe, progress: bool = False) -> tup
 
 
 def step_samples(order: list[int], recipe: Recipe, step: int) -> list[int]:
-    """The samples of a step, over all processes: one permutation per epoch, read on without a gap from one epoch to the next.
+    """The samples of a step, over all processes: one permutation per epoch, read on without a gap from one epoch to the
+    next.
 
     The place in the data is a function of the step alone: there is no sampler to save, and no short last batch.
     """
@@ -104,7 +107,11 @@ def to_target(sample: data.Sample, recipe: Recipe) -> rewards.Target:
 
 
 def reward_parts(
-    recipe: Recipe, answer: rewards.Answer, target: rewards.Target, mask_iou: float | None, queue: rewards.RankQueue | None
+    recipe: Recipe,
+    answer: rewards.Answer,
+    target: rewards.Target,
+    mask_iou: float | None,
+    queue: rewards.RankQueue | None,
 ) -> dict[str, float]:
     """The recipe's reward, by part. answer and target in the recipe's frame."""
     options: dict = {"weights": recipe.weights}
@@ -122,9 +129,9 @@ def check_rewards(
 ) -> tuple[list[int], list[str]]:
     """Before step 0: does the data's own ground truth, written in the recipe's format, earn the maximum?
 
-    It is written and parsed as a model's text would be; where a mask is judged, its IoU is put in as 1. Returns the indices that
-    pass, and a line for each that does not. A frame mixed up, or a point outside its own box, shows here, and not as a reward that
-    stays flat for a day.
+    It is written and parsed as a model's text would be; where a mask is judged, its IoU is put in as 1. Returns the
+    indices that pass, and a line for each that does not. A frame mixed up, or a point outside its own box, shows here,
+    and not as a reward that stays flat for a day.
     """
     weights = dict(recipe.weights)
     if recipe.reward == "samr1":  # tiers may have been changed
@@ -173,14 +180,17 @@ def load_batch(recipe: Recipe, policy: models.Policy, segmenter, samples: data.S
         lengths = prompts.inputs["attention_mask"].sum(-1).tolist()
         if max(lengths) > recipe.max_prompt:
             worst = chosen[int(np.argmax(lengths))].id
-            raise SystemExit(f"the prompt of sample {worst} has {max(lengths)} tokens, above --max_prompt {recipe.max_prompt}")
+            raise SystemExit(
+                f"the prompt of sample {worst} has {max(lengths)} tokens, above --max_prompt {recipe.max_prompt}"
+            )
         embeddings = segmenter.embed(images) if recipe.segmenter_use != "evaluation" else None
     return Batch(indices, chosen, images, prompts, [to_target(s, recipe) for s in chosen], embeddings)
 
 
 @dataclasses.dataclass
 class Micro:
-    """Packed rows that go through the network together, and what the loss needs to know of their M tokens (B completions)."""
+    """Packed rows that go through the network together, and what the loss needs to know of their M tokens (B
+    completions)."""
 
     rows: models.Rows
     at: Tensor  # (M,) index of each token in the flattened (P, G, T)
@@ -190,10 +200,11 @@ class Micro:
 
 
 def make_micros(policy: models.Policy, prompts: models.Prompts, rollout: grpo.Rollout, recipe: Recipe) -> list[Micro]:
-    """Cut a step into micro-batches of packed rows. How it is cut changes no gradient: the weights are those of the whole step.
+    """Cut a step into micro-batches of packed rows. How it is cut changes no gradient: the weights are those of the
+    whole step.
 
-    A group fills one row, or several where it has more than max_row_tokens, each repeating the prompt. Rows of similar length go
-    together, so that little is padded.
+    A group fills one row, or several where it has more than max_row_tokens, each repeating the prompt. Rows of similar
+    length go together, so that little is padded.
     """
     P, G, T = rollout.mask.shape
     lengths = rollout.mask.sum(-1).tolist()
@@ -224,9 +235,11 @@ def make_micros(policy: models.Policy, prompts: models.Prompts, rollout: grpo.Ro
 def judge(
     recipe: Recipe, policy: models.Policy, segmenter, batch: Batch, texts: list[list[str]], queue, painted: dict | None
 ) -> tuple[Tensor, list[list[dict[str, float]]], dict[str, list[float]]]:
-    """Texts (P, G) -> rewards (P, G), their parts, and what is measured without being rewarded. Pushes into the rank queue.
+    """Texts (P, G) -> rewards (P, G), their parts, and what is measured without being rewarded. Pushes into the rank
+    queue.
 
-    painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None where SAM2 is prompted with the written boxes.
+    painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None where SAM2 is prompted with the written
+    boxes.
     """
     G = len(texts[0])
     answers = [[rewards.parse_answer(text, recipe.schema) for text in group] for group in texts]
@@ -235,7 +248,9 @@ def judge(
     masks: dict | None = painted
     if recipe.segmenter_use == "reward":  # SAM2 in the reward: boxes and points of all completions in one batched call
         pairs = [(p, g) for p in range(len(texts)) for g in range(G)]
-        prompts = [answers[p][g].rescaled(frames[p], sizes[p]).instances if answers[p][g].answer_ok else [] for p, g in pairs]
+        prompts = [
+            answers[p][g].rescaled(frames[p], sizes[p]).instances if answers[p][g].answer_ok else [] for p, g in pairs
+        ]
         masks = dict(zip(pairs, segmenter.union(batch.embeddings, [p for p, _ in pairs], prompts), strict=True))
     parts, logged = [], {"parsed": [], "box_iou": []}
     for p, target in enumerate(batch.targets):
@@ -262,7 +277,8 @@ def judge(
 
 
 def paint(policy: models.Policy, micros: list[Micro], batch: Batch, recipe: Recipe) -> dict[tuple[int, int], Tensor]:
-    """LENS: the mask of every completion, (p, g) -> (H, W) bool, by one packed forward without gradient (the reward needs it first)."""
+    """LENS: the mask of every completion, (p, g) -> (H, W) bool, by one packed forward without gradient (the reward
+    needs it first)."""
     masks = {}
     with torch.no_grad():
         for micro in micros:
@@ -283,10 +299,12 @@ def update(
     advantages: Tensor,
     recipe: Recipe,
 ) -> dict[str, float]:
-    """One optimizer step on a rollout: the sum over micro-batches of grpo_loss (and LENS's L_seg), then clip, then step.
+    """One optimizer step on a rollout: the sum over micro-batches of grpo_loss (and LENS's L_seg), then clip, then
+    step.
 
-    Every process holds the same number of whole groups, so the mean that DDP and FSDP take over processes of these sums, each
-    with weights that sum to 1, is the loss over all prompts; no other denominator is needed. Returns weighted sums to log.
+    Every process holds the same number of whole groups, so the mean that DDP and FSDP take over processes of these
+    sums, each with weights that sum to 1, is the loss over all prompts; no other denominator is needed. Returns
+    weighted sums to log.
     """
     P, G, _ = rollout.mask.shape
     weights = grpo.token_weights(rollout.mask, recipe.average).flatten()
@@ -294,7 +312,8 @@ def update(
     sampled = rollout.logp.flatten()
     totals: dict[str, Tensor] = {}
     optimizer.zero_grad()
-    # Processes may need different numbers of rows; under FSDP every forward is a collective, so the short ones repeat a row at weight 0.
+    # Processes may need different numbers of rows; under FSDP every forward is a collective, so the short ones repeat a
+    # row at weight 0.
     rounds = len(micros)
     if accelerator.num_processes > 1:
         rounds = max(gather_object([rounds]))
@@ -311,18 +330,23 @@ def update(
             if recipe.train != "context":
                 if micro.old_logp is None:  # the first update: pi_old is the policy itself, no second forward is run
                     micro.old_logp = logp.detach()
-                # a token is a completion of length one here: (M, 1) log-probabilities, (M,) advantages, weights of the whole step
+                # a token is a completion of length one here: (M, 1) log-probabilities, (M,) advantages, weights of the
+                # whole step
                 column = lambda x: None if x is None else x[:, None]  # noqa: E731
                 loss, terms = grpo.grpo_loss(
                     column(logp), column(micro.old_logp), column(micro.ref_logp), per_token[micro.at], column(w),
                     clip_low=recipe.clip_low, clip_high=recipe.clip_high, beta=recipe.beta,
                 )  # fmt: skip
                 metrics |= terms
-            if masks is not None:  # LENS Eq. 7: L = L_GRPO + lambda L_seg, the mean over rollouts, at the truth's resolution
+            if (
+                masks is not None
+            ):  # LENS Eq. 7: L = L_GRPO + lambda L_seg, the mean over rollouts, at the truth's resolution
                 each = []
                 for (p, _), logit in zip(micro.branches, masks, strict=True):
                     truth = torch.as_tensor(batch.targets[p].mask, device=logit.device)
-                    each.append(models.mask_loss(models.Segmenter.resize(logit, truth.shape[::-1])[None], truth[None])[0])
+                    each.append(
+                        models.mask_loss(models.Segmenter.resize(logit, truth.shape[::-1])[None], truth[None])[0]
+                    )
                 seg = torch.stack(each).sum() / (P * G) * real
                 metrics["seg_loss"] = seg.detach()
                 loss = loss + recipe.seg_weight * seg
@@ -342,12 +366,15 @@ def update(
 
 @torch.no_grad()
 def add_reference(reference, policy, micros: list[Micro], recipe: Recipe) -> None:
-    """log pi_ref of every token. With LoRA the reference is the policy with its adapter switched off; otherwise a frozen copy."""
+    """log pi_ref of every token. With LoRA the reference is the policy with its adapter switched off; otherwise a
+    frozen copy."""
     model = policy if reference is None else reference
     if reference is None:
         policy.vlm.disable_adapters()
     for micro in micros:
-        rows = dataclasses.replace(micro.rows, queries=None)  # the queries' places come last: no token sees what stands there
+        rows = dataclasses.replace(
+            micro.rows, queries=None
+        )  # the queries' places come last: no token sees what stands there
         micro.ref_logp = model(rows, grpo.token_logprobs, recipe.temperature)[0]
     if reference is None:
         policy.vlm.enable_adapters()
@@ -356,10 +383,14 @@ def add_reference(reference, policy, micros: list[Micro], recipe: Recipe) -> Non
 # --------------------------------------------------------------------------------------------- checkpoints and figures
 
 
-def save(folder: Path, state: dict, policy: models.Policy, recipe: Recipe, weights: dict[str, Tensor] | None = None) -> None:
-    """Write a checkpoint whole or not at all: to a temporary name, then rename. The Hugging Face format, plus trainer.pt to go on from.
+def save(
+    folder: Path, state: dict, policy: models.Policy, recipe: Recipe, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Write a checkpoint whole or not at all: to a temporary name, then rename. The Hugging Face format, plus
+    trainer.pt to go on from.
 
-    weights: the full state dict where the policy is sharded. Raises OSError (disk full) with the last good checkpoint untouched.
+    weights: the full state dict where the policy is sharded. Raises OSError (disk full) with the last good checkpoint
+    untouched.
     """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -370,19 +401,25 @@ def save(folder: Path, state: dict, policy: models.Policy, recipe: Recipe, weigh
         torch.save(state, part / "trainer.pt")
     except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
         shutil.rmtree(part, ignore_errors=True)
-        raise OSError(f"could not write the checkpoint {folder}: {error}. The one before it is untouched; free space and --resume.") from error
+        raise OSError(
+            f"could not write the checkpoint {folder}: {error}. "
+            "The one before it is untouched; free some space and --resume."
+        ) from error
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
     """The newest complete checkpoint; half-written ones (.part) do not count."""
-    found = [p for p in output_dir.glob("checkpoint-*") if p.name.split("-")[1].isdigit() and (p / "trainer.pt").exists()]
+    found = [
+        p for p in output_dir.glob("checkpoint-*") if p.name.split("-")[1].isdigit() and (p / "trainer.pt").exists()
+    ]
     return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
 
 
 def plot_curves(rows: list[dict], path: Path) -> None:
-    """curves.png: reward and its parts, what is measured but not rewarded, lengths, and the optimizer's own numbers, by step."""
+    """curves.png: reward and its parts, what is measured but not rewarded, lengths, and the optimizer's own numbers, by
+    step."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -402,7 +439,9 @@ def plot_curves(rows: list[dict], path: Path) -> None:
             if key in rows[-1]:
                 y = np.array([r.get(key, np.nan) for r in rows], dtype=float)
                 width = max(len(y) // 25, 1)
-                smooth = np.convolve(np.pad(y, (width // 2, width - 1 - width // 2), "edge"), np.ones(width) / width, "valid")
+                smooth = np.convolve(
+                    np.pad(y, (width // 2, width - 1 - width // 2), "edge"), np.ones(width) / width, "valid"
+                )
                 (line,) = axis.plot([r["step"] for r in rows], smooth, label=key.split("/")[-1])
                 axis.plot([r["step"] for r in rows], y, color=line.get_color(), alpha=0.2, linewidth=0.8)
         axis.set_title(title)
@@ -434,9 +473,12 @@ def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
 
 
 def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, models.Segmenter]:
-    """The policy, with a context module where the recipe wants one, and the segmenter; what the recipe does not train is frozen."""
+    """The policy, with a context module where the recipe wants one, and the segmenter; what the recipe does not train
+    is frozen."""
     size = {"image_size": recipe.image_size or None, "max_pixels": recipe.max_pixels}
-    policy = models.load_policy(recipe.model, **size, dtype=torch.float32)  # float32 master weights, whatever the compute dtype
+    policy = models.load_policy(
+        recipe.model, **size, dtype=torch.float32
+    )  # float32 master weights, whatever the compute dtype
     segmenter = policy.segmenter or models.load_segmenter(recipe.segmenter)
     policy.requires_grad_(recipe.train != "context")
     if recipe.num_queries:
@@ -446,7 +488,9 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
             policy.context = models.ContextModule(d, c, recipe.num_queries, recipe.connector, recipe.collapse)
         policy.segmenter = segmenter.requires_grad_(False)
         policy.context.requires_grad_(True)
-        if recipe.train == "all" and recipe.tune_decoder:  # all of the decoder but what belongs to the picture's embedding
+        if (
+            recipe.train == "all" and recipe.tune_decoder
+        ):  # all of the decoder but what belongs to the picture's embedding
             segmenter.mask_decoder.requires_grad_(True)
             segmenter.mask_decoder.conv_s0.requires_grad_(False)
             segmenter.mask_decoder.conv_s1.requires_grad_(False)
@@ -457,7 +501,9 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
 
         policy.vlm.requires_grad_(False)
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        policy.vlm.add_adapter(LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=names, lora_dropout=0.0))
+        policy.vlm.add_adapter(
+            LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=names, lora_dropout=0.0)
+        )
     if recipe.gradient_checkpointing:
         policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
     policy.train()  # no dropout anywhere (load_policy): this only lets gradient checkpointing act
@@ -466,7 +512,8 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
 
 
 def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.Rollout:
-    """LENS's alignment: one completion per prompt, written from the ground truth (an empty thought, then the answer)."""
+    """LENS's alignment: one completion per prompt, written from the ground truth (an empty thought, then the
+    answer)."""
     texts = []
     for sample, size in zip(batch.samples, batch.prompts.resized, strict=True):
         texts.append(evaluate.oracle_answer(sample, recipe.schema, data.model_frame(policy.family, size), digits=0))
@@ -478,20 +525,34 @@ def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.
     return grpo.Rollout(ids, mask, torch.zeros(ids.shape, device=policy.device))
 
 
-def summarize(rollout: grpo.Rollout, reward: Tensor, parts: list, measured: dict[str, list[float]], eos_token_id: int) -> dict[str, float]:
-    """This process's share of a row of metrics.jsonl. zero_variance: groups whose rewards are all equal, which teach nothing."""
+def summarize(
+    rollout: grpo.Rollout, reward: Tensor, parts: list, measured: dict[str, list[float]], eos_token_id: int
+) -> dict[str, float]:
+    """This process's share of a row of metrics.jsonl. zero_variance: groups whose rewards are all equal, which teach
+    nothing."""
     length = rollout.mask.sum(-1).float()
     ended = ((rollout.ids == eos_token_id) & rollout.mask).any(-1).float()
     row = {"reward": reward.mean().item(), "reward_std": reward.std(correction=0).item()}
     for name in parts[0][0]:
         values = [b[name] for group in parts for b in group]
         row |= {f"reward/{name}": float(np.mean(values)), f"reward/{name}_std": float(np.std(values))}
-    row |= {f"metric/{name}": float(np.mean(values)) for name, values in measured.items() if values and name != "parsed"}
-    row |= {"parsed": float(np.mean(measured["parsed"])), "zero_variance": (reward.amax(-1) == reward.amin(-1)).float().mean().item()}
-    return row | {"length": length.mean().item(), "length_max": length.max().item(), "truncated": 1 - ended.mean().item()}
+    row |= {
+        f"metric/{name}": float(np.mean(values)) for name, values in measured.items() if values and name != "parsed"
+    }
+    row |= {
+        "parsed": float(np.mean(measured["parsed"])),
+        "zero_variance": (reward.amax(-1) == reward.amin(-1)).float().mean().item(),
+    }
+    return row | {
+        "length": length.mean().item(),
+        "length_max": length.max().item(),
+        "truncated": 1 - ended.mean().item(),
+    }
 
 
-def checkpoint_now(accelerator, policy, optimizer, schedule, queue, recipe: Recipe, output_dir: Path, step: int) -> None:
+def checkpoint_now(
+    accelerator, policy, optimizer, schedule, queue, recipe: Recipe, output_dir: Path, step: int
+) -> None:
     """checkpoint-STEP with everything that --resume needs, readable whatever the number of processes; the oldest go."""
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = {
@@ -509,7 +570,8 @@ def checkpoint_now(accelerator, policy, optimizer, schedule, queue, recipe: Reci
 
 
 def low_precision_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
-    """A frozen copy of the VLM alone: the reference of the KL term, or the replica that completions are sampled from."""
+    """A frozen copy of the VLM alone: the reference of the KL term, or the replica that completions are sampled
+    from."""
     vlm = copy.deepcopy(policy.vlm).requires_grad_(False).to(dtype)
     vlm.gradient_checkpointing_disable()
     return models.Policy(vlm, policy.processor, policy.image_size, policy.max_pixels)
@@ -517,11 +579,14 @@ def low_precision_copy(policy: models.Policy, dtype: torch.dtype) -> models.Poli
 
 @torch.no_grad()
 def refresh(replica: models.Policy, policy: torch.nn.Module) -> None:
-    """Copy the weights of a policy, wrapped or sharded, into its replica: once per optimizer step, not once per token."""
+    """Copy the weights of a policy, wrapped or sharded, into its replica: once per optimizer step, not once per
+    token."""
     target = dict(replica.named_parameters())
     for name, p in policy.named_parameters():
         name = name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
-        full = p.full_tensor() if hasattr(p, "full_tensor") else p  # a collective under FSDP: every process walks the same list
+        full = (
+            p.full_tensor() if hasattr(p, "full_tensor") else p
+        )  # a collective under FSDP: every process walks the same list
         if name in target:
             target[name].copy_(full)
 
@@ -542,16 +607,23 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
     order, left = usable(samples, recipe, main)
     order, bad = check_rewards(samples, order, recipe, main)
     if main:
-        print(f"{recipe.name}: {len(order)} of {len(samples)} samples; left out: {left or 'none'}; failed the reward check: {len(bad)}")
+        print(
+            f"{recipe.name}: {len(order)} of {len(samples)} samples; left out: {left or 'none'}; "
+            f"failed the reward check: {len(bad)}"
+        )
         for line in [*samples.skipped[:5], *bad[:10]]:
             print(f"  skipped: {line}")
     if len(bad) > 0.01 * (len(order) + len(bad)):
         raise SystemExit(
-            f"{len(bad)} of {len(order) + len(bad)} samples do not earn the maximum with their own ground truth (see above): "
+            f"{len(bad)} of {len(order) + len(bad)} samples do not earn the maximum "
+            "with their own ground truth (see above): "
             "a frame, a point or a mask is wrong in the data. Look at them with: python data.py --check"
         )
     if not order:
-        raise SystemExit(f"no sample of {recipe.dataset!r} ({recipe.split}) can be used by recipe {recipe.name!r}: see the reasons above")
+        raise SystemExit(
+            f"no sample of {recipe.dataset!r} ({recipe.split}) can be used by recipe "
+            f"{recipe.name!r}: see the reasons above"
+        )
     if main and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
         ious = []
         for i in [i for i in order if not samples[i].no_target][:32]:
@@ -566,20 +638,28 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
 def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:
     """Run a recipe. Returns {"before": ..., "after": ...}: held-out metrics (empty where eval_samples is 0)."""
     bf16, joint = recipe.dtype == "bfloat16", recipe.train == "all"
-    # The mask decoder has outputs that no loss of LENS looks at.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=joint)
+    # The mask decoder has outputs that no loss of LENS looks at. Buffers never change, and broadcasting them would make
+    # every forward a collective, also where processes run different numbers of them.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=joint, broadcast_buffers=False)
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no", log_with=tracker, project_dir=str(output_dir), kwargs_handlers=[ddp]
     )
     main, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
     if recipe.prompts_per_step % world:
         raise SystemExit(f"--prompts_per_step {recipe.prompts_per_step} cannot be shared evenly by {world} processes")
+    sharded = accelerator.distributed_type == "FSDP"
+    if sharded and (recipe.lora_rank or recipe.num_queries):
+        raise SystemExit(
+            "LoRA and LENS train under DDP (configs/ddp.yaml): what they train, or all of a 3B policy, fits one GPU"
+        )
     torch.set_float32_matmul_precision("high")
 
     # ---- who learns, on what, from where
     checkpoint = newest_checkpoint(output_dir) if resume else None
     policy, segmenter = build(dataclasses.replace(recipe, model=str(checkpoint)) if checkpoint else recipe, accelerator)
-    samples = data.load(recipe.dataset, recipe.data_root or None, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed)
+    samples = data.load(
+        recipe.dataset, recipe.data_root or None, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
+    )
     order = examine(samples, segmenter, recipe, main)
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
     compute = torch.bfloat16 if bf16 else torch.float32
@@ -592,15 +672,19 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     optimizer = torch.optim.AdamW(
         [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    replica = low_precision_copy(policy, compute) if bf16 or accelerator.distributed_type == "FSDP" else None
+    replica = low_precision_copy(policy, compute) if bf16 or sharded else None
     policy, optimizer = accelerator.prepare(policy, optimizer)
     bare = accelerator.unwrap_model(policy)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, learning_rate_factor(recipe, steps * recipe.updates_per_rollout))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer.optimizer, learning_rate_factor(recipe, steps * recipe.updates_per_rollout)
+    )
     queue = rewards.RankQueue(recipe.queue_size, 3, recipe.queue_zeros)
     first, rows, heldout = 0, [], {}
     if checkpoint:
         state = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
-        set_optimizer_state_dict(policy, optimizer.optimizer, state["optimizer"], options=StateDictOptions(full_state_dict=True))
+        set_optimizer_state_dict(
+            policy, optimizer.optimizer, state["optimizer"], options=StateDictOptions(full_state_dict=True)
+        )
         schedule.load_state_dict(state["schedule"])
         queue.load_state_dict(state["queue"])
         first = state["step"]
@@ -610,7 +694,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             print(f"going on from {checkpoint}: step {first} of {steps}")
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        evaluate.write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     if tracker:
         accelerator.init_trackers("runs", config=dataclasses.asdict(recipe))
 
@@ -620,9 +704,11 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         if main and recipe.eval_samples:
             held = data.load(recipe.dataset, recipe.data_root or None, recipe.eval_split)
             asked = replica if replica is not None and not recipe.num_queries else bare
-            heldout[when] = evaluate.evaluate(asked, segmenter, held, recipe, indices=usable(held, recipe)[0][: recipe.eval_samples])
+            heldout[when] = evaluate.evaluate(
+                asked, segmenter, held, recipe, indices=usable(held, recipe)[0][: recipe.eval_samples]
+            )
         if main:
-            (output_dir / "heldout.json").write_text(json.dumps(heldout, indent=1))
+            evaluate.write_atomically(output_dir / "heldout.json", json.dumps(heldout, indent=1))
         accelerator.wait_for_everyone()
 
     if "before" not in heldout:
@@ -633,7 +719,9 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=recipe.name, disable=not main)
     for step in bar:
         clock = [time.perf_counter()]
-        here = step_samples(order, recipe, step)[rank * P : (rank + 1) * P]  # whole groups, the same number on every process
+        here = step_samples(order, recipe, step)[
+            rank * P : (rank + 1) * P
+        ]  # whole groups, the same number on every process
         batch = load_batch(recipe, bare, segmenter, samples, here)
 
         # sample: G completions per prompt from the policy as it is now
@@ -671,7 +759,9 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         except FloatingPointError as error:
             inputs = {"step": step, "indices": here, "texts": texts, "reward": reward, **dataclasses.asdict(rollout)}
             torch.save(inputs, output_dir / f"stopped-step-{step}-rank-{rank}.pt")
-            raise SystemExit(f"step {step}: {error}. Its inputs are in {output_dir}; the last checkpoint is untouched.") from error
+            raise SystemExit(
+                f"step {step}: {error}. Its inputs are in {output_dir}; the last checkpoint is untouched."
+            ) from error
         clock.append(time.perf_counter())
 
         # ---- what happened, over all processes
@@ -680,7 +770,10 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         row = {"step": step + 1} | {k: float(np.mean([r[k] for r in rows_of_all if k in r])) for k in row}
         row["length_max"] = max(r["length_max"] for r in rows_of_all)
         row["learning_rate"] = schedule.get_last_lr()[0]
-        row |= {f"seconds/{name}": b - a for name, a, b in zip(("sample", "reward", "update"), clock, clock[1:], strict=False)}
+        row |= {
+            f"seconds/{name}": b - a
+            for name, a, b in zip(("sample", "reward", "update"), clock, clock[1:], strict=False)
+        }
         row["tokens_per_second"] = row["length"] * G * recipe.prompts_per_step / (clock[-1] - clock[0])
         rows.append(row)
         if main:
@@ -689,7 +782,10 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             bar.set_postfix(reward=f"{row['reward']:.2f}", parsed=f"{row['parsed']:.2f}", length=f"{row['length']:.0f}")
             if step % 20 == 0:
                 shown = ", ".join(f"{name} {value:.2f}" for name, value in parts[0][0].items())
-                bar.write(f"\n[step {step + 1}] {batch.samples[0].query!r}\n{texts[0][0]}\n  -> {shown}; advantage {advantages[0, 0]:.2f}")
+                bar.write(
+                    f"\n[step {step + 1}] {batch.samples[0].query!r}\n{texts[0][0]}\n"
+                    f"  -> {shown}; advantage {advantages[0, 0]:.2f}"
+                )
         if tracker:
             accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
         if (step + 1) % recipe.save_every == 0 or step + 1 == steps:
@@ -699,10 +795,15 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     score_heldout("after")
     if main:
         shutil.rmtree(output_dir / "final", ignore_errors=True)
-        shutil.copytree(output_dir / f"checkpoint-{steps}", output_dir / "final", ignore=shutil.ignore_patterns("trainer.pt"))
+        shutil.copytree(
+            output_dir / f"checkpoint-{steps}", output_dir / "final", ignore=shutil.ignore_patterns("trainer.pt")
+        )
         if recipe.eval_samples:
             before, after = heldout["before"]["giou"], heldout["after"]["giou"]
-            print(f"held-out gIoU {before:.3f} before, {after:.3f} after ({recipe.eval_samples} samples); checkpoint: {output_dir / 'final'}")
+            print(
+                f"held-out gIoU {before:.3f} before, {after:.3f} after ({recipe.eval_samples} samples); "
+                f"checkpoint: {output_dir / 'final'}"
+            )
     if tracker:
         accelerator.end_training()
     return heldout
@@ -713,7 +814,13 @@ def main() -> None:
     try:
         train(recipe, args.output_dir, args.resume, args.tracker)
     except (data.BadData, OSError) as error:
-        raise SystemExit(f"{error}\n(Without network or weights, --toy runs here: python train.py --recipe {recipe.name} --toy)") from error
+        missing = isinstance(error, data.BadData) or "could not load" in str(error)
+        hint = (
+            f"\n(The miniature needs nothing but this folder: python train.py --recipe {args.recipe} --toy)"
+            if missing
+            else ""
+        )
+        raise SystemExit(f"{error}{hint}") from error
 
 
 if __name__ == "__main__":

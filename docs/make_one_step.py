@@ -1,6 +1,6 @@
 """Writes docs/one-step.md and its pictures: one real training step on the miniature, with its real numbers.
 
-    python docs/make_one_step.py
+python docs/make_one_step.py
 """
 
 import dataclasses
@@ -48,7 +48,12 @@ def main() -> None:
     first = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
     second = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
 
-    answers = [evaluate.to_answer(t, recipe, data.model_frame(policy.family, batch.prompts.resized[0]), (sample.width, sample.height)) for t in texts]
+    answers = [
+        evaluate.to_answer(
+            t, recipe, data.model_frame(policy.family, batch.prompts.resized[0]), (sample.width, sample.height)
+        )
+        for t in texts
+    ]
     boxes = [o.box for a in answers for o in a.instances]
     picture = data.overlay(sample.image, truth=sample.mask, boxes=boxes)
     picture.resize((picture.width * 3, picture.height * 3)).save(DOCS / "one-step.png")

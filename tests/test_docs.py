@@ -49,7 +49,14 @@ def test_recipes_and_options_in_the_readme_exist():
         assert name in recipes.RECIPES or name == "NAME"
     for command in re.findall(r"train\.py ([^`\n]+)", text):
         for option in re.findall(r"--([a-z_]+)", command):
-            known = {"recipe", "toy", "resume", "tracker", "output_dir", "config_file"} | recipes.Recipe.__dataclass_fields__.keys()
+            known = {
+                "recipe",
+                "toy",
+                "resume",
+                "tracker",
+                "output_dir",
+                "config_file",
+            } | recipes.Recipe.__dataclass_fields__.keys()
             assert option in known, f"the README passes --{option} to train.py"
     for row in re.findall(r"\| `(--[^`]+)` \|", text):  # switches of "paper and released code"
         option = row.split()[0].removeprefix("--").split(".")[0]
@@ -109,7 +116,13 @@ def test_concept_files_import_nothing_of_the_project():
     for name in ("grpo", "rewards", "model", "data", "recipes"):
         tree = ast.parse((ROOT / f"{name}.py").read_text())
         for node in ast.walk(tree):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not {n.split(".")[0] for n in names if n} & MODULES, f"{name}.py imports {names}"
 
 

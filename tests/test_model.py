@@ -22,7 +22,10 @@ TEXTS = ["find it", "find the largest red circle on the left", "all blue things"
 
 def qwen2_vl(tokenizer) -> models.Policy:
     """The one family that the miniature does not have."""
-    ids = {n: tokenizer.convert_tokens_to_ids(f"<|{n}|>") for n in ("vision_start", "vision_end", "image_pad", "video_pad", "im_end")}
+    ids = {
+        n: tokenizer.convert_tokens_to_ids(f"<|{n}|>")
+        for n in ("vision_start", "vision_end", "image_pad", "video_pad", "im_end")
+    }
     config = hf.Qwen2VLConfig(
         text_config=dict(
             vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
@@ -34,7 +37,9 @@ def qwen2_vl(tokenizer) -> models.Policy:
         vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
     )  # fmt: skip
     vlm = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
-    processor = hf.Qwen2VLProcessor(hf.Qwen2VLImageProcessor(), tokenizer, hf.Qwen2VLVideoProcessor(), chat_template=toy.CHAT_TEMPLATE)
+    processor = hf.Qwen2VLProcessor(
+        hf.Qwen2VLImageProcessor(), tokenizer, hf.Qwen2VLVideoProcessor(), chat_template=toy.CHAT_TEMPLATE
+    )
     return models.Policy(vlm, processor)
 
 
@@ -47,7 +52,9 @@ def policies():
             torch.manual_seed(0)
             policy = qwen2_vl(toy.build_tokenizer()) if family == "qwen2_vl" else toy.build_policy(family)
             policy.image_size, policy.max_pixels = None, 112 * 112  # native sizes: prompts differ in image tokens too
-            with torch.no_grad():  # at initialisation the layers hardly matter: the likeliest next token is the last one again
+            with (
+                torch.no_grad()
+            ):  # at initialisation the layers hardly matter: the likeliest next token is the last one again
                 for name, p in policy.named_parameters():
                     p.mul_(4.0 if p.ndim > 1 and "embed_tokens" not in name else 1.0)
             built[family] = policy.eval()
@@ -77,7 +84,9 @@ def separate(policy, prompts, p: int, completion: torch.Tensor, temperature=1.0)
     ids = torch.cat([prompt, completion])[None]
     kinds = (ids == policy.vlm.config.image_token_id).int()
     positions, _ = policy.vlm.model.get_rope_index(input_ids=ids, mm_token_type_ids=kinds, image_grid_thw=grid)
-    logits = policy.vlm(input_ids=ids, position_ids=positions, pixel_values=pixels, image_grid_thw=grid).logits[0, len(prompt) - 1 : -1]
+    logits = policy.vlm(input_ids=ids, position_ids=positions, pixel_values=pixels, image_grid_thw=grid).logits[
+        0, len(prompt) - 1 : -1
+    ]
     logits = (logits / temperature).index_fill(-1, torch.tensor(policy.banned_ids), -torch.inf)
     return logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
 
@@ -125,7 +134,9 @@ def test_packed_rows_equal_separate_rows(policy, checkpointing):
 def test_a_group_cut_over_rows_changes_nothing(policy):
     prompts, groups = encode(policy), completions()
     whole = policy.pack(prompts, list(enumerate(groups)), grpo.pack_group)
-    cut = policy.pack(prompts, [(p, group[i:j]) for p, group in enumerate(groups) for i, j in ((0, 1), (1, 3))], grpo.pack_group)
+    cut = policy.pack(
+        prompts, [(p, group[i:j]) for p, group in enumerate(groups) for i, j in ((0, 1), (1, 3))], grpo.pack_group
+    )
     assert len(cut.ids) == 2 * len(whole.ids)
     with torch.no_grad():
         a, b = (policy(rows, grpo.token_logprobs) for rows in (whole, cut))
@@ -149,7 +160,9 @@ def test_context_queries_read_and_do_not_disturb(policy):
         torch.testing.assert_close(logp, plain, rtol=1e-4, atol=1e-5)
         assert masks.shape == (9, 32, 32)
         for b, (p, o) in enumerate((p, o) for p, group in enumerate(groups) for o in group):
-            alone = policy(policy.pack(prompts, [(p, [o])], grpo.pack_group), grpo.token_logprobs, 1.0, pictures, torch.tensor([p]))[2]
+            alone = policy(
+                policy.pack(prompts, [(p, [o])], grpo.pack_group), grpo.token_logprobs, 1.0, pictures, torch.tensor([p])
+            )[2]
             torch.testing.assert_close(masks[b], alone[0], rtol=1e-4, atol=1e-4)
         masks.square().mean().backward()  # L_seg reaches the queries and, through the completion, the policy
         assert policy.context.queries.grad.abs().sum() > 0
@@ -170,13 +183,17 @@ def test_sampled_logprobs_equal_teacher_forced_ones(policy, temperature):
     with torch.no_grad():
         logp, _, _ = policy(rows, grpo.token_logprobs, temperature)
         torch.testing.assert_close(rollout.logp.flatten(), logp, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(rollout.logp[1, 2], separate(policy, prompts, 1, rollout.ids[1, 2], temperature), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            rollout.logp[1, 2], separate(policy, prompts, 1, rollout.ids[1, 2], temperature), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_greedy_tokens_equal_generate(policy):
     prompts = encode(policy)
     never = [*policy.banned_ids, policy.eos_token_id]
-    ours = grpo.sample(policy.vlm, prompts.inputs, UNIFORMS, **options(policy, num_samples=1, temperature=0, banned_ids=never))
+    ours = grpo.sample(
+        policy.vlm, prompts.inputs, UNIFORMS, **options(policy, num_samples=1, temperature=0, banned_ids=never)
+    )
     inputs = {k: v for k, v in prompts.inputs.items() if k != "position_ids"}
     theirs = policy.vlm.generate(**inputs, do_sample=False, max_new_tokens=10, min_new_tokens=10, suppress_tokens=never)
     assert torch.equal(ours.ids[:, 0], theirs[:, prompts.inputs["input_ids"].shape[1] :])
@@ -197,12 +214,16 @@ def ending(policy) -> tuple[grpo.Rollout, int]:
     return free, int(free.ids[0, 0, 4])
 
 
-@pytest.mark.parametrize("sampler", [grpo.sample, functools.partial(fast.static_sample, capture=False)], ids=["grpo", "fast"])
+@pytest.mark.parametrize(
+    "sampler", [grpo.sample, functools.partial(fast.static_sample, capture=False)], ids=["grpo", "fast"]
+)
 def test_rows_that_end_leave_and_change_nothing(policy, sampler):
     """The end token is inside the mask, nothing comes after it, and the other rows do not notice."""
     free, end = ending(policy)
     count = []
-    got = sampler(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy, eos_token_id=end, progress=count.append))
+    got = sampler(
+        policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy, eos_token_id=end, progress=count.append)
+    )
     ended = 0
     for p in range(3):
         for g in range(3):
@@ -227,7 +248,12 @@ def test_all_rows_end_at_once(policy):
 
 def test_banned_tokens_never_appear(policy):
     V = policy.vlm.get_output_embeddings().weight.shape[0]
-    got = grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy, banned_ids=[i for i in range(V) if i not in (20, 30, 40)]))
+    got = grpo.sample(
+        policy.vlm,
+        encode(policy).inputs,
+        UNIFORMS,
+        **options(policy, banned_ids=[i for i in range(V) if i not in (20, 30, 40)]),
+    )
     assert set(got.ids.unique().tolist()) == {20, 30, 40}
     for name in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"):
         assert policy.processor.tokenizer.convert_tokens_to_ids(name) in policy.banned_ids
@@ -242,12 +268,57 @@ def test_the_static_decode_step_draws_the_same_tokens(policy, temperature, top_p
     same(fast.sample(policy.vlm, inputs, UNIFORMS, **how), plain)
 
 
+@pytest.mark.parametrize(
+    "sampler", [grpo.sample, functools.partial(fast.static_sample, capture=False)], ids=["grpo", "fast"]
+)
+def test_sampling_from_a_policy_in_training(policy, sampler):
+    """In training mode with gradient checkpointing transformers drops the cache: the sampler steps out of it and back."""
+    inputs = encode(policy).inputs
+    expected = grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy))
+    policy.train().vlm.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        same(sampler(policy.vlm, inputs, UNIFORMS, **options(policy)), expected)
+        assert policy.vlm.training
+    finally:
+        policy.eval().vlm.gradient_checkpointing_disable()
+
+
+def test_the_static_decode_step_never_waits_for_python(policy, monkeypatch):
+    """A CUDA graph cannot record a step that reads a value back. So no such reading may come with each token."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        reads = 0
+
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            self.reads += op.name().split("::")[1] in (
+                "_local_scalar_dense",
+                "nonzero",
+                "equal",
+                "is_nonzero",
+                "masked_select",
+            )
+            return op(*args, **(kwargs or {}))
+
+    counts = []
+    for T in (3, 9):
+        with Count() as count:
+            fast.static_sample(
+                policy.vlm, encode(policy).inputs, UNIFORMS, capture=False, **options(policy, max_new_tokens=T)
+            )
+        counts.append(count.reads)
+    assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_captured_decode_step_draws_the_same_tokens(policies):
     policy = policies["qwen2_5_vl"].to("cuda")
     try:
         inputs = encode(policy).inputs
-        same(fast.sample(policy.vlm, inputs, UNIFORMS, **options(policy)), grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy)))
+        same(
+            fast.sample(policy.vlm, inputs, UNIFORMS, **options(policy)),
+            grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy)),
+        )
     finally:
         policy.to("cpu")
 
@@ -260,7 +331,10 @@ def test_policy_round_trip(policy, tmp_path):
     again = models.load_policy(str(tmp_path / "p"), max_pixels=policy.max_pixels)
     prompts, groups = encode(policy), completions()
     with torch.no_grad():
-        a, b = (x(x.pack(encode(x), list(enumerate(groups)), grpo.pack_group), grpo.token_logprobs)[0] for x in (policy, again))
+        a, b = (
+            x(x.pack(encode(x), list(enumerate(groups)), grpo.pack_group), grpo.token_logprobs)[0]
+            for x in (policy, again)
+        )
     assert torch.equal(a, b) and again.family == policy.family and again.banned_ids == policy.banned_ids
     assert all(torch.equal(x, y) for x, y in zip(prompts.inputs.values(), encode(again).inputs.values(), strict=True))
 
@@ -288,7 +362,9 @@ def test_lens_round_trip(policies, tmp_path, connector, collapse):
 
 
 @pytest.mark.parametrize("load", [models.load_policy, models.load_segmenter])
-@pytest.mark.parametrize("name", ["nobody/nothing", "missing/folder/model.pt", "configs/none.yaml:missing.pt", "facebook/sam2-hiera-tiny"])
+@pytest.mark.parametrize(
+    "name", ["nobody/nothing", "missing/folder/model.pt", "configs/none.yaml:missing.pt", "facebook/sam2-hiera-tiny"]
+)
 def test_what_cannot_be_loaded_is_said_in_one_sentence(load, name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OSError) as error:
@@ -316,7 +392,9 @@ def sam():
 
 @pytest.fixture(scope="module")
 def big(sam):
-    return models.Segmenter(sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed, sam.image_size).eval()
+    return models.Segmenter(
+        sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed, sam.image_size
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -419,7 +497,9 @@ def test_checkpoint_file_of_the_package(sam, big, tmp_path):
         torch.save({"model": sam.state_dict()}, tmp_path / file)
         again = models.load_segmenter(f"{config}:{tmp_path / file}" if config else str(tmp_path / file))
         assert again.image_size == 1024
-        assert all(torch.equal(a, b) for a, b in zip(big.state_dict().values(), again.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(big.state_dict().values(), again.state_dict().values(), strict=True)
+        )
 
 
 def test_mask_iou():

@@ -23,11 +23,24 @@ import rewards
 import train
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--prompts_per_step", "4", "--num_samples", "4", "--eval_samples", "0", "--max_completion", "60", "--save_every", "1"]
+QUICK = [
+    "--prompts_per_step",
+    "4",
+    "--num_samples",
+    "4",
+    "--eval_samples",
+    "0",
+    "--max_completion",
+    "60",
+    "--save_every",
+    "1",
+]
 
 
 def setup(name, **changes):
-    recipe = replace(recipes.miniature(recipes.RECIPES[name]), prompts_per_step=3, num_samples=4, max_completion=60, **changes)
+    recipe = replace(
+        recipes.miniature(recipes.RECIPES[name]), prompts_per_step=3, num_samples=4, max_completion=60, **changes
+    )
     if name == "lens":
         recipe = replace(recipe, model="toy/qwen2_5_vl", num_queries=3)
     accelerator = Accelerator(cpu=True)
@@ -62,7 +75,11 @@ def test_gradient_does_not_depend_on_how_the_step_is_cut(name):
     assert values["grad_norm"] > 0 and values["ratio"] == pytest.approx(1, abs=1e-6)
     seen = set()
     # rows of 130 tokens hold one or two completions: groups are cut inside
-    for changes in ({"rows_per_batch": 1}, {"rows_per_batch": 2, "max_row_tokens": 130}, {"rows_per_batch": 1, "max_row_tokens": 1}):
+    for changes in (
+        {"rows_per_batch": 1},
+        {"rows_per_batch": 2, "max_row_tokens": 130},
+        {"rows_per_batch": 1, "max_row_tokens": 1},
+    ):
         cut, cut_values, n = gradients(setting, advantages, **changes)
         seen.add(n)
         assert cut_values["loss"] == pytest.approx(values["loss"], rel=1e-4, abs=1e-6)
@@ -84,7 +101,9 @@ def test_end_token_is_trained_and_nothing_after_it():
     assert ended.any()
     micros = train.make_micros(policy, batch.prompts, rollout, recipe)
     at = torch.cat([m.at for m in micros])
-    assert sorted(at.tolist()) == rollout.mask.flatten().nonzero()[:, 0].tolist()  # every token of a completion once, no other
+    assert (
+        sorted(at.tolist()) == rollout.mask.flatten().nonzero()[:, 0].tolist()
+    )  # every token of a completion once, no other
     for m in micros:
         assert torch.equal(m.rows.target, rollout.ids.flatten()[m.at])
     # moving the reward of the end token alone moves the probability of ending
@@ -119,8 +138,12 @@ def test_lens_gradients_go_where_they_should():
     without, _, _ = gradients(setting, advantages, seg_weight=0.0)
     parts = {n.split(".")[0] + "." + n.split(".")[1] for n, g in with_mask.items() if g.abs().max() > 0}
     assert {"vlm.model", "context.queries", "segmenter.mask_decoder"} <= parts
-    assert not any(n.startswith(("segmenter.image_encoder", "segmenter.prompt_encoder", "segmenter.no_mem")) for n in with_mask)
-    assert not any("conv_s0" in n or "conv_s1" in n for n in with_mask)  # the picture's path through the decoder is frozen too
+    assert not any(
+        n.startswith(("segmenter.image_encoder", "segmenter.prompt_encoder", "segmenter.no_mem")) for n in with_mask
+    )
+    assert not any(
+        "conv_s0" in n or "conv_s1" in n for n in with_mask
+    )  # the picture's path through the decoder is frozen too
     # lambda = 0 takes L_seg out of the VLM, and nothing else out of it: what is left is the gradient without any masks
     recipe, accelerator, policy, _, batch, rollout = setting
     assert all(g.abs().max() == 0 for n, g in without.items() if n.startswith(("context", "segmenter")))
@@ -154,7 +177,14 @@ def test_alignment_trains_the_context_module_alone():
 def run(output, *options, processes=1, env=None, check=True):
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(20000 + os.getpid() % 20000)]
+        command += [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_port",
+            str(20000 + os.getpid() % 20000),
+        ]
     command += ["train.py", "--toy", "--output_dir", str(output), *QUICK, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"} | (env or {})
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -163,12 +193,19 @@ def run(output, *options, processes=1, env=None, check=True):
 
 
 def final_weights(output):
-    return {**load_file(output / "final" / "model.safetensors"), **(load_file(output / "final" / "lens.safetensors") if (output / "final" / "lens.safetensors").exists() else {})}
+    return {
+        **load_file(output / "final" / "model.safetensors"),
+        **(
+            load_file(output / "final" / "lens.safetensors") if (output / "final" / "lens.safetensors").exists() else {}
+        ),
+    }
 
 
 @pytest.mark.parametrize("recipe", ["drseg", "samr1", "lens"])
 def test_two_processes_equal_one(tmp_path, recipe):
-    options = ["--recipe", recipe, "--max_steps", "3"] + (["--model", "toy/qwen2_5_vl", "--num_queries", "3"] if recipe == "lens" else [])
+    options = ["--recipe", recipe, "--max_steps", "3"] + (
+        ["--model", "toy/qwen2_5_vl", "--num_queries", "3"] if recipe == "lens" else []
+    )
     run(tmp_path / "one", *options)
     run(tmp_path / "two", *options, processes=2)
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
@@ -177,7 +214,9 @@ def test_two_processes_equal_one(tmp_path, recipe):
     assert max((one[k] - start[k]).abs().max() for k in start) > 1e-5  # it moved
     for k in one:
         torch.testing.assert_close(two[k], one[k], rtol=1e-4, atol=1e-5, msg=k)
-    rows = [[json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    rows = [
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")
+    ]
     for a, b in zip(*rows, strict=True):
         assert a["reward"] == pytest.approx(b["reward"], abs=1e-4) and a["length"] == b["length"]
 
@@ -192,7 +231,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     kills = 0
     command = [sys.executable, "train.py", "--toy", "--output_dir", str(cut), *QUICK, *options, "--resume"]
     while kills < int(os.environ.get("KILLS", "2")):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         # start-up takes most of the time, so count the delay from the first new row of metrics
         before = len((cut / "metrics.jsonl").read_text().splitlines()) if (cut / "metrics.jsonl").exists() else 0
         while process.poll() is None:
@@ -207,7 +248,10 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     whole, resumed = final_weights(tmp_path / "whole"), final_weights(cut)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     timing = ("seconds", "tokens_per_second")
-    rows = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (tmp_path / "whole", cut)]
+    rows = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "whole", cut)
+    ]
     assert [[(k, v) for k, v in r.items() if not k.startswith(timing)] for r in rows[0]] == [
         [(k, v) for k, v in r.items() if not k.startswith(timing)] for r in rows[1]
     ]
@@ -266,7 +310,9 @@ def test_reward_check_finds_a_wrong_frame(monkeypatch):
     assert sum(left.values()) + len(order) == len(samples)
     good, bad = train.check_rewards(samples, order[:50], recipe)
     assert len(good) >= 49
-    monkeypatch.setattr(train, "reward_frame", lambda recipe, sample: (840, 840) if sample.id.endswith("never") else (840, 420))
+    monkeypatch.setattr(
+        train, "reward_frame", lambda recipe, sample: (840, 840) if sample.id.endswith("never") else (840, 420)
+    )
     frames = iter([(840, 840), (840, 420)] * 1000)  # the answer in one frame, the target in another
     monkeypatch.setattr(train, "reward_frame", lambda recipe, sample: next(frames))
     good, bad = train.check_rewards(samples, order[:50], recipe)
