@@ -4,7 +4,7 @@
     python bench.py --quick --json bench.json        # smaller, under 2 minutes; {"update": ..., "sample": ..., ...}
     python bench.py --size 3b                        # a GPU: the shapes of Qwen2.5-VL-3B, random weights, bf16
     python bench.py --scaling                        # how the cost grows: docs/scaling.png
-    pip install trl                                  # for the rows that compare with its GRPOTrainer; left out where it is missing
+    pip install trl                                  # for the rows about its GRPOTrainer; without it they are left out
 
 Beside what: this project's own slow twin (each completion with its own copy of the prompt and picture), transformers'
 `generate`, sam2's own predictor, and TRL's GRPOTrainer. Weights are random and no completion may end early: what is
@@ -65,7 +65,7 @@ class Size:
 
 MROPE = {"rope_type": "default", "rope_theta": 1e6}
 # The miniature keeps the proportions of the real one: the vision tower costs about what the language model costs on the
-# prompt, and the output matrix about a tenth of it (hence a small vocabulary: 152,000 tokens would outweigh four layers).
+# prompt, and the output matrix about a tenth of it (hence few tokens: 152,000 of them would outweigh four layers).
 MINI = Size(
     text=dict(
         vocab_size=4096, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
@@ -173,7 +173,7 @@ UPDATES: dict[str, Callable] = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------------- stopwatches
+# ---------------------------------------------------------------------------------------------------------- stopwatches
 
 
 def timed(f: Callable[[], object]) -> float:
@@ -230,7 +230,7 @@ def peak_in_fresh_process(which: str, size_name: str) -> float | None:
 
 
 def ceilings() -> tuple[float, float]:
-    """What this machine can do: FLOP/s of a large matrix product, bytes/s of a large copy (what is read and written)."""
+    """What this machine can do: FLOP/s of a large matrix product, bytes/s of a large copy (read and written)."""
     n, dtype = (8192, torch.bfloat16) if DEVICE == "cuda" else (2048, torch.float32)
     a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
     x = torch.zeros(2**28 if DEVICE == "cuda" else 2**26, device=DEVICE)
@@ -239,7 +239,7 @@ def ceilings() -> tuple[float, float]:
     return 2 * n**3 / t["matmul"], 2 * x.numel() * 4 / t["copy"]
 
 
-# ------------------------------------------------------------------------------------------------------------ the stages
+# ----------------------------------------------------------------------------------------------------------- the stages
 
 
 class Table:
@@ -485,7 +485,7 @@ def trl_step(size: Size, policy: models.Policy, default: bool) -> float | None:
     return statistics.median(times[1:])
 
 
-# --------------------------------------------------------------------------------------------------------------- scaling
+# -------------------------------------------------------------------------------------------------------------- scaling
 
 
 def scaling(path: Path) -> None:
@@ -534,7 +534,7 @@ def scaling(path: Path) -> None:
     print(f"  {path}")
 
 
-# ------------------------------------------------------------------------------------------------------------------ main
+# ----------------------------------------------------------------------------------------------------------------- main
 
 
 def machine() -> str:
@@ -573,9 +573,10 @@ def main() -> None:
         return
     policy, table = build_policy(size), Table()
     S = policy.encode(*[[x] for x in request(size)]).inputs["input_ids"].shape[1]
+    millions = sum(p.numel() for p in policy.parameters()) / 1e6
     print(
-        f"{name}: {sum(p.numel() for p in policy.parameters()) / 1e6:,.0f} M parameters, {str(size.dtype)[6:]}; prompt {S} "
-        f"tokens, {(size.side // 28) ** 2} of them image; G {size.G}; completions {size.T}; medians of {size.runs} runs"
+        f"{name}: {millions:,.0f} M parameters, {str(size.dtype)[6:]}; prompt {S} tokens, "
+        f"{(size.side // 28) ** 2} of them image; G {size.G}; completions {size.T}; medians of {size.runs} runs"
     )
     flops, bandwidth = ceilings()
     print(f"  ceilings measured here: matmul {flops / 1e12:.2f} TFLOP/s, copy {bandwidth / 1e9:.0f} GB/s")

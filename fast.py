@@ -4,8 +4,8 @@
 
 Drawing one token with a 3B model takes a GPU a few milliseconds of reading weights, and Python more than that to
 launch the thousand small kernels that do it. A CUDA graph takes Python out: run the step once while every kernel and
-every address is written down, then say "again" for each further token. The addresses are then fixed, so no tensor in the
-step may grow, and no Python number in it may depend on t. Hence three differences from grpo.sample, and no other:
+every address is written down, then say "again" for each further token. The addresses are then fixed, so no tensor in
+the step may grow, and no Python number in it may depend on t. Hence three differences from grpo.sample, and no other:
 
     the cache      has all S + T places from the start (StaticCache); a mask says which of them hold a token
     the time t     is a tensor on the GPU, and the step itself adds 1 to it
@@ -49,8 +49,8 @@ def static_sample(
     progress=None,
     capture: bool,
 ) -> grpo.Rollout:
-    """grpo.sample with nothing that grows. capture: replay the step as a CUDA graph; without it the same step runs as it
-    stands, on any device, which is how the tests hold this file to grpo.sample."""
+    """grpo.sample with nothing that grows. capture: replay the step as a CUDA graph; without it the same step runs as
+    it stands, on any device, which is how the tests hold this file to grpo.sample."""
     from transformers import StaticCache
 
     P, S = inputs["input_ids"].shape

@@ -86,6 +86,7 @@ class Recipe:
     rows_per_batch: int = 1  # packed rows per forward
     gradient_checkpointing: bool = True
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; master weights are float32 either way
+    capture: bool = False  # on a GPU, sample with fast.py's captured decode step
     lora_rank: int = 0  # train a LoRA of this rank instead of all weights (needs peft)
     save_every: int = 50  # steps between checkpoints
     keep: int = 2  # checkpoints kept

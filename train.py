@@ -43,6 +43,7 @@ from tqdm import tqdm
 
 import data
 import evaluate
+import fast
 import grpo
 import model as models
 import rewards
@@ -730,7 +731,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         else:
             if replica is not None:
                 refresh(replica, policy)
-            rollout = grpo.sample(
+            rollout = (fast.sample if recipe.capture else grpo.sample)(
                 (replica or bare).vlm, batch.prompts.inputs, noise(recipe, step, here, recipe.max_completion),
                 num_samples=G, max_new_tokens=recipe.max_completion, temperature=recipe.temperature, top_p=recipe.top_p,
                 eos_token_id=bare.eos_token_id, banned_ids=bare.banned_ids,

@@ -1,5 +1,5 @@
-"""model.py, sampling and packing on tiny random networks of every family, each against a slow twin: one row at a time, full logits,
-transformers' own generate, sam2's own predictor."""
+"""model.py, sampling and packing on tiny random networks of every family, each against a slow twin: one row at a time,
+full logits, transformers' own generate, sam2's own predictor."""
 
 import functools
 import json
@@ -28,8 +28,8 @@ def qwen2_vl(tokenizer) -> models.Policy:
     }
     config = hf.Qwen2VLConfig(
         text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, eos_token_id=ids["im_end"],
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, eos_token_id=ids["im_end"],
             rope_parameters={"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
         ),
         vision_config=dict(depth=2, embed_dim=64, hidden_size=128, num_heads=4, mlp_ratio=2, patch_size=14),
@@ -79,7 +79,7 @@ def completions(lengths=((1, 12, 5), (12, 1, 2), (7, 3, 12))) -> list[list[torch
 
 
 def separate(policy, prompts, p: int, completion: torch.Tensor, temperature=1.0) -> torch.Tensor:
-    """The slow twin: one prompt and one completion as an ordinary sequence, transformers' own positions, full logits."""
+    """The slow twin: one prompt and one completion as an ordinary sequence, the model's own positions, full logits."""
     prompt, _, pixels, grid = prompts.one(p)
     ids = torch.cat([prompt, completion])[None]
     kinds = (ids == policy.vlm.config.image_token_id).int()
@@ -145,7 +145,7 @@ def test_a_group_cut_over_rows_changes_nothing(policy):
 
 
 def test_context_queries_read_and_do_not_disturb(policy):
-    """With queries after each completion its log-probabilities are what they were, and its mask is what it gets alone in a row."""
+    """With queries after it a completion's log-probabilities are what they were; its mask is what it gets alone."""
     prompts, groups = encode(policy), completions()
     torch.manual_seed(0)
     segmenter = models.build_segmenter(**models.TINY_SAM2).eval()
@@ -272,7 +272,7 @@ def test_the_static_decode_step_draws_the_same_tokens(policy, temperature, top_p
     "sampler", [grpo.sample, functools.partial(fast.static_sample, capture=False)], ids=["grpo", "fast"]
 )
 def test_sampling_from_a_policy_in_training(policy, sampler):
-    """In training mode with gradient checkpointing transformers drops the cache: the sampler steps out of it and back."""
+    """Under gradient checkpointing in training mode transformers drops the cache: the sampler steps out and back."""
     inputs = encode(policy).inputs
     expected = grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy))
     policy.train().vlm.gradient_checkpointing_enable({"use_reentrant": False})
