@@ -213,7 +213,8 @@ def background_points(mask: np.ndarray, box: np.ndarray, k: int, clearance: floa
         return None
     room = distance_transform_edt(~mask)[y0:y1, x0:x1] if mask.any() else np.full((y1 - y0, x1 - x0), np.inf)
     ys, xs = np.mgrid[y0:y1, x0:x1] + 0.5
-    needed, points = (clearance + 1 / 1000) * max(mask.shape) + 1, []  # + 1: a pixel's centre, and rounding to whole coordinates
+    # + 1: a pixel's centre, and rounding to whole coordinates
+    needed, points = (clearance + 1 / 1000) * max(mask.shape) + 1, []
     for _ in range(k):
         score = np.minimum.reduce([room, *[np.hypot(xs - x, ys - y) for x, y in points]])
         score[room < needed] = -1
@@ -226,8 +227,9 @@ def background_points(mask: np.ndarray, box: np.ndarray, k: int, clearance: floa
 
 # -------------------------------------------------------------------------------------------------------------- prompts
 
-# One prompt per answer schema, written for this project. "reasoning goes here" and "region goes here" are the places to fill in;
-# rewards.py gives no points for a completion that copies them (PLACEHOLDERS there; a test keeps the two in step).
+# One prompt per answer schema, written for this project. "reasoning goes here" and "region goes here" are the places to
+# fill in; rewards.py gives no points for a completion that copies them (PLACEHOLDERS there; a test keeps the two in
+# step).
 _HOW = {
     "thousand": "Coordinates run from 0 to 1000 over the picture's width and height.",
     "pixels": "Coordinates are pixels of the picture.",
@@ -247,7 +249,8 @@ PROMPTS = {
     '<think>reasoning goes here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_1": [x, y], "point_2": [x, y], '
     '"negative_1": [x, y], "negative_2": [x, y]}}]</answer>',
     "drseg": "Find every object that fits: {query}\n{how} First reason, and while reasoning say what you look at; "
-    "then give for each a box and a point on it.\n<think>reasoning goes here <look>region goes here</look> reasoning goes here</think>"
+    "then give for each a box and a point on it.\n<think>reasoning goes here <look>region goes here</look> "
+    "reasoning goes here</think>"
     '<answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}}]</answer>',
     "visionreasoner": "Find every object that fits: {query}\n{how} First reason, then give for each a box "
     "and a point on it.\n"
@@ -298,10 +301,10 @@ def draw_shape(shape: str, center: tuple[float, float], radius: float, size: int
 
 
 def toy_scene(seed: int, index: int, size: int = 112) -> dict:
-    """One random picture of 1-4 shapes and one request: image (PIL), objects, query, kind, targets (indices)."""
+    """One random picture of 1-3 shapes and one request: image (PIL), objects, query, kind, targets (indices)."""
     rng = np.random.default_rng([seed, index])
     objects: list[dict] = []
-    for _ in range(int(rng.integers(1, 5))):
+    for _ in range(int(rng.integers(1, 4))):
         for _try in range(30):  # shapes do not touch
             r = rng.uniform(0.08, 0.21) * size
             c = rng.uniform(r + 1, size - r - 1, 2)
@@ -310,8 +313,8 @@ def toy_scene(seed: int, index: int, size: int = 112) -> dict:
                     {"shape": str(rng.choice(SHAPES)), "color": str(rng.choice(list(COLORS))), "center": c, "radius": r}
                 )
                 break
-    # A light grey ground with grain, under coloured light: redder to the right, bluer downwards. It is what lets a vision tower
-    # of two layers without absolute positions learn soon where things are.
+    # A light grey ground with grain, under coloured light: redder to the right, bluer downwards. It is what lets a
+    # vision tower of two layers without absolute positions learn soon where things are.
     across = np.linspace(-30, 30, size)
     light = np.stack(np.broadcast_arrays(across[None, :], 0.0, across[:, None]), -1)
     pixels = np.full((size, size, 3), float(rng.integers(185, 220))) + rng.normal(0, 5, (size, size, 1))

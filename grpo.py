@@ -1,7 +1,9 @@
-"""GRPO from the equations up: sampling, group advantages, the clipped surrogate, k3 KL, and the two ways to average tokens.
+"""GRPO from the equations up: sampling, group advantages, the clipped surrogate, k3 KL, and the two ways to average
+tokens.
 
-What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object, no engine. Every function
-takes tensors and returns tensors; any of them can be lifted out alone. The loop that calls them in this order is train.py:
+What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object, no engine. Every
+function takes tensors and returns tensors; any of them can be lifted out alone. The loop that calls them in this order
+is train.py:
 
     rollout    = sample(model, inputs, uniforms, ...)             G completions for each of P prompts
     advantages = group_advantages(rewards)                        (P, G)
@@ -10,8 +12,9 @@ takes tensors and returns tensors; any of them can be lifted out alone. The loop
     logp, entropy = token_logprobs(hidden, lm_head_weight, targets)
     loss, metrics = grpo_loss(logp, old_logp, ref_logp, advantages, weights)
 
-Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, V vocabulary.
-Sources: LENS Eq. 7-12, SAM-R1 Eq. 1-4 and section 3.2.2, Dr. Seg Eq. 1-2; "SPEC" is the README's account of what each leaves open.
+Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, V
+vocabulary. Sources: LENS Eq. 7-12, SAM-R1 Eq. 1-4 and section 3.2.2, Dr. Seg Eq. 1-2; "SPEC" is the README's account of
+what each leaves open.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclasses.dataclass
 class Rollout:
-    """ids (P, G, T) int64, 0 after the end; mask (P, G, T) bool, the tokens that belong to the completion, its end token included;
-    logp (P, G, T) float32, log-probability of each token in the distribution that it was drawn from, 0 where not mask."""
+    """ids (P, G, T) int64, 0 after the end; mask (P, G, T) bool, the tokens that belong to the completion, its end
+    token included; logp (P, G, T) float32, log-probability of each token in the distribution that it was drawn from, 0
+    where not mask."""
 
     ids: Tensor
     mask: Tensor
@@ -42,9 +46,10 @@ def pick_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Draw one token per row by inverse CDF: the first token at which the cumulative probability exceeds u.
 
-    logits (B, V) with -inf at tokens that must not be drawn; uniforms (B,) in [0, 1). temperature 0 takes the likeliest.
-    Returns ids (B,) and their log-probabilities (B,), float32, in the distribution drawn from (after temperature and top_p).
-    The noise is an argument: the same uniforms give the same tokens on any rank, in any batch, after any restart.
+    logits (B, V) with -inf at tokens that must not be drawn; uniforms (B,) in [0, 1). temperature 0 takes the
+    likeliest. Returns ids (B,) and their log-probabilities (B,), float32, in the distribution drawn from (after
+    temperature and top_p). The noise is an argument: the same uniforms give the same tokens on any rank, in any batch,
+    after any restart.
     """
     logits = logits.float()
     if temperature == 0:
@@ -57,7 +62,8 @@ def pick_tokens(
         keep = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, before < top_p)
         logp = logp.masked_fill(~keep, -torch.inf).log_softmax(-1)
     cdf = logp.exp().cumsum(-1)
-    # Scaling u by the last value absorbs rounding; right=True steps over tokens of zero probability when u falls on their edge.
+    # Scaling u by the last value absorbs rounding; right=True steps over tokens of zero probability when u falls on
+    # their edge.
     ids = torch.searchsorted(cdf, (uniforms.to(cdf) * cdf[:, -1])[:, None], right=True)[:, 0]
     last = (
         logp.shape[-1] - 1 - (logp > -torch.inf).flip(-1).int().argmax(-1)
@@ -99,11 +105,13 @@ def sample(
 ) -> Rollout:
     """G completions for each of P prompts, from any Hugging Face causal or image-text model.
 
-    inputs: what the processor made, LEFT-padded, with explicit `position_ids`, (3, P, S) for the Qwen-VL families or (P, S).
-    uniforms (P, G, >= max_new_tokens): all the randomness there is. banned_ids can never be drawn (a policy that writes an image
-    token crashes its own next forward). progress: called with the number of finished rows after each token, or None.
+    inputs: what the processor made, LEFT-padded, with explicit `position_ids`, (3, P, S) for the Qwen-VL families or
+    (P, S). uniforms (P, G, >= max_new_tokens): all the randomness there is. banned_ids can never be drawn (a policy
+    that writes an image token crashes its own next forward). progress: called with the number of finished rows after
+    each token, or None.
 
-    Prefill runs once per prompt, vision tower included; only its cache is copied G times. Rows that have ended leave the batch.
+    Prefill runs once per prompt, vision tower included; only its cache is copied G times. Rows that have ended leave
+    the batch.
     """
     P, S = inputs["input_ids"].shape
     G, T, device = num_samples, max_new_tokens, inputs["input_ids"].device
@@ -159,9 +167,9 @@ def sample(
 def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     """A_i = (r_i - mean(r)) / (std(r) + eps) within each group: rewards (P, G) -> advantages (P, G).
 
-    LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one. A group whose rewards are all equal teaches
-    nothing and gets exactly 0. That is decided by its range: twelve float rewards of 0.3 have a standard deviation of about 6e-17,
-    and dividing by a tiny eps would turn that rounding into a training signal.
+    LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one. A group whose rewards are all
+    equal teaches nothing and gets exactly 0. That is decided by its range: twelve float rewards of 0.3 have a standard
+    deviation of about 6e-17, and dividing by a tiny eps would turn that rounding into a training signal.
     """
     r = rewards.double()  # a reward of 1e8 and one of 1e8 + 1 differ
     if r.shape[-1] < 2:
@@ -178,11 +186,11 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
     """The weight of every token in the step's loss: mask (P, G, T) bool -> weights (P, G, T) float32, summing to 1.
 
     "sequence": mean over completions of the mean over their tokens, 1 / (P G |o_i|)   (GRPO; LENS Eq. 12).
-    "token":    sum over the group's tokens / their number, then the mean over groups, 1 / (P sum_i |o_i|)   (SAM-R1 Eq. 4).
+    "token":    sum over the group's tokens / their number, then mean over groups, 1 / (P sum_i |o_i|) (SAM-R1 Eq. 4)
 
-    Call it ONCE per optimizer step, with every prompt of the step, and slice the result for micro-batches: then the gradient does
-    not depend on how the step is cut, which is what per-micro-batch means get wrong. A completion (or, under "token", a group)
-    without tokens weighs nothing, and what it would have weighed goes to the others.
+    Call it ONCE per optimizer step, with every prompt of the step, and slice the result for micro-batches: then the
+    gradient does not depend on how the step is cut, which is what per-micro-batch means get wrong. A completion (or,
+    under "token", a group) without tokens weighs nothing, and what it would have weighed goes to the others.
     """
     m = mask.double()
     length = m.sum(-1, keepdim=True)  # |o_i|: (P, G, 1)
@@ -197,10 +205,11 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
 
 
 def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1 with d = log pi_ref - log pi_theta. Float32.
+    """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1 with d = log pi_ref - log pi_theta.
+    Float32.
 
-    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative, unbiased. d is clamped at +-20 so that exp cannot overflow, and the value at 10,
-    so that one token cannot own the gradient (where a clamp acts, the gradient is 0).
+    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative, unbiased. d is clamped at +-20 so that exp cannot overflow, and the value
+    at 10, so that one token cannot own the gradient (where a clamp acts, the gradient is 0).
     """
     d = (ref_logp.float() - logp.float()).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(max=10)
@@ -219,12 +228,14 @@ def grpo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped GRPO objective as a loss: the sum over tokens of weights * (-min(rho A, clip(rho) A) + beta kl).
 
-    logp, old_logp, ref_logp, weights (P, G, T), or the same slice of each; advantages (P, G). Log-probabilities of the tokens
-    sampled under the policy now, when sampled, and the reference's (None: no KL). weights come from token_weights, so micro-batches
-    simply add up, and the metrics (weighted sums: kl, clip_low, clip_high, ratio) do too. Padding has weight 0; its log-probabilities must be finite.
+    logp, old_logp, ref_logp, weights (P, G, T), or the same slice of each; advantages (P, G). Log-probabilities of the
+    tokens sampled under the policy now, when sampled, and the reference's (None: no KL). weights come from
+    token_weights, so micro-batches simply add up, and the metrics (weighted sums: kl, clip_low, clip_high, ratio) do
+    too. Padding has weight 0; its log-probabilities must be finite.
 
-    clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2): a token that did well may grow by more than a token that did badly
-    may shrink, so rare good tokens are not held back. With one update per rollout rho is identically 1 and neither clip ever acts.
+    clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2): a token that did well may grow by more than a token that
+    did badly may shrink, so rare good tokens are not held back. With one update per rollout rho is identically 1 and
+    neither clip ever acts.
     """
     logp, old_logp = logp.float(), old_logp.float()
     A = advantages.float()[..., None]  # one scalar per completion, shared by its tokens
@@ -266,12 +277,12 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution (nats), without ever holding all logits.
 
-    hidden (N, d): the state that PREDICTS the target, that is, of the token before it; lm_head_weight (V, d); targets (N,).
-    Returns logp (N,) and entropy (N,), float32; entropy carries no gradient. banned_ids as in `sample`: what could not be drawn has
-    no probability here either.
+    hidden (N, d): the state that PREDICTS the target, that is, of the token before it; lm_head_weight (V, d); targets
+    (N,). Returns logp (N,) and entropy (N,), float32; entropy carries no gradient. banned_ids as in `sample`: what
+    could not be drawn has no probability here either.
 
-    Logits exist for `chunk` tokens at a time, in forward and, by recomputation, in backward: at V = 152,000, 1,600 completion
-    tokens would otherwise take 1 GB in float32, and three times that with their gradient.
+    Logits exist for `chunk` tokens at a time, in forward and, by recomputation, in backward: at V = 152,000, 1,600
+    completion tokens would otherwise take 1 GB in float32, and three times that with their gradient.
     """
     banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=hidden.device)
     pieces = [
@@ -288,14 +299,16 @@ def token_logprobs(
 
 
 def pack_group(prompt_ids: Tensor, completions: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay one prompt and its completions in a single row, so that the prompt is computed once: [prompt | o_1 | ... | o_G].
+    """Lay one prompt and its completions in a single row, so that the prompt is computed once: [prompt | o_1 | ... |
+    o_G].
 
-    prompt_ids (S,), completions a list of (t_i,) -> ids (L,), positions (L,), mask (L, L) bool with mask[q, k] = q may see k.
+    prompt_ids (S,), completions a list of (t_i,) -> ids (L,), positions (L,), mask (L, L) bool with mask[q, k] = q may
+    see k.
 
-              prompt  o_1   o_2        A completion sees the prompt and itself, never its siblings; its positions continue the
-     prompt   tri      .     .         prompt's (S, S + 1, ...) as if it stood there alone. So each token gets the very numbers
-     o_1      full    tri    .         that it would get in a row of its own, at 1,000 + 8 x 200 tokens instead of 8 x 1,200.
-     o_2      full     .    tri
+              prompt  o_1   o_2     A completion sees the prompt and itself, never its siblings; its positions continue
+     prompt   tri      .     .      the prompt's (S, S + 1, ...) as if it stood there alone. So each token gets the very
+     o_1      full    tri    .      numbers that it would get in a row of its own, at 1,000 + 8 x 200 tokens instead of
+     o_2      full     .    tri     8 x 1,200.
     """
     S, device = len(prompt_ids), prompt_ids.device
     ids = torch.cat([prompt_ids, *completions])

@@ -1,13 +1,15 @@
-"""The three networks: the policy (a Qwen-VL), the segmenter (SAM2 by its own parts, batched), and LENS's context module between them.
+"""The three networks: the policy (a Qwen-VL), the segmenter (SAM2 by its own parts, batched), and LENS's context module
+between them.
 
     policy    = load_policy("Qwen/Qwen2.5-VL-7B-Instruct", image_size=840)      # or a folder, or toy/qwen2_5_vl
     prompts   = policy.encode(images, texts)                                    # tokens, pixels, 3-D positions, frames
-    logp, entropy, states = policy(rows, token_logprobs)                        # the one call that training goes through
+    logp, entropy, masks = policy(rows, token_logprobs)                        # the one call that training goes through
     segmenter = load_segmenter("facebook/sam2-hiera-large")                     # or a checkpoint, or toy/sam2
     masks     = segmenter.segment(segmenter.embed(images), index, boxes, points, labels)
 
-Shape letters: P prompts, S prompt tokens, R packed rows, L their length, B completions, K context queries, d hidden width,
-I images, N objects (of all completions together), k points per object, (h, w) SAM2's mask resolution, a quarter of its input.
+Shape letters: P prompts, S prompt tokens, R packed rows, L their length, B completions, K context queries, d hidden
+width, I images, N objects (of all completions together), k points per object, (h, w) SAM2's mask resolution, a quarter
+of its input.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,8 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass
 class Prompts:
-    """P encoded prompts. `inputs` is left-padded and ready for sampling; positions are explicit, so nothing recomputes them."""
+    """P encoded prompts. `inputs` is left-padded and ready for sampling; positions are explicit, so nothing recomputes
+    them."""
 
     inputs: dict[
         str, Tensor
@@ -47,7 +51,8 @@ class Prompts:
 
 @dataclasses.dataclass
 class Rows:
-    """Packed rows (grpo.pack_group), padded to one length and ready for Policy.forward. Flat indices count over R * L."""
+    """Packed rows (grpo.pack_group), padded to one length and ready for Policy.forward. Flat indices count over R *
+    L."""
 
     ids: Tensor  # (R, L)
     positions: Tensor  # (3, R, L)
@@ -60,7 +65,8 @@ class Rows:
 
 
 class Policy(nn.Module):
-    """A Qwen-VL and its processor as one module. Every trained call goes through `forward`: DDP and FSDP synchronise nothing else."""
+    """A Qwen-VL and its processor as one module. Every trained call goes through `forward`: DDP and FSDP synchronise
+    nothing else."""
 
     def __init__(
         self,
@@ -81,8 +87,8 @@ class Policy(nn.Module):
         self.patch, self.factor = vision.patch_size, vision.patch_size * vision.spatial_merge_size
         tokenizer = processor.tokenizer
         self.eos_token_id: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
-        # Vision tokens in a completion would ask the next forward for pictures that do not exist: they are never sampled,
-        # and have no probability when completions are scored.
+        # Vision tokens in a completion would ask the next forward for pictures that do not exist: they are never
+        # sampled, and have no probability when completions are scored.
         names = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
         known = tokenizer.get_vocab()
         self.banned_ids: list[int] = [known[name] for name in names if name in known]
@@ -96,8 +102,8 @@ class Policy(nn.Module):
     def encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Prompts:
         """P RGB pictures and P user messages -> Prompts, on the policy's device.
 
-        image_size resizes every picture to that square (rounded down to the family's factor: 840 becomes 832 at factor 32);
-        without it the processor's native resize applies, up to max_pixels.
+        image_size resizes every picture to that square (rounded down to the family's factor: 840 becomes 832 at factor
+        32); without it the processor's native resize applies, up to max_pixels.
         """
         if self.image_size:
             side = self.image_size // self.factor * self.factor
@@ -124,8 +130,8 @@ class Policy(nn.Module):
             **resize,
         ).to(self.device)
         inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(self.vlm.dtype)}
-        # M-RoPE: three position numbers per token (time, height, width), so that image tokens lie on a grid. Computed here, once.
-        # (Qwen2.5-VL falls back silently to plain 1-D positions where it has to guess.)
+        # M-RoPE: three position numbers per token (time, height, width), so that image tokens lie on a grid. Computed
+        # here, once. (Qwen2.5-VL falls back silently to plain 1-D positions where it has to guess.)
         inputs["position_ids"], _ = self.vlm.model.get_rope_index(
             input_ids=inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
@@ -146,8 +152,8 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Score packed completions: logp (M,), entropy (M,); for LENS also each completion's mask logits (B, h, w).
 
-        score: grpo.token_logprobs, handed in so that this file stands alone. embeddings, index (B,): SAM2's view of the pictures and
-        which of them each completion is about; without them no mask is made.
+        score: grpo.token_logprobs, handed in so that this file stands alone. embeddings, index (B,): SAM2's view of the
+        pictures and which of them each completion is about; without them no mask is made.
         """
         embeds = self.vlm.get_input_embeddings()(rows.ids)
         if rows.queries is not None:  # LENS: learned vectors in the places that `pack` left for them
@@ -168,15 +174,18 @@ class Policy(nn.Module):
         )
         if rows.queries is None or embeddings is None:
             return logp, entropy, None
-        # LENS Eq. 2-4: states at the query positions -> connector -> SAM2's sparse prompt tokens -> its single-mask output.
+        # LENS Eq. 2-4: states at the query positions -> connector -> SAM2's sparse prompt tokens -> its single-mask
+        # output.
         tokens = self.context(hidden[rows.queries])
         return logp, entropy, self.segmenter.decode(embeddings, index, tokens)[0][:, 0]
 
     def pack(self, prompts: Prompts, groups: Sequence[tuple[int, Sequence[Tensor]]], pack_group: Callable) -> Rows:
-        """Lay each (prompt index, its completions) in one row: [prompt | o_1 | ... ], with K places for queries after each o_i.
+        """Lay each (prompt index, its completions) in one row: [prompt | o_1 | ... ], with K places for queries after
+        each o_i.
 
-        pack_group: grpo.pack_group, handed in so that this file stands alone. Completions keep their order: the M tokens that
-        forward scores are row by row, completion by completion, token by token; query states come in the same order.
+        pack_group: grpo.pack_group, handed in so that this file stands alone. Completions keep their order: the M
+        tokens that forward scores are row by row, completion by completion, token by token; query states come in the
+        same order.
         """
         K = 0 if self.context is None else len(self.context.queries)
         parts, source, target, queries = [], [], [], []
@@ -187,7 +196,8 @@ class Policy(nn.Module):
             tail = prompt_ids.new_zeros(K)
             ids, positions, mask = pack_group(prompt_ids, [torch.cat([o, tail]) for o in completions])
             S, n = len(prompt_ids), len(ids)
-            # Text after the prompt counts on from its largest position, the same on all three axes (that is M-RoPE's rule).
+            # Text after the prompt counts on from its largest position, the same on all three axes (that is M-RoPE's
+            # rule).
             after = (rope.max() + 1 + positions[S:] - S).expand(3, -1)
             full = torch.eye(
                 L, dtype=torch.bool, device=ids.device
@@ -196,7 +206,8 @@ class Policy(nn.Module):
             parts.append((F.pad(ids, (0, L - n)), F.pad(torch.cat([rope, after], 1), (0, L - n)), full, pixels, grid))
             at = r * L + S
             for o in completions:
-                # Token t is predicted by the state before it; the first one by the prompt's last, which all completions share.
+                # Token t is predicted by the state before it; the first one by the prompt's last, which all completions
+                # share.
                 before = torch.arange(at - 1, at + len(o) - 1, device=ids.device)
                 source.append(torch.cat([before.new_tensor([r * L + S - 1])[: len(o)], before[1:]]))
                 target.append(o)
@@ -216,12 +227,13 @@ class Policy(nn.Module):
         ]
 
     def save(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write the Hugging Face format: from_pretrained loads the folder. LENS's context module and mask decoder lie beside.
+        """Write the Hugging Face format: from_pretrained loads the folder. LENS's context module and mask decoder lie
+        beside.
 
         state: this module's full state dict, where its own parameters are sharded over processes.
         """
         state = self.state_dict() if state is None else state
-        part = lambda prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}  # noqa: E731
+        part = partial(_under, state)
         self.vlm.save_pretrained(folder, state_dict=part("vlm."))
         self.processor.save_pretrained(folder)
         if self.context is not None:
@@ -233,8 +245,13 @@ class Policy(nn.Module):
             )
 
 
+def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
 def pad_thin(image: Image.Image, ratio: int = 150) -> Image.Image:
-    """Widen a picture whose sides differ by more than `ratio` (the processors refuse 200): resized, since the frame is relative."""
+    """Widen a picture whose sides differ by more than `ratio` (the processors refuse 200): resized, since the frame is
+    relative."""
     w, h = image.size
     if max(w, h) <= ratio * min(w, h):
         return image
@@ -269,7 +286,7 @@ def load_policy(
     if Path(name, "lens.json").exists():  # LENS: the context module and the tuned mask decoder lie beside the VLM
         config, state = json.loads(Path(name, "lens.json").read_text()), load_file(Path(name, "lens.safetensors"))
         context, segmenter = ContextModule(**config["context"]), load_segmenter(config["segmenter"])
-        part = lambda prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}  # noqa: E731
+        part = partial(_under, state)
         context.load_state_dict(part("context."))
         segmenter.mask_decoder.load_state_dict(part("mask_decoder."))
     return Policy(vlm, processor, image_size, max_pixels, context, segmenter).to(device)
@@ -280,7 +297,8 @@ def load_policy(
 
 @dataclasses.dataclass
 class Embeddings:
-    """SAM2's view of I pictures: features (I, c, h/4, w/4), two finer levels for its mask decoder, and the original sizes."""
+    """SAM2's view of I pictures: features (I, c, h/4, w/4), two finer levels for its mask decoder, and the original
+    sizes."""
 
     features: Tensor
     fine: list[Tensor]
@@ -288,9 +306,11 @@ class Embeddings:
 
 
 class Segmenter(nn.Module):
-    """SAM2's still-picture path: image encoder -> prompt encoder -> mask decoder, for many pictures and objects at once.
+    """SAM2's still-picture path: image encoder -> prompt encoder -> mask decoder, for many pictures and objects at
+    once.
 
-    The package's SAM2ImagePredictor does the same for one picture at a time and at 1024 x 1024 only; a test holds the two equal.
+    The package's SAM2ImagePredictor does the same for one picture at a time and at 1024 x 1024 only; a test holds the
+    two equal.
     """
 
     MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -335,8 +355,8 @@ class Segmenter(nn.Module):
         return masks, ious
 
     def prompt_tokens(self, boxes: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        """Boxes (N, 4) and points (N, k, 2) with labels (N, k) (1 on the object, 0 beside it), in fractions of the picture
-        (0-1) -> sparse tokens (N, k + 3, c): two corners, the points, and the "no more points" token."""
+        """Boxes (N, 4) and points (N, k, 2) with labels (N, k) (1 on the object, 0 beside it), in fractions of the
+        picture (0-1) -> sparse tokens (N, k + 3, c): two corners, the points, and the "no more points" token."""
         corners = torch.tensor([2, 3], device=boxes.device).expand(len(boxes), 2)
         coords = torch.cat([boxes.view(-1, 2, 2), points], 1) * self.image_size
         return self.prompt_encoder((coords, torch.cat([corners, labels], 1)), None, None)[0]
@@ -351,14 +371,15 @@ class Segmenter(nn.Module):
         labels: np.ndarray,
         chunk: int = 64,
     ) -> list[Tensor]:
-        """N objects -> N masks, each (H, W) bool at its picture's original size; the proposal of highest predicted IoU is kept.
+        """N objects -> N masks, each (H, W) bool at its picture's original size; the proposal of highest predicted IoU
+        is kept.
 
         index: which picture each object is on; boxes (N, 4), points (N, k, 2): ORIGINAL pixels; labels (N, k): 1 or 0.
         `chunk` objects go through the mask decoder at a time (each holds its own copy of the picture's features).
         """
         index_t = torch.as_tensor(list(index), device=self.device)
         sizes = torch.tensor([embeddings.sizes[i] for i in index], dtype=torch.float64).view(-1, 1, 2)
-        unit = lambda xy: (
+        unit = lambda xy: (  # noqa: E731
             (torch.as_tensor(xy, dtype=torch.float64).view(len(index), -1, 2) / sizes).clamp(0, 1).to(self.no_mem_embed)
         )  # noqa: E731
         tokens = self.prompt_tokens(unit(boxes).flatten(1), unit(points), torch.as_tensor(labels, device=self.device))
@@ -372,10 +393,12 @@ class Segmenter(nn.Module):
         return masks
 
     def union(self, embeddings: Embeddings, index: Sequence[int], answers: Sequence[Sequence]) -> list[Tensor]:
-        """B answers, each a list of objects with .box, .points, .negative_points in ORIGINAL pixels -> B masks (H, W) bool.
+        """B answers, each a list of objects with .box, .points, .negative_points in ORIGINAL pixels -> B masks (H, W)
+        bool.
 
-        The mask of an answer is the union over its objects; an answer without objects gets an empty mask and costs nothing. All
-        objects of all answers with the same number of points share the decoder's batches (padding points would change them).
+        The mask of an answer is the union over its objects; an answer without objects gets an empty mask and costs
+        nothing. All objects of all answers with the same number of points share the decoder's batches (padding points
+        would change them).
         """
         masks = [torch.zeros(embeddings.sizes[i][::-1], dtype=torch.bool, device=self.device) for i in index]
         jobs: dict[tuple[int, int], list] = {}
@@ -448,8 +471,9 @@ def build_segmenter(image_size: int, width: int, trunk: dict, channels: list[int
 
 
 def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
-    """SAM2, frozen and in eval mode, from one of: a Hub id ("facebook/sam2-hiera-large"); one of the package's checkpoint files,
-    known by its file name, or "CONFIG.yaml:FILE.pt" for any other; a folder written by `save_segmenter`.
+    """SAM2, frozen and in eval mode, from one of: a Hub id ("facebook/sam2-hiera-large"); one of the package's
+    checkpoint files, known by its file name, or "CONFIG.yaml:FILE.pt" for any other; a folder written by
+    `save_segmenter`.
 
     Raises OSError with one sentence where it cannot be had.
     """
@@ -468,7 +492,8 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
                 sam = build_sam2(config or known[Path(checkpoint).name], checkpoint, device="cpu")
         except (OSError, KeyError) as error:
             raise OSError(
-                f"could not load the segmenter {name!r}: it is no folder or checkpoint here, and the Hugging Face Hub did not give it."
+                f"could not load the segmenter {name!r}: it is no folder or checkpoint here, "
+                "and the Hugging Face Hub did not give it."
             ) from error
         segmenter = Segmenter(
             sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed, sam.image_size
@@ -487,20 +512,22 @@ def save_segmenter(segmenter: Segmenter, config: dict, folder: str | Path) -> No
     )
 
 
-# -------------------------------------------------------------------------------------------------- LENS: context module
+# ------------------------------------------------------------------------------------------------- LENS: context module
 
 
 class ContextModule(nn.Module):
-    """LENS section 3: K learned queries read the finished sequence; a connector turns their states into SAM2's prompt tokens.
+    """LENS section 3: K learned queries read the finished sequence; a connector turns their states into SAM2's prompt
+    tokens.
 
-        [ prompt | reasoning and box | q_1 ... q_K ]  --causal VLM-->  states (B, K, d)  --connector-->  (B, K, c)  --> SAM2
+        [ prompt | reasoning and box | q_1 ... q_K ]  --causal VLM-->  states (B, K, d)  --connector-->  (B, K, c)  -->
+        SAM2
 
     The queries come last, so no token of the completion sees them: they read the policy and do not disturb it.
 
-    connector "transformer" (the paper; 206.3 M parameters at d = 2048, Table A4): learned positions, 4 pre-LayerNorm blocks
-    (full attention, 16 heads, MLP ratio 4, quick-GELU), then Linear(d, d)-GELU-Linear(d, c).
-    connector "mlp" (Table 4's weaker one): no blocks, a two-layer MLP per query in their place, the same projection.
-    collapse (released code): a convolution over the K states makes them one token before the projection (paper: K tokens).
+    connector "transformer" (the paper; 206.3 M parameters at d = 2048, Table A4): learned positions, 4 pre-LayerNorm
+    blocks (full attention, 16 heads, MLP ratio 4, quick-GELU), then Linear(d, d)-GELU-Linear(d, c). connector "mlp"
+    (Table 4's weaker one): no blocks, a two-layer MLP per query in their place, the same projection. collapse (released
+    code): a convolution over the K states makes them one token before the projection (paper: K tokens).
     """
 
     def __init__(
@@ -550,6 +577,7 @@ def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """LENS's L_seg per mask: dice + mean per-pixel binary cross-entropy, at the target's resolution. (B, H, W) twice -> (B,)."""
+    """LENS's L_seg per mask: dice + mean per-pixel binary cross-entropy, at the target's resolution. (B, H, W) twice ->
+    (B,)."""
     bce = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none").flatten(1).mean(-1)
     return dice_loss(logits, target) + bce

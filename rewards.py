@@ -310,7 +310,9 @@ def match(answer: Answer, target: Target, box_l1: float, point: float, extra: fl
 
 # Text that a prompt shows as "fill in here": Dr. Seg's released ones, and this project's (data.PROMPTS). Echoing it is
 # not reasoning.
-PLACEHOLDERS = ("your reasoning text", "your visual focus", "more reasoning text", "reasoning goes here", "region goes here")
+PLACEHOLDERS = (
+    "your reasoning text", "your visual focus", "more reasoning text", "reasoning goes here", "region goes here",
+)  # fmt: skip
 
 
 def count_repeats(text: str, stops: str = ".", fold: bool = False) -> int:

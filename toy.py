@@ -1,7 +1,10 @@
 """The miniature: tiny networks, trained from nothing on drawn shapes, so that every recipe runs on a laptop's CPU.
 
-    python toy.py                # both, into toy/ (about half an hour on 2 cores): this made the shipped weights
+    python toy.py                # both, into toy/ (about half an hour on 2 cores)
     python toy.py sam2           # or one of: sam2, qwen2_5_vl
+
+The shipped segmenter was made by `python toy.py sam2`; the shipped policy by `python toy.py qwen2_5_vl` (2,400 steps;
+pictures then held one to four shapes) and `python toy.py qwen2_5_vl --resume --steps 1300 --lr 7e-4 --scenes 10000`.
 
     toy/sam2         SAM2 from the sam2 package's own classes, 128 x 128 input
     toy/qwen2_5_vl   Qwen2.5-VL with a small tokenizer; it knows the answer format of every recipe, genseg's included
@@ -45,7 +48,8 @@ IMAGE_SIZE = {"qwen2_5_vl": 112, "qwen3_vl": 128}
 DESCRIBE = "Describe the picture."
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% for part in m.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "{% for part in m.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = [
@@ -63,7 +67,8 @@ SPECIAL = [
 def build_tokenizer():
     """Byte-level BPE on the miniature's own language; every number from 0 to 1000 is one token. Any other text still
     encodes."""
-    from tokenizers import Regex, Tokenizer, decoders, models as bpe, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers import models as bpe
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(bpe.BPE())
@@ -101,7 +106,10 @@ def build_tokenizer():
             corpus += [data.build_prompt(scene["query"], schema, space) for space in ("pixels", "thousand")]
             if (answer := imprecise_answer(scene, schema, (112, 112), rng)) is not None:
                 corpus.append(answer)
-    trainer = trainers.BpeTrainer(vocab_size=4000, min_frequency=2, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)  # fmt: skip
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, min_frequency=2, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
@@ -113,10 +121,12 @@ def build_policy(family: str) -> models.Policy:
     import transformers as hf
 
     tokenizer = build_tokenizer()
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end", "image_pad", "video_pad", "im_end", "endoftext")}  # fmt: skip
+    names = ("vision_start", "vision_end", "image_pad", "video_pad", "im_end", "endoftext")
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names}
     text = dict(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=ids["endoftext"], eos_token_id=ids["im_end"], pad_token_id=ids["endoftext"],
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=ids["endoftext"],
+        eos_token_id=ids["im_end"], pad_token_id=ids["endoftext"],
     )  # fmt: skip
     vision = dict(
         depth=2,
@@ -147,7 +157,8 @@ def build_policy(family: str) -> models.Policy:
         vision |= dict(patch_size=16, intermediate_size=256, num_position_embeddings=64, deepstack_visual_indexes=[0])
         config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
         processor_class = hf.Qwen3VLProcessor
-    # Weights of variance 1 / width; the libraries' 0.02 suits widths of thousands, and here starves every layer for a thousand steps.
+    # Weights of variance 1 / width; the libraries' 0.02 suits widths of thousands, and here starves every layer for a
+    # thousand steps.
     for part in (config, config.text_config, config.vision_config):
         part.initializer_range = 0.08
     vlm = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
@@ -192,7 +203,8 @@ def imprecise_answer(scene: dict, schema: str, frame: tuple[int, int], rng: np.r
 
 
 def describe(scene: dict, frame: tuple[int, int]) -> str:
-    """Everything in the scene, exactly, from left to right: the lesson in seeing that goes with the lessons in answering."""
+    """Everything in the scene, exactly, from left to right: the lesson in seeing that goes with the lessons in
+    answering."""
     parts = []
     for o in sorted(scene["objects"], key=lambda o: o["center"][0]):
         box = data.to_frame(data.box_of(o["mask"]), scene["image"].size, frame).round().astype(int).tolist()
@@ -200,19 +212,23 @@ def describe(scene: dict, frame: tuple[int, int]) -> str:
     return "; ".join(parts)
 
 
-def train_policy(family: str, out: Path, steps: int, batch: int, lr: float, scenes: int, device: str) -> None:
+def train_policy(
+    family: str, out: Path, steps: int, batch: int, lr: float, scenes: int, device: str, resume: bool
+) -> None:
     """Supervised: next-token loss on imprecise answers, through Policy.forward and the same packing as GRPO's
     update."""
     torch.manual_seed(0)
-    rng = np.random.default_rng(1)
-    policy = build_policy(family).to(device)
+    rng = np.random.default_rng(2 if resume else 1)
+    loaded = models.load_policy(str(out), image_size=IMAGE_SIZE[family]) if resume else build_policy(family)
+    policy = loaded.to(device)
     print(
-        f"{family}: {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters, {len(policy.processor.tokenizer)} tokens"
+        f"{family}: {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters, "
+        f"{len(policy.processor.tokenizer)} tokens"
     )
     schemas, odds = zip(*SCHEMA_MIX.items(), strict=True)
     space, tokenizer = data.FAMILIES[family][0], policy.processor.tokenizer
     frame = data.model_frame(family, (IMAGE_SIZE[family],) * 2)
-    world = [data.toy_scene(100, i) for i in tqdm(range(scenes), desc="scenes", mininterval=5)]
+    world = [data.toy_scene(101 if resume else 100, i) for i in tqdm(range(scenes), desc="scenes", mininterval=5)]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     warm = lambda s: min(1, (s + 1) / 100) * (0.05 + 0.95 * (1 + np.cos(np.pi * s / steps)) / 2)  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm)
@@ -276,8 +292,8 @@ def probe(policy: models.Policy, family: str, schemas: tuple[str, ...], n: int =
             [data.build_prompt(s["query"], schema, data.FAMILIES[family][0]) for s in picked],
         )
         rollout = grpo.sample(
-            policy.vlm, prompts.inputs, torch.zeros(len(picked), 1, 200), num_samples=1, max_new_tokens=200, temperature=0,
-            eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
+            policy.vlm, prompts.inputs, torch.zeros(len(picked), 1, 200), num_samples=1, max_new_tokens=200,
+            temperature=0,             eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
         )  # fmt: skip
         texts = policy.decode(rollout.ids[:, 0], rollout.mask[:, 0])
         answers = [
@@ -381,6 +397,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=12000)
     parser.add_argument("--lr", type=float, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the policy in --out, with a fresh schedule")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     for what in args.what:
@@ -388,7 +405,8 @@ def main() -> None:
         if what == "sam2":
             train_sam2(out, args.steps or 1800, args.batch or 24, args.lr or 3e-4, min(args.scenes, 4000), args.device)
         else:
-            train_policy(what, out, args.steps or 2400, args.batch or 48, args.lr or 1e-3, args.scenes, args.device)
+            steps, batch, lr = args.steps or 2400, args.batch or 48, args.lr or 1e-3
+            train_policy(what, out, steps, batch, lr, args.scenes, args.device, args.resume)
         print(f"{what}: {time.time() - start:.0f} s")
 
 

@@ -1,7 +1,7 @@
 """Run by test_sharded.py in two processes: the policy sharded by torch's own fully_shard over gloo on the CPU.
 
-(Accelerate with an FSDP plugin silently becomes plain data parallelism on a CPU, so the sharding is done here directly; what
-is tested is everything of ours that meets a sharded policy: forward, clipping, the replica's refresh, checkpoints.)
+(Accelerate with an FSDP plugin silently becomes plain data parallelism on a CPU, so the sharding is done here directly;
+what is tested is all of ours that meets a sharded policy: forward, clipping, the refresh of the replica, checkpoints.)
 """
 
 import json

@@ -32,7 +32,7 @@ def test_advantages_equal_the_equation(G, scale):
 
 
 def test_equal_rewards_teach_nothing():
-    # Twelve float rewards of 0.3 have a standard deviation of about 6e-17; with a tiny eps that once became an advantage of 0.72.
+    # Twelve float rewards of 0.3 have a standard deviation of about 6e-17; a tiny eps made that an advantage of 0.72.
     for value in (0.3, 0.0, -1.0, 1e8):
         assert grpo.group_advantages(torch.full((2, 12), value), eps=1e-12).eq(0).all()
     assert (

@@ -1,4 +1,4 @@
-"""A policy sharded over two processes gives the numbers of one, its replica holds the gathered weights, its checkpoint loads whole."""
+"""Sharded over two processes: the numbers of one, a replica with the gathered weights, a checkpoint that loads."""
 
 import json
 import os
@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_sharded_equals_whole(tmp_path):
-    for name, launch in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29612"])):
+    two = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29612"]
+    for name, launch in (("one", []), ("two", two)):
         (tmp_path / name).mkdir()
         environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
         command = [sys.executable, *launch, str(ROOT / "tests" / "sharded_worker.py"), str(tmp_path / name)]
@@ -32,6 +33,6 @@ def test_sharded_equals_whole(tmp_path):
         torch.testing.assert_close(sharded[k], whole[k], rtol=1e-4, atol=1e-6, msg=k)
     assert max((whole[k] - start[k]).abs().max() for k in start) > 1e-4
     replica = torch.load(tmp_path / "two" / "replica.pt")
-    policy = models.load_policy(str(tmp_path / "two" / "checkpoint-1"), image_size=112)  # written sharded, loads unsharded
+    policy = models.load_policy(str(tmp_path / "two" / "checkpoint-1"), image_size=112)  # loads unsharded
     for k, p in policy.named_parameters():
         torch.testing.assert_close(replica[k], p, rtol=0, atol=0, msg=k)

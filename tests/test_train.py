@@ -1,4 +1,5 @@
-"""The loop through its own functions: one gradient however a step is cut, nothing lost over a kill, the same numbers on two processes."""
+"""The loop through its own functions: one gradient however a step is cut, nothing lost over a kill, the same numbers on
+two processes."""
 
 import json
 import os
@@ -222,7 +223,8 @@ def test_two_processes_equal_one(tmp_path, recipe):
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    """SIGKILL at random moments, saving included; then --resume: weights and metrics bit for bit. KILLS=20 for the long version."""
+    """SIGKILL at random moments, saving included; then --resume: weights and metrics bit for bit. KILLS=20 for the long
+    version."""
     options = ["--recipe", "drseg", "--max_steps", "6", "--limit", "60"]
     run(tmp_path / "whole", *options)
     rng = np.random.default_rng(int(os.environ.get("KILL_SEED", "0")))
