@@ -3,9 +3,10 @@
     python toy.py                # both, into toy/ (about half an hour on 2 cores)
     python toy.py sam2           # or one of: sam2, qwen2_5_vl
 
-The shipped segmenter was made by `python toy.py sam2`, then `--resume --steps 700` (whose lesson of loose boxes the first
-run did not have then). The shipped policy was made by `python toy.py qwen2_5_vl` (2,400 steps, on pictures of one to four
-shapes then), and `--resume --steps 1300 --lr 7e-4 --scenes 10000`, stopped after 800: it is to be good, not too good.
+The shipped segmenter was made by `python toy.py sam2`, then `--resume --steps 700` (whose lesson of loose boxes the
+first run did not have then). The shipped policy was made by `python toy.py qwen2_5_vl` (2,400 steps, on pictures of one
+to four shapes then), and `--resume --steps 1300 --lr 7e-4 --scenes 10000`, stopped after 800: it is to be good, not too
+good.
 
     toy/sam2         SAM2 from the sam2 package's own classes, 128 x 128 input
     toy/qwen2_5_vl   Qwen2.5-VL with a small tokenizer; it knows the answer format of every recipe, genseg's included
@@ -336,7 +337,8 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
         k = 0 if not late or step % 2 else int(rng.integers(1, 5))
         if late and step % 3:
             # Then boxes as loose as the policy's, and the lesson that what is meant fills its box. The real SAM2
-            # forgives a loose box; this one takes it at its word, so that pointing badly costs masks and there is much to gain.
+            # forgives a loose box; this one takes it at its word, so that pointing badly costs masks and there is much
+            # to gain.
             factor = rng.uniform(1, 1.9, (batch, 1))
             center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * factor
             center = center + rng.uniform(-0.25, 0.25, (batch, 2)) * half
