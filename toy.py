@@ -3,10 +3,10 @@
     python toy.py                # both, into toy/ (about half an hour on 2 cores)
     python toy.py sam2           # or one of: sam2, qwen2_5_vl
 
-The shipped segmenter was made by `python toy.py sam2`, then `--resume --steps 700` (whose lesson of loose boxes the
-first run did not have then). The shipped policy was made by `python toy.py qwen2_5_vl` (2,400 steps, on pictures of one
-to four shapes then), and `--resume --steps 1300 --lr 7e-4 --scenes 10000`, stopped after 800: it is to be good, not too
-good.
+The shipped segmenter was made by `python toy.py sam2`, then `--resume --steps 700` and `--resume --steps 450 --lr
+2.5e-4` (whose lesson of loose boxes the first run did not have then). The shipped policy was made by `python toy.py
+qwen2_5_vl` (2,400 steps, on pictures of one to four shapes then), and `--resume --steps 1300 --lr 7e-4 --scenes 10000`,
+stopped after 800: it is to be good, not too good.
 
     toy/sam2         SAM2 from the sam2 package's own classes, 128 x 128 input
     toy/qwen2_5_vl   Qwen2.5-VL with a small tokenizer; it knows the answer format of every recipe, genseg's included
