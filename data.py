@@ -432,6 +432,8 @@ class Samples(Sequence):
 
 
 class Wanted(NamedTuple):  # load's arguments
+    """What `load` was asked for, handed to the reader of a layout."""
+
     name: str
     root: Path
     split: str

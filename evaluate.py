@@ -109,6 +109,8 @@ def context_masks(
 
 
 class Prediction(NamedTuple):
+    """What was answered to one sample, read and turned into a mask."""
+
     text: str
     answer: rewards.Answer  # original pixels; no instances if malformed
     mask: np.ndarray | None  # (H, W) bool; None without a segmenter

@@ -23,6 +23,8 @@ MULTI_OBJECT_7K = "Ricky06662/VisionReasoner_multi_object_7k_840"  # 7,099 sampl
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
+    """Everything that one run is made of. The comment behind a field is its --help."""
+
     # --- who learns
     name: str = ""  # the recipe's name; kept in checkpoints
     model: str = QWEN25_7B  # the policy: Hub id or folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL

@@ -173,6 +173,10 @@ class Batch:
 
 
 def load_batch(recipe: Recipe, policy: models.Policy, segmenter, samples: data.Samples, indices: list[int]) -> Batch:
+    """Read the pictures of a step, and encode prompts and (where masks are judged) SAM2's embeddings, once per prompt.
+
+    SystemExit if a prompt is longer than the recipe allows; data.BadData, with the file's name, if a picture is broken.
+    """
     chosen = [samples[i] for i in indices]
     images = [s.image for s in chosen]
     space = data.FAMILIES[policy.family][0]

@@ -398,8 +398,8 @@ def test_the_second_repeat_costs():
 
 @pytest.mark.parametrize("text", [
     "your reasoning text", "[YOUR  Reasoning_text]", "your-visual…FOCUS", "More\nreasoning\t12 text!",
-    "<think>reasoning here</think>",
-    "«region» 'here'", "YOUR REASONING TEXT",
+    "<think>reasoning goes here</think>",
+    "«region» goes 'here'", "YOUR REASONING TEXT",
 ])  # fmt: skip
 def test_placeholders_are_recognised(text):
     assert rewards.echoes_placeholder(text) and rewards.echoes_placeholder(f"so: {text}.")
@@ -409,11 +409,11 @@ def test_placeholders_are_recognised(text):
     "text",
     [
         "your reasonings text",
-        "the region is here",
-        "reasoning é here",
-        "unreasoning here",
+        "the region is goes here",
+        "reasoning é goes here",
+        "unreasoning goes here",
         "visual focus",
-        "reasoning 是 here",
+        "reasoning 是 goes here",
     ],
 )
 def test_other_text_is_not(text):
@@ -640,7 +640,7 @@ def tricks(name, target, right):
     yield "rambling", said(as_json(name, right), look + " " + " ".join(map(str, range(150_000)))), 1.0
     yield "prompt", data.build_prompt("the cup", name, "thousand"), 0.0
     yield "prompt's example", "<think>" + data.build_prompt("the cup", name, "pixels").split("<think>")[1], 0.0
-    yield "prompt's words", said(as_json(name, right), "reasoning here <look>region here</look>"), 1.0
+    yield "prompt's words", said(as_json(name, right), "reasoning goes here <look>region goes here</look>"), 1.0
     yield "tags alone", "<think><look>a</look></think><answer></answer>", 0.0
     yield "nothing", NOTHING, 0.0
     yield "nothing, and boxes", said(as_json(name, right)[:-1] + ', {"no_target": true}]', look), 0.0
