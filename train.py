@@ -803,12 +803,10 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         shutil.copytree(
             output_dir / f"checkpoint-{steps}", output_dir / "final", ignore=shutil.ignore_patterns("trainer.pt")
         )
+        print(f"checkpoint: {output_dir / 'final'}")
         if recipe.eval_samples:
-            before, after = heldout["before"]["giou"], heldout["after"]["giou"]
-            print(
-                f"held-out gIoU {before:.3f} before, {after:.3f} after ({recipe.eval_samples} samples); "
-                f"checkpoint: {output_dir / 'final'}"
-            )
+            before, after = (evaluate.as_text("giou", heldout[when]["giou"]) for when in ("before", "after"))
+            print(f"held-out gIoU, percent: {before} before, {after} after ({recipe.eval_samples} samples at most)")
     if tracker:
         accelerator.end_training()
     return heldout

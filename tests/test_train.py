@@ -259,6 +259,17 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     ]
 
 
+def test_the_same_loop_runs_on_real_photographs(tmp_path):
+    folder = ROOT.parent / "shared" / "mini_coco" / "parquet" / "multi_object"
+    if not folder.exists():
+        pytest.skip("no photographs here")
+    options = ["--dataset", "visionreasoner", "--data_root", str(folder), "--max_prompt", "900", "--max_steps", "2"]
+    done = run(tmp_path, "--recipe", "drseg", *options, "--eval_samples", "4", "--eval_split", "train")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(np.isfinite(list(r.values())).all() for r in rows)
+    assert "16 of 16 samples" in done.stdout and "- before, - after" in done.stdout  # boxes only: there is no mask IoU
+
+
 # -------------------------------------------------------------------------------------------------------------- faults
 
 
