@@ -3,8 +3,12 @@
 import base64
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -105,3 +109,28 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
     (tmp_path / "p.jsonl").write_text("no json\n")
     with pytest.raises(data.BadData, match="p.jsonl"):
         evaluate.read_records(tmp_path / "p.jsonl")
+
+
+def test_the_shipped_checkpoint_goes_all_the_way(tmp_path):
+    """Benchmark, score, report and demo with the miniature's own weights, as a user types them."""
+    root = Path(__file__).parents[1]
+
+    def call(*command):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        done = subprocess.run([sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    model = ["--model", "toy/qwen2_5_vl", "--recipe", "drseg", "--toy"]
+    out = tmp_path / "out"
+    table = call("evaluate.py", *model, "--limit", "12", "--output_dir", str(out))
+    assert "giou" in table and len((out / "predictions.jsonl").read_text().splitlines()) == 12
+    again = call("evaluate.py", "--score", str(out / "predictions.jsonl"))
+    figures = [line for line in table.splitlines() if line.startswith("  giou") or line.startswith("  ciou")]
+    assert figures and all(line in again for line in figures)
+    call("report.py", str(out))
+    assert "<html" in (out / "report.html").read_text()
+    data.load("toy", None, "val")[1].image.save(tmp_path / "photo.png")
+    said = call("evaluate.py", *model, "--image", str(tmp_path / "photo.png"), "--query", "the largest shape")
+    assert "shapes" in said  # its reasoning
+    assert (tmp_path / "photo.overlay.png").exists() and (tmp_path / "photo.mask.png").exists()
