@@ -350,3 +350,17 @@ def test_paper_sizes_of_the_context_module():
     queries = context.queries.numel()
     assert round(queries / 1e6, 2) == 0.13
     assert round((sum(p.numel() for p in context.parameters()) - queries) / 1e6, 1) == 206.3
+
+
+@pytest.mark.parametrize("name", ["visionreasoner", "segzero", "genseg", "genseg-g"])
+def test_every_other_recipe_takes_a_step(name):
+    recipe, accelerator, policy, segmenter, batch, rollout = setup(name)
+    flat = policy.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
+    texts = [flat[4 * p : 4 * p + 4] for p in range(3)]
+    reward, parts, measured = train.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
+    assert torch.isfinite(reward).all() and parts[0][0].keys() == recipe.weights.keys()
+    assert np.mean(measured["parsed"]) > 0.8 and ("mask_iou" in measured) == (recipe.segmenter_use == "reward")
+    found, values, _ = gradients(
+        (recipe, accelerator, policy, segmenter, batch, rollout), grpo.group_advantages(reward)
+    )
+    assert values["grad_norm"] > 0 and found
