@@ -148,7 +148,7 @@ class Sample:
         return None if self.ignore_mask is None else decode_rle(self.ignore_mask)
 
     def positive_points(self, k: int) -> np.ndarray:
-        """(N, k, 2): the annotated points; a lone one is given k times (SPEC: GenSeg); without any, from the masks."""
+        """(N, k, 2): the annotated points; a lone one is given k times; without any, from the masks."""
         n = len(self.boxes)
         if self.points.shape[1] or n == 0:
             return self.points[:, [min(i, self.points.shape[1] - 1) for i in range(k)]] if n else np.zeros((0, k, 2))

@@ -13,8 +13,8 @@ is train.py:
     loss, metrics = grpo_loss(logp, old_logp, ref_logp, advantages, weights)
 
 Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, V
-vocabulary. Sources: LENS Eq. 7-12, SAM-R1 Eq. 1-4 and section 3.2.2, Dr. Seg Eq. 1-2; "SPEC" is the README's account of
-what each leaves open.
+vocabulary. Sources: LENS Eq. 7-12, SAM-R1 Eq. 1-4 and section 3.2.2, Dr. Seg Eq. 1-2; the README lists
+what they leave open.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Answer and target are in the same frame, the recipe's (840 x 840 pixels, 0-1000,
 before the reward, so that the papers' thresholds ("30 px") mean what they meant. No torch here: a few small arrays per
 completion.
 
-Sections in brackets are SPEC's names for the papers: LENS, SAM-R1, GenSeg-R1, Dr. Seg, VisionReasoner, Seg-Zero.
+Names in brackets say whose rule it is: LENS, SAM-R1, GenSeg-R1, Dr. Seg, VisionReasoner, Seg-Zero.
 Letters: N objects written, M objects in the ground truth, k points per object, J = 3 components of Dr. Seg's metric.
 """
 
@@ -117,7 +117,7 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     points each by itself, so for "segzero" alone a valid box is kept (without points) in an answer that is otherwise
     malformed.
     `lenient`, for evaluation of LENS only: the first four numbers in brackets are the box, whatever stands around them
-    (SPEC section 3).
+    (its released evaluation does so).
     """
     spec = SCHEMAS[schema]
     answer = Answer(text=text)
