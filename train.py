@@ -16,10 +16,8 @@ number of processes, after any restart.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import time
@@ -33,44 +31,20 @@ import tyro
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from tqdm import tqdm
 
+import checkpoint
 import data
 import evaluate
 import fast
 import grpo
+import judge
 import model as models
+import report
 import rewards
 from recipes import RECIPES, Recipe, miniature
 
 # ------------------------------------------------------------------------------------------------------------- the data
-
-
-def usable(samples: data.Samples, recipe: Recipe, progress: bool = False) -> tuple[list[int], dict[str, int]]:
-    """Indices of the samples whose request the recipe's schema can answer, and how many were left out for which
-    reason."""
-    spec, kept, left = rewards.SCHEMAS[recipe.schema], [], {}
-    for i in tqdm(range(len(samples)), desc="reading the data", disable=not progress, mininterval=1):
-        sample, why = samples[i], None
-        if sample.no_target and not spec.no_target:
-            why = "nothing fits, which the schema cannot say"
-        elif len(sample.boxes) > 1 and not spec.many:
-            why = "several objects, where the schema has one"
-        elif spec.negatives and not sample.no_target and sample.negative_points(len(spec.negatives)) is None:
-            why = "no room for background points in a box"
-        if why is None:
-            kept.append(i)
-        else:
-            left[why] = left.get(why, 0) + 1
-    if recipe.limit and recipe.limit < len(kept):
-        kept = sorted(np.random.default_rng(recipe.seed).choice(kept, recipe.limit, replace=False).tolist())
-    return kept, left
 
 
 def step_samples(order: list[int], recipe: Recipe, step: int) -> list[int]:
@@ -90,71 +64,6 @@ def noise(recipe: Recipe, step: int, indices: list[int], T: int) -> Tensor:
     """Uniforms (P, G, T) in [0, 1): each completion's own generator, seeded by (seed, step, sample index, branch)."""
     draw = lambda i, g: np.random.default_rng([recipe.seed, step, i, g]).random(T, dtype=np.float32)  # noqa: E731
     return torch.from_numpy(np.stack([[draw(i, g) for g in range(recipe.num_samples)] for i in indices]))
-
-
-def reward_frame(recipe: Recipe, sample: data.Sample) -> tuple[float, float]:
-    return recipe.reward_frame if recipe.reward_frame[0] else (sample.width, sample.height)
-
-
-def to_target(sample: data.Sample, recipe: Recipe) -> rewards.Target:
-    """A sample's ground truth in the recipe's reward frame. Its mask is decoded only where the recipe looks at it."""
-    frame, size = reward_frame(recipe, sample), (sample.width, sample.height)
-    k = len(rewards.SCHEMAS[recipe.schema].points)
-    points = sample.positive_points(min(k, sample.points.shape[1] or k)) if k else np.zeros((len(sample.boxes), 0, 2))
-    mask = sample.mask if recipe.segmenter_use != "evaluation" else None
-    return rewards.Target(
-        data.to_frame(sample.boxes, size, frame), data.to_frame(points, size, frame), mask, sample.no_target, frame
-    )
-
-
-def reward_parts(
-    recipe: Recipe,
-    answer: rewards.Answer,
-    target: rewards.Target,
-    mask_iou: float | None,
-    queue: rewards.RankQueue | None,
-) -> dict[str, float]:
-    """The recipe's reward, by part. answer and target in the recipe's frame."""
-    options: dict = {"weights": recipe.weights}
-    if recipe.reward == "drseg":
-        options |= {"queue": queue if recipe.rank == "queue" else None, "components": recipe.components}
-    if recipe.reward == "samr1":
-        options |= {"tiers": recipe.tiers, "tier_rewards": recipe.tier_rewards}
-    if recipe.reward in ("drseg", "visionreasoner", "segzero"):
-        options |= {"released": recipe.released}
-    return rewards.REWARDS[recipe.reward](answer, target, mask_iou, **options)
-
-
-def check_rewards(
-    samples: data.Samples, indices: list[int], recipe: Recipe, progress: bool = False
-) -> tuple[list[int], list[str]]:
-    """Before step 0: does the data's own ground truth, written in the recipe's format, earn the maximum?
-
-    It is written and parsed as a model's text would be; where a mask is judged, its IoU is put in as 1. Returns the
-    indices that pass, and a line for each that does not. A frame mixed up, or a point outside its own box, shows here,
-    and not as a reward that stays flat for a day.
-    """
-    weights = dict(recipe.weights)
-    if recipe.reward == "samr1":  # tiers may have been changed
-        weights["tiered"] = weights["tiered"] * max(recipe.tier_rewards) / 4
-    if recipe.reward == "drseg" and recipe.released:
-        weights |= {"answer": 2 * weights["answer"], "accuracy": len(recipe.components) * weights["accuracy"]}
-    good, bad = [], []
-    for i in tqdm(indices, desc="reward check", disable=not progress, mininterval=1):
-        sample = samples[i]
-        try:
-            text = evaluate.oracle_answer(sample, recipe.schema, reward_frame(recipe, sample))
-            answer, target = rewards.parse_answer(text, recipe.schema), to_target(sample, recipe)
-            parts = reward_parts(recipe, answer, target, 1.0, rewards.RankQueue(initial_zeros=1))
-        except data.BadData as error:
-            bad.append(f"{sample.id}: {error}")
-            continue
-        most = rewards.maximum(recipe.reward, sample.no_target, weights)
-        if sum(parts.values()) < most - 1e-6:
-            bad.append(f"{sample.id}: earns {sum(parts.values()):.3f} of {most:g}, {parts}")
-        else:
-            good.append(i)
-    return good, bad
 
 
 # ------------------------------------------------------------------------------------------------- one step, as stages
@@ -189,7 +98,7 @@ def load_batch(recipe: Recipe, policy: models.Policy, segmenter, samples: data.S
                 f"the prompt of sample {worst} has {max(lengths)} tokens, above --max_prompt {recipe.max_prompt}"
             )
         embeddings = segmenter.embed(images) if recipe.segmenter_use != "evaluation" else None
-    return Batch(indices, chosen, images, prompts, [to_target(s, recipe) for s in chosen], embeddings)
+    return Batch(indices, chosen, images, prompts, [judge.to_target(s, recipe) for s in chosen], embeddings)
 
 
 @dataclasses.dataclass
@@ -235,50 +144,6 @@ def make_micros(policy: models.Policy, prompts: models.Prompts, rollout: grpo.Ro
         at = torch.cat([(p * G + g) * T + torch.arange(lengths[p][g]) for p, g in branches]).to(rollout.ids.device)
         micros.append(Micro(policy.pack(prompts, groups, grpo.pack_group), at, branches))
     return micros
-
-
-def judge(
-    recipe: Recipe, policy: models.Policy, segmenter, batch: Batch, texts: list[list[str]], queue, painted: dict | None
-) -> tuple[Tensor, list[list[dict[str, float]]], dict[str, list[float]]]:
-    """Texts (P, G) -> rewards (P, G), their parts, and what is measured without being rewarded. Pushes into the rank
-    queue.
-
-    painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None where SAM2 is prompted with the written
-    boxes.
-    """
-    G = len(texts[0])
-    answers = [[rewards.parse_answer(text, recipe.schema) for text in group] for group in texts]
-    frames = [data.model_frame(policy.family, size) for size in batch.prompts.resized]
-    sizes = [(s.width, s.height) for s in batch.samples]
-    masks: dict | None = painted
-    if recipe.segmenter_use == "reward":  # SAM2 in the reward: boxes and points of all completions in one batched call
-        pairs = [(p, g) for p in range(len(texts)) for g in range(G)]
-        prompts = [
-            answers[p][g].rescaled(frames[p], sizes[p]).instances if answers[p][g].answer_ok else [] for p, g in pairs
-        ]
-        masks = dict(zip(pairs, segmenter.union(batch.embeddings, [p for p, _ in pairs], prompts), strict=True))
-    parts, logged = [], {"parsed": [], "box_iou": []}
-    for p, target in enumerate(batch.targets):
-        truth = None if masks is None else torch.as_tensor(target.mask, device=segmenter.device)
-        parts.append([])
-        for g in range(G):
-            answer = answers[p][g].rescaled(frames[p], target.frame)
-            iou = None
-            if masks is not None:
-                iou = models.mask_iou(masks[p, g], truth)
-                logged.setdefault("mask_iou", []).append(iou)
-            parts[-1].append(reward_parts(recipe, answer, target, iou, queue))
-            logged["parsed"].append(float(answer.answer_ok))
-            if recipe.reward == "drseg":
-                x = rewards.drseg_metrics(answer, target, recipe.released)
-                queue.push(x)
-                for name, value in zip(("box_iou", "count", "point"), x, strict=True):
-                    logged.setdefault(name, []).append(value)
-            elif len(target.boxes):
-                boxes = np.array([o.box for o in answer.instances[: rewards.MAX_OBJECTS]]).reshape(-1, 4)
-                best = rewards.box_ious(boxes, target.boxes).max(0) if len(boxes) else np.zeros(len(target.boxes))
-                logged["box_iou"].append(float(best.mean()))
-    return torch.tensor([[sum(b.values()) for b in group] for group in parts]), parts, logged
 
 
 def paint(policy: models.Policy, micros: list[Micro], batch: Batch, recipe: Recipe) -> dict[tuple[int, int], Tensor]:
@@ -388,75 +253,6 @@ def add_reference(reference, policy, micros: list[Micro], recipe: Recipe) -> Non
 # --------------------------------------------------------------------------------------------- checkpoints and figures
 
 
-def save(
-    folder: Path, state: dict, policy: models.Policy, recipe: Recipe, weights: dict[str, Tensor] | None = None
-) -> None:
-    """Write a checkpoint whole or not at all: to a temporary name, then rename. The Hugging Face format, plus
-    trainer.pt to go on from.
-
-    weights: the full state dict where the policy is sharded. Raises OSError (disk full) with the last good checkpoint
-    untouched.
-    """
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        policy.save(part, weights)
-        evaluate.save_recipe(recipe, policy, part)
-        torch.save(state, part / "trainer.pt")
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
-        shutil.rmtree(part, ignore_errors=True)
-        raise OSError(
-            f"could not write the checkpoint {folder}: {error}. "
-            "The one before it is untouched; free some space and --resume."
-        ) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
-
-
-def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The newest complete checkpoint; half-written ones (.part) do not count."""
-    found = [
-        p for p in output_dir.glob("checkpoint-*") if p.name.split("-")[1].isdigit() and (p / "trainer.pt").exists()
-    ]
-    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
-
-
-def plot_curves(rows: list[dict], path: Path) -> None:
-    """curves.png: reward and its parts, what is measured but not rewarded, lengths, and the optimizer's own numbers, by
-    step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = {
-        "reward": ["reward"],
-        "parts": [k for k in rows[-1] if k.startswith("reward/") and not k.endswith("_std")],
-        "measured": [k for k in rows[-1] if k.startswith("metric/")],
-        "length": ["length", "length_max"],
-        "entropy, KL": ["entropy", "kl"],
-        "gradient norm": ["grad_norm"],
-    }
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
-    for axis, (title, keys) in zip(axes.flat, panels.items(), strict=True):
-        for key in keys:
-            if key in rows[-1]:
-                y = np.array([r.get(key, np.nan) for r in rows], dtype=float)
-                width = max(len(y) // 25, 1)
-                smooth = np.convolve(
-                    np.pad(y, (width // 2, width - 1 - width // 2), "edge"), np.ones(width) / width, "valid"
-                )
-                (line,) = axis.plot([r["step"] for r in rows], smooth, label=key.split("/")[-1])
-                axis.plot([r["step"] for r in rows], y, color=line.get_color(), alpha=0.2, linewidth=0.8)
-        axis.set_title(title)
-        axis.set_xlabel("step")
-        if len(keys) > 1:
-            axis.legend(fontsize=8)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
 # -------------------------------------------------------------------------------------------------------------- the run
 
 
@@ -530,6 +326,18 @@ def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.
     return grpo.Rollout(ids, mask, torch.zeros(ids.shape, device=policy.device))
 
 
+def aligned_giou(recipe: Recipe, policy: models.Policy, segmenter, samples: data.Samples, indices: list[int]) -> float:
+    """What LENS's alignment learns, held out: the mean mask IoU on ground-truth completions."""
+    ious: list[float] = []
+    for i in tqdm(range(0, len(indices), recipe.prompts_per_step), desc="held out, true text"):
+        batch = load_batch(recipe, policy, segmenter, samples, indices[i : i + recipe.prompts_per_step])
+        micros = make_micros(policy, batch.prompts, oracle_rollout(policy, batch, recipe), recipe)
+        masks = paint(policy, micros, batch, recipe)
+        truths = [torch.as_tensor(target.mask, device=policy.device) for target in batch.targets]
+        ious += [models.mask_iou(masks[p, 0], truth) for p, truth in enumerate(truths)]
+    return float(np.mean(ious))
+
+
 def summarize(
     rollout: grpo.Rollout, reward: Tensor, parts: list, measured: dict[str, list[float]], eos_token_id: int
 ) -> dict[str, float]:
@@ -555,47 +363,6 @@ def summarize(
     }
 
 
-def checkpoint_now(
-    accelerator, policy, optimizer, schedule, queue, recipe: Recipe, output_dir: Path, step: int
-) -> None:
-    """checkpoint-STEP with everything that --resume needs, readable whatever the number of processes; the oldest go."""
-    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = {
-        "optimizer": get_optimizer_state_dict(policy, optimizer, options=whole),
-        "schedule": schedule.state_dict(), "queue": queue.state_dict(), "step": step,
-    }  # fmt: skip
-    sharded = any(hasattr(p, "full_tensor") for p in policy.parameters())
-    weights = get_model_state_dict(policy, options=whole) if sharded else None
-    if accelerator.is_main_process:
-        save(output_dir / f"checkpoint-{step}", state, accelerator.unwrap_model(policy), recipe, weights)
-        kept = sorted(output_dir.glob("checkpoint-*[0-9]"), key=lambda p: int(p.name.split("-")[1]))
-        for old in kept[: -recipe.keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def low_precision_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
-    """A frozen copy of the VLM alone: the reference of the KL term, or the replica that completions are sampled
-    from."""
-    vlm = copy.deepcopy(policy.vlm).requires_grad_(False).to(dtype)
-    vlm.gradient_checkpointing_disable()
-    return models.Policy(vlm, policy.processor, policy.image_size, policy.max_pixels)
-
-
-@torch.no_grad()
-def refresh(replica: models.Policy, policy: torch.nn.Module) -> None:
-    """Copy the weights of a policy, wrapped or sharded, into its replica: once per optimizer step, not once per
-    token."""
-    target = dict(replica.named_parameters())
-    for name, p in policy.named_parameters():
-        name = name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
-        full = (
-            p.full_tensor() if hasattr(p, "full_tensor") else p
-        )  # a collective under FSDP: every process walks the same list
-        if name in target:
-            target[name].copy_(full)
-
-
 def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
     """Warm-up, then constant, linear to 0, or cosine to 0, over `total` optimizer steps."""
 
@@ -605,39 +372,6 @@ def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
         return min(1.0, (update + 1) / max(recipe.warmup_steps, 1)) * shape
 
     return factor
-
-
-def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> list[int]:
-    """The indices to train on; says what was left out and why; SystemExit if the data do not fit the recipe."""
-    order, left = usable(samples, recipe, main)
-    order, bad = check_rewards(samples, order, recipe, main)
-    if main:
-        print(
-            f"{recipe.name}: {len(order)} of {len(samples)} samples; left out: {left or 'none'}; "
-            f"failed the reward check: {len(bad)}"
-        )
-        for line in [*samples.skipped[:5], *bad[:10]]:
-            print(f"  skipped: {line}")
-    if len(bad) > 0.01 * (len(order) + len(bad)):
-        raise SystemExit(
-            f"{len(bad)} of {len(order) + len(bad)} samples do not earn the maximum "
-            "with their own ground truth (see above): "
-            "a frame, a point or a mask is wrong in the data. Look at them with: python data.py --check"
-        )
-    if not order:
-        raise SystemExit(
-            f"no sample of {recipe.dataset!r} ({recipe.split}) can be used by recipe "
-            f"{recipe.name!r}: see the reasons above"
-        )
-    if main and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
-        ious = []
-        for i in [i for i in order if not samples[i].no_target][:32]:
-            text = evaluate.oracle_answer(samples[i], recipe.schema, (samples[i].width, samples[i].height))
-            answer = rewards.parse_answer(text, recipe.schema)
-            mask = segmenter.union(segmenter.embed([samples[i].image]), [0], [answer.instances])[0]
-            ious.append(models.mask_iou(mask.cpu(), torch.as_tensor(samples[i].mask)))
-        print(f"  SAM2's own IoU, given true boxes and points: {np.mean(ious):.3f} ({len(ious)} samples)")
-    return order
 
 
 def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:
@@ -660,24 +394,24 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     torch.set_float32_matmul_precision("high")
 
     # ---- who learns, on what, from where
-    checkpoint = newest_checkpoint(output_dir) if resume else None
-    policy, segmenter = build(dataclasses.replace(recipe, model=str(checkpoint)) if checkpoint else recipe, accelerator)
+    last = checkpoint.newest(output_dir) if resume else None
+    policy, segmenter = build(dataclasses.replace(recipe, model=str(last)) if last else recipe, accelerator)
     samples = data.load(
         recipe.dataset, recipe.data_root or None, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
     )
-    order = examine(samples, segmenter, recipe, main)
+    order = judge.examine(samples, segmenter, recipe, main)
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
     compute = torch.bfloat16 if bf16 else torch.float32
     reference = None  # what KL holds on to: the model that the run started from, also after --resume
     needs_reference = recipe.beta > 0 and recipe.train != "context"
     if needs_reference and not recipe.lora_rank:
-        reference = low_precision_copy(build(recipe, accelerator)[0] if checkpoint else policy, compute)
+        reference = checkpoint.full_copy(build(recipe, accelerator)[0] if last else policy, compute)
 
     # ---- a checkpoint holds weights, optimizer, schedule, rank queue, step; all else is a function of the step
     optimizer = torch.optim.AdamW(
         [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    replica = low_precision_copy(policy, compute) if bf16 or sharded else None
+    replica = checkpoint.full_copy(policy, compute) if bf16 or sharded else None
     policy, optimizer = accelerator.prepare(policy, optimizer)
     bare = accelerator.unwrap_model(policy)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -685,18 +419,12 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     )
     queue = rewards.RankQueue(recipe.queue_size, 3, recipe.queue_zeros)
     first, rows, heldout = 0, [], {}
-    if checkpoint:
-        state = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
-        set_optimizer_state_dict(
-            policy, optimizer.optimizer, state["optimizer"], options=StateDictOptions(full_state_dict=True)
-        )
-        schedule.load_state_dict(state["schedule"])
-        queue.load_state_dict(state["queue"])
-        first = state["step"]
+    if last:
+        first = checkpoint.restore(last, policy, optimizer.optimizer, schedule, queue)
         rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()[:first]]
         heldout = {k: v for k, v in json.loads((output_dir / "heldout.json").read_text()).items() if k == "before"}
         if main:
-            print(f"going on from {checkpoint}: step {first} of {steps}")
+            print(f"going on from {last}: step {first} of {steps}")
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
         evaluate.write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
@@ -705,13 +433,14 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
 
     def score_heldout(when: str) -> None:
         if replica is not None:
-            refresh(replica, policy)
+            checkpoint.refresh(replica, policy)
         if main and recipe.eval_samples:
             held = data.load(recipe.dataset, recipe.data_root or None, recipe.eval_split)
             asked = replica if replica is not None and not recipe.num_queries else bare
-            heldout[when] = evaluate.evaluate(
-                asked, segmenter, held, recipe, indices=usable(held, recipe)[0][: recipe.eval_samples]
-            )
+            chosen = judge.usable(held, recipe)[0][: recipe.eval_samples]
+            heldout[when] = evaluate.evaluate(asked, segmenter, held, recipe, indices=chosen)
+            if recipe.train == "context":
+                heldout[when]["giou_true_text"] = aligned_giou(recipe, bare, segmenter, held, chosen)
         if main:
             evaluate.write_atomically(output_dir / "heldout.json", json.dumps(heldout, indent=1))
         accelerator.wait_for_everyone()
@@ -734,7 +463,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             rollout = oracle_rollout(bare, batch, recipe)
         else:
             if replica is not None:
-                refresh(replica, policy)
+                checkpoint.refresh(replica, policy)
             rollout = (fast.sample if recipe.capture else grpo.sample)(
                 (replica or bare).vlm, batch.prompts.inputs, noise(recipe, step, here, recipe.max_completion),
                 num_samples=G, max_new_tokens=recipe.max_completion, temperature=recipe.temperature, top_p=recipe.top_p,
@@ -747,7 +476,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         texts = [flat[p * G : (p + 1) * G] for p in range(P)]
         micros = make_micros(bare, batch.prompts, rollout, recipe)
         painted = paint(policy, micros, batch, recipe) if recipe.num_queries else None
-        reward, parts, measured = judge(recipe, bare, segmenter, batch, texts, queue, painted)
+        reward, parts, measured = judge.judge(recipe, bare, segmenter, batch, texts, queue, painted)
         queue.flush(gather_object(queue.pending))  # the same rows, in the same order, on every process
 
         # compare: each completion with its own group
@@ -794,9 +523,9 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         if tracker:
             accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
         if (step + 1) % recipe.save_every == 0 or step + 1 == steps:
-            checkpoint_now(accelerator, policy, optimizer.optimizer, schedule, queue, recipe, output_dir, step + 1)
+            checkpoint.write(accelerator, policy, optimizer.optimizer, schedule, queue, recipe, output_dir, step + 1)
             if main:
-                plot_curves(rows, output_dir / "curves.png")
+                report.plot_curves(rows, output_dir / "curves.png")
     score_heldout("after")
     if main:
         shutil.rmtree(output_dir / "final", ignore_errors=True)
@@ -807,6 +536,9 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         if recipe.eval_samples:
             before, after = (evaluate.as_text("giou", heldout[when]["giou"]) for when in ("before", "after"))
             print(f"held-out gIoU, percent: {before} before, {after} after ({recipe.eval_samples} samples at most)")
+            if "giou_true_text" in heldout["after"]:
+                before, after = (100 * heldout[when]["giou_true_text"] for when in ("before", "after"))
+                print(f"on ground-truth completions: {before:.1f} before, {after:.1f} after")
     if tracker:
         accelerator.end_training()
     return heldout

@@ -12,9 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from accelerate import Accelerator
 
+import checkpoint
 import data
 import evaluate
 import grpo
+import judge
 import rewards
 import train
 from recipes import RECIPES, miniature
@@ -26,7 +28,7 @@ def main() -> None:
     recipe = dataclasses.replace(miniature(RECIPES["samr1"]), prompts_per_step=1)
     policy, segmenter = train.build(recipe, Accelerator(cpu=True))
     samples = data.load("toy", None, "train")
-    order, _ = train.usable(samples, recipe)
+    order, _ = judge.usable(samples, recipe)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate)
     accelerator = Accelerator(cpu=True)
     for index in order:  # the first request whose completions differ in what they earn
@@ -36,7 +38,7 @@ def main() -> None:
             num_samples=8, max_new_tokens=recipe.max_completion, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
         )  # fmt: skip
         texts = policy.decode(rollout.ids[0], rollout.mask[0])
-        reward, parts, measured = train.judge(recipe, policy, segmenter, batch, [texts], rewards.RankQueue(), None)
+        reward, parts, measured = judge.judge(recipe, policy, segmenter, batch, [texts], rewards.RankQueue(), None)
         if len(set(reward[0].tolist())) >= 4:
             break
     sample, (S,) = batch.samples[0], batch.prompts.inputs["attention_mask"].sum(-1).tolist()
@@ -44,7 +46,7 @@ def main() -> None:
     lengths = rollout.mask[0].sum(-1).tolist()
     weights = grpo.token_weights(rollout.mask, recipe.average)
     micros = train.make_micros(policy, batch.prompts, rollout, recipe)
-    train.add_reference(train.low_precision_copy(policy, torch.float32), policy, micros, recipe)
+    train.add_reference(checkpoint.full_copy(policy, torch.float32), policy, micros, recipe)
     first = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
     second = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
 
@@ -71,7 +73,7 @@ def main() -> None:
         "",
         "![the picture, with the eight boxes](one-step.png)",
         "",
-        "## 2. Eight completions (`grpo.sample`), read and judged (`train.judge`)",
+        "## 2. Eight completions (`grpo.sample`), read and judged (`judge.judge`)",
         "",
         "Each is drawn by inverse CDF from its own seeded noise, parsed (`rewards.parse_answer`), taken to original pixels, and turned into a mask by SAM2",
         "(`model.Segmenter.union`): one picture embedding, one batch of eight objects. `tiered` pays the mask's IoU (SAM-R1 §3.3): above 0.5, 0.7, 0.8 it is 2, 3, 4.",

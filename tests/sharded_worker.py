@@ -17,8 +17,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import checkpoint
 import data
 import grpo
+import judge
 import recipes
 import train
 
@@ -29,7 +31,7 @@ recipe = replace(
 accelerator = Accelerator(cpu=True)
 policy, segmenter = train.build(recipe, accelerator)
 samples = data.load("toy", None, "train")
-order, _ = train.usable(samples, recipe)
+order, _ = judge.usable(samples, recipe)
 batch = train.load_batch(recipe, policy, segmenter, samples, order[:2])
 rollout = grpo.sample(
     policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, order[:2], 40), num_samples=2, max_new_tokens=40,
@@ -38,7 +40,7 @@ rollout = grpo.sample(
 advantages = torch.tensor([[1.0, -1.0], [-0.5, 0.5]])
 micros = train.make_micros(policy, batch.prompts, rollout, recipe)
 optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-replica = train.low_precision_copy(policy, torch.float32)
+replica = checkpoint.full_copy(policy, torch.float32)
 if dist.is_initialized() and dist.get_world_size() > 1:
     for layer in [*policy.vlm.model.language_model.layers, *policy.vlm.model.visual.blocks]:
         fully_shard(layer)
@@ -49,10 +51,10 @@ accelerator.clip_grad_norm_ = lambda params, norm: torch.nn.utils.clip_grad_norm
 # every process works on the same two prompts here, so the mean over processes is the loss of one
 values = train.update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
 norm = values["grad_norm"]
-train.refresh(replica, policy)
+checkpoint.refresh(replica, policy)
 state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 if not dist.is_initialized() or dist.get_rank() == 0:
-    train.save(out / "checkpoint-1", {"step": 1}, policy, recipe, state if dist.is_initialized() else None)
+    checkpoint.save(out / "checkpoint-1", {"step": 1}, policy, recipe, state if dist.is_initialized() else None)
     torch.save(dict(replica.named_parameters()), out / "replica.pt")
     (out / "values.json").write_text(json.dumps({"loss": values["loss"], "grad_norm": float(norm)}))
 if dist.is_initialized():

@@ -85,8 +85,8 @@ def test_the_readme_says_what_its_blocks_print():
 
 def test_a_recipe_of_your_own_passes_the_reward_check():
     import data
+    import judge
     import rewards
-    import train
 
     block = next(b for b in BLOCKS if "tight_reward" in b)
     assert len(block.splitlines()) < 30
@@ -94,14 +94,14 @@ def test_a_recipe_of_your_own_passes_the_reward_check():
     exec(block, scope)
     try:
         recipe, samples = recipes.miniature(scope["TIGHT"]), data.load("toy", None, "val")
-        order, _ = train.usable(samples, recipe)
-        good, bad = train.check_rewards(samples, order[:40], recipe)
+        order, _ = judge.usable(samples, recipe)
+        good, bad = judge.check_rewards(samples, order[:40], recipe)
         assert len(good) >= 39, bad
     finally:
         del rewards.REWARDS["tight"], rewards.MAXIMUM["tight"], recipes.RECIPES["tight"]
 
 
-@pytest.mark.parametrize("name", ["grpo", "rewards", "model", "data", "train", "evaluate", "recipes", "report"])
+@pytest.mark.parametrize("name", ["grpo", "rewards", "model", "data", "judge", "train", "checkpoint", "evaluate", "recipes", "report"])
 def test_public_functions_have_docstrings(name):
     """Every public function and class of more than three lines says what it is."""
     tree = ast.parse((ROOT / f"{name}.py").read_text())

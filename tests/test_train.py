@@ -16,8 +16,10 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+import checkpoint
 import data
 import grpo
+import judge
 import model as models
 import recipes
 import rewards
@@ -47,7 +49,7 @@ def setup(name, **changes):
     accelerator = Accelerator(cpu=True)
     policy, segmenter = train.build(recipe, accelerator)
     samples = data.load("toy", None, "train")
-    order, _ = train.usable(samples, recipe)
+    order, _ = judge.usable(samples, recipe)
     batch = train.load_batch(recipe, policy, segmenter, samples, order[:3])
     rollout = grpo.sample(
         policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, order[:3], 60), num_samples=4, max_new_tokens=60,
@@ -163,7 +165,7 @@ def test_alignment_trains_the_context_module_alone():
     policy, segmenter = train.build(recipe, accelerator)
     assert {n.split(".")[0] for n, p in policy.named_parameters() if p.requires_grad} == {"context"}
     samples = data.load("toy", None, "train")
-    order, _ = train.usable(samples, recipe)
+    order, _ = judge.usable(samples, recipe)
     batch = train.load_batch(recipe, policy, segmenter, samples, order[:3])
     rollout = train.oracle_rollout(policy, batch, recipe)
     text = policy.decode(rollout.ids[0], rollout.mask[0])[0]
@@ -278,13 +280,13 @@ def test_half_written_checkpoints_are_ignored(tmp_path):
         (tmp_path / name).mkdir()
         if name != "checkpoint-40":  # without trainer.pt
             (tmp_path / name / "trainer.pt").write_text("x")
-    assert train.newest_checkpoint(tmp_path).name == "checkpoint-10"
-    assert train.newest_checkpoint(tmp_path / "nowhere") is None
+    assert checkpoint.newest(tmp_path).name == "checkpoint-10"
+    assert checkpoint.newest(tmp_path / "nowhere") is None
 
 
 def test_disk_full_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     recipe, _, policy, *_ = setup("drseg")
-    train.save(tmp_path / "checkpoint-1", {"step": 1}, policy, recipe)
+    checkpoint.save(tmp_path / "checkpoint-1", {"step": 1}, policy, recipe)
     good = {p.name: p.stat().st_size for p in (tmp_path / "checkpoint-1").iterdir()}
 
     def full(*_args, **_kw):
@@ -292,7 +294,7 @@ def test_disk_full_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="could not write the checkpoint .*No space left.*--resume"):
-        train.save(tmp_path / "checkpoint-2", {"step": 2}, policy, recipe)
+        checkpoint.save(tmp_path / "checkpoint-2", {"step": 2}, policy, recipe)
     assert {p.name: p.stat().st_size for p in (tmp_path / "checkpoint-1").iterdir()} == good
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
 
@@ -306,7 +308,7 @@ def test_groups_that_teach_nothing_leave_the_policy_alone():
 def test_unparsable_and_empty_completions_are_judged():
     recipe, _, policy, segmenter, batch, _ = setup("samr1")
     texts = [["", "no answer at all", "<think></think><answer>[{]</answer>", "<answer>[]</answer>"]] * 3
-    reward, parts, measured = train.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
+    reward, parts, measured = judge.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
     assert torch.isfinite(reward).all() and set(measured["mask_iou"]) == {0.0}
     assert reward[0].tolist() == [-2, -2, 0, 0]  # think, format: +1 or -1
 
@@ -319,16 +321,16 @@ def test_nan_stops_the_step():
 
 def test_reward_check_finds_a_wrong_frame(monkeypatch):
     recipe, samples = recipes.miniature(recipes.VISIONREASONER), data.load("toy", None, "train")
-    order, left = train.usable(samples, recipe)
+    order, left = judge.usable(samples, recipe)
     assert sum(left.values()) + len(order) == len(samples)
-    good, bad = train.check_rewards(samples, order[:50], recipe)
+    good, bad = judge.check_rewards(samples, order[:50], recipe)
     assert len(good) >= 49
     monkeypatch.setattr(
         train, "reward_frame", lambda recipe, sample: (840, 840) if sample.id.endswith("never") else (840, 420)
     )
     frames = iter([(840, 840), (840, 420)] * 1000)  # the answer in one frame, the target in another
     monkeypatch.setattr(train, "reward_frame", lambda recipe, sample: next(frames))
-    good, bad = train.check_rewards(samples, order[:50], recipe)
+    good, bad = judge.check_rewards(samples, order[:50], recipe)
     assert len(bad) == 50 and "earns" in bad[0]
 
 
@@ -357,7 +359,7 @@ def test_every_other_recipe_takes_a_step(name):
     recipe, accelerator, policy, segmenter, batch, rollout = setup(name)
     flat = policy.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
     texts = [flat[4 * p : 4 * p + 4] for p in range(3)]
-    reward, parts, measured = train.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
+    reward, parts, measured = judge.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
     assert torch.isfinite(reward).all() and parts[0][0].keys() == recipe.weights.keys()
     assert np.mean(measured["parsed"]) > 0.8 and ("mask_iou" in measured) == (recipe.segmenter_use == "reward")
     found, values, _ = gradients(

@@ -1,0 +1,109 @@
+"""State that outlives a step: checkpoints, written whole or not at all, and full copies of a policy that may be
+sharded.
+
+    checkpoint-N/              weights, config, processor (Hugging Face's format); LoRA's or LENS's files; the recipe
+    checkpoint-N/trainer.pt    optimizer, schedule, rank queue, step: what --resume needs beside the weights
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+import evaluate
+import model as models
+from recipes import Recipe
+
+
+def save(
+    folder: Path, state: dict, policy: models.Policy, recipe: Recipe, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Write a checkpoint whole or not at all: to a temporary name, then rename. The Hugging Face format, plus
+    trainer.pt to go on from.
+
+    weights: the full state dict where the policy is sharded. Raises OSError (disk full) with the last good checkpoint
+    untouched.
+    """
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        policy.save(part, weights)
+        evaluate.save_recipe(recipe, policy, part)
+        torch.save(state, part / "trainer.pt")
+    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(
+            f"could not write the checkpoint {folder}: {error}. "
+            "The one before it is untouched; free some space and --resume."
+        ) from error
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def newest(output_dir: Path) -> Path | None:
+    """The newest complete checkpoint; half-written ones (.part) do not count."""
+    found = [
+        p for p in output_dir.glob("checkpoint-*") if p.name.split("-")[1].isdigit() and (p / "trainer.pt").exists()
+    ]
+    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def write(accelerator, policy, optimizer, schedule, queue, recipe: Recipe, output_dir: Path, step: int) -> None:
+    """checkpoint-STEP with everything that --resume needs, readable whatever the number of processes; the oldest go."""
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = {
+        "optimizer": get_optimizer_state_dict(policy, optimizer, options=whole),
+        "schedule": schedule.state_dict(), "queue": queue.state_dict(), "step": step,
+    }  # fmt: skip
+    sharded = any(hasattr(p, "full_tensor") for p in policy.parameters())
+    weights = get_model_state_dict(policy, options=whole) if sharded else None
+    if accelerator.is_main_process:
+        save(output_dir / f"checkpoint-{step}", state, accelerator.unwrap_model(policy), recipe, weights)
+        kept = sorted(output_dir.glob("checkpoint-*[0-9]"), key=lambda p: int(p.name.split("-")[1]))
+        for old in kept[: -recipe.keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def restore(folder: Path, policy, optimizer: torch.optim.Optimizer, schedule, queue) -> int:
+    """What write() saved beside the weights, back into its places. Returns the step to go on with."""
+    state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+    whole = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(policy, optimizer, state["optimizer"], options=whole)
+    schedule.load_state_dict(state["schedule"])
+    queue.load_state_dict(state["queue"])
+    return state["step"]
+
+
+def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
+    """A frozen copy of the VLM alone: the reference of the KL term, or the replica that completions are sampled
+    from."""
+    vlm = copy.deepcopy(policy.vlm).requires_grad_(False).to(dtype)
+    vlm.gradient_checkpointing_disable()
+    return models.Policy(vlm, policy.processor, policy.image_size, policy.max_pixels)
+
+
+@torch.no_grad()
+def refresh(replica: models.Policy, policy: torch.nn.Module) -> None:
+    """Copy the weights of a policy, wrapped or sharded, into its replica: once per optimizer step, not once per
+    token."""
+    target = dict(replica.named_parameters())
+    for name, p in policy.named_parameters():
+        name = name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
+        full = (
+            p.full_tensor() if hasattr(p, "full_tensor") else p
+        )  # a collective under FSDP: every process walks the same list
+        if name in target:
+            target[name].copy_(full)

@@ -1,0 +1,184 @@
+"""Where data, rewards and masks meet: which samples a recipe can use, and what the completions of a step earn.
+
+    text --parse--> Answer (the model's frame) --rescaled--> the recipe's frame --reward--> parts, by name
+                        |                                                           ^
+                        +--rescaled--> the picture's pixels --SAM2--> mask, its IoU +   (recipes with a mask reward)
+
+Shape letters: P prompts of this process, G completions per prompt.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import data
+import evaluate
+import model as models
+import rewards
+from recipes import Recipe
+
+
+def usable(samples: data.Samples, recipe: Recipe, progress: bool = False) -> tuple[list[int], dict[str, int]]:
+    """Indices of the samples whose request the recipe's schema can answer, and how many were left out for which
+    reason."""
+    spec, kept, left = rewards.SCHEMAS[recipe.schema], [], {}
+    for i in tqdm(range(len(samples)), desc="reading the data", disable=not progress, mininterval=1):
+        sample, why = samples[i], None
+        if sample.no_target and not spec.no_target:
+            why = "nothing fits, which the schema cannot say"
+        elif len(sample.boxes) > 1 and not spec.many:
+            why = "several objects, where the schema has one"
+        elif spec.negatives and not sample.no_target and sample.negative_points(len(spec.negatives)) is None:
+            why = "no room for background points in a box"
+        if why is None:
+            kept.append(i)
+        else:
+            left[why] = left.get(why, 0) + 1
+    if recipe.limit and recipe.limit < len(kept):
+        kept = sorted(np.random.default_rng(recipe.seed).choice(kept, recipe.limit, replace=False).tolist())
+    return kept, left
+
+
+def reward_frame(recipe: Recipe, sample: data.Sample) -> tuple[float, float]:
+    return recipe.reward_frame if recipe.reward_frame[0] else (sample.width, sample.height)
+
+
+def to_target(sample: data.Sample, recipe: Recipe) -> rewards.Target:
+    """A sample's ground truth in the recipe's reward frame. Its mask is decoded only where the recipe looks at it."""
+    frame, size = reward_frame(recipe, sample), (sample.width, sample.height)
+    k = len(rewards.SCHEMAS[recipe.schema].points)
+    points = sample.positive_points(min(k, sample.points.shape[1] or k)) if k else np.zeros((len(sample.boxes), 0, 2))
+    mask = sample.mask if recipe.segmenter_use != "evaluation" else None
+    return rewards.Target(
+        data.to_frame(sample.boxes, size, frame), data.to_frame(points, size, frame), mask, sample.no_target, frame
+    )
+
+
+def reward_parts(
+    recipe: Recipe,
+    answer: rewards.Answer,
+    target: rewards.Target,
+    mask_iou: float | None,
+    queue: rewards.RankQueue | None,
+) -> dict[str, float]:
+    """The recipe's reward, by part. answer and target in the recipe's frame."""
+    options: dict = {"weights": recipe.weights}
+    if recipe.reward == "drseg":
+        options |= {"queue": queue if recipe.rank == "queue" else None, "components": recipe.components}
+    if recipe.reward == "samr1":
+        options |= {"tiers": recipe.tiers, "tier_rewards": recipe.tier_rewards}
+    if recipe.reward in ("drseg", "visionreasoner", "segzero"):
+        options |= {"released": recipe.released}
+    return rewards.REWARDS[recipe.reward](answer, target, mask_iou, **options)
+
+
+def check_rewards(
+    samples: data.Samples, indices: list[int], recipe: Recipe, progress: bool = False
+) -> tuple[list[int], list[str]]:
+    """Before step 0: does the data's own ground truth, written in the recipe's format, earn the maximum?
+
+    It is written and parsed as a model's text would be; where a mask is judged, its IoU is put in as 1. Returns the
+    indices that pass, and a line for each that does not. A frame mixed up, or a point outside its own box, shows here,
+    and not as a reward that stays flat for a day.
+    """
+    weights = dict(recipe.weights)
+    if recipe.reward == "samr1":  # tiers may have been changed
+        weights["tiered"] = weights["tiered"] * max(recipe.tier_rewards) / 4
+    if recipe.reward == "drseg" and recipe.released:
+        weights |= {"answer": 2 * weights["answer"], "accuracy": len(recipe.components) * weights["accuracy"]}
+    good, bad = [], []
+    for i in tqdm(indices, desc="reward check", disable=not progress, mininterval=1):
+        sample = samples[i]
+        try:
+            text = evaluate.oracle_answer(sample, recipe.schema, reward_frame(recipe, sample))
+            answer, target = rewards.parse_answer(text, recipe.schema), to_target(sample, recipe)
+            parts = reward_parts(recipe, answer, target, 1.0, rewards.RankQueue(initial_zeros=1))
+        except data.BadData as error:
+            bad.append(f"{sample.id}: {error}")
+            continue
+        most = rewards.maximum(recipe.reward, sample.no_target, weights)
+        if sum(parts.values()) < most - 1e-6:
+            bad.append(f"{sample.id}: earns {sum(parts.values()):.3f} of {most:g}, {parts}")
+        else:
+            good.append(i)
+    return good, bad
+
+
+def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> list[int]:
+    """The indices to train on; says what was left out and why; SystemExit if the data do not fit the recipe."""
+    order, left = usable(samples, recipe, main)
+    order, bad = check_rewards(samples, order, recipe, main)
+    if main:
+        print(
+            f"{recipe.name}: {len(order)} of {len(samples)} samples; left out: {left or 'none'}; "
+            f"failed the reward check: {len(bad)}"
+        )
+        for line in [*samples.skipped[:5], *bad[:10]]:
+            print(f"  skipped: {line}")
+    if len(bad) > 0.01 * (len(order) + len(bad)):
+        raise SystemExit(
+            f"{len(bad)} of {len(order) + len(bad)} samples do not earn the maximum "
+            "with their own ground truth (see above): "
+            "a frame, a point or a mask is wrong in the data. Look at them with: python data.py --check"
+        )
+    if not order:
+        raise SystemExit(
+            f"no sample of {recipe.dataset!r} ({recipe.split}) can be used by recipe "
+            f"{recipe.name!r}: see the reasons above"
+        )
+    if main and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
+        ious = []
+        for i in [i for i in order if not samples[i].no_target][:32]:
+            text = evaluate.oracle_answer(samples[i], recipe.schema, (samples[i].width, samples[i].height))
+            answer = rewards.parse_answer(text, recipe.schema)
+            mask = segmenter.union(segmenter.embed([samples[i].image]), [0], [answer.instances])[0]
+            ious.append(models.mask_iou(mask.cpu(), torch.as_tensor(samples[i].mask)))
+        print(f"  SAM2's own IoU, given true boxes and points: {np.mean(ious):.3f} ({len(ious)} samples)")
+    return order
+
+
+def judge(
+    recipe: Recipe, policy: models.Policy, segmenter, batch, texts: list[list[str]], queue, painted: dict | None
+) -> tuple[Tensor, list[list[dict[str, float]]], dict[str, list[float]]]:
+    """Texts (P, G) -> rewards (P, G), their parts, and what is measured without being rewarded. Pushes into the rank
+    queue.
+
+    painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None where SAM2 is prompted with the written
+    boxes.
+    """
+    G = len(texts[0])
+    answers = [[rewards.parse_answer(text, recipe.schema) for text in group] for group in texts]
+    frames = [data.model_frame(policy.family, size) for size in batch.prompts.resized]
+    sizes = [(s.width, s.height) for s in batch.samples]
+    masks: dict | None = painted
+    if recipe.segmenter_use == "reward":  # SAM2 in the reward: boxes and points of all completions in one batched call
+        pairs = [(p, g) for p in range(len(texts)) for g in range(G)]
+        prompts = [
+            answers[p][g].rescaled(frames[p], sizes[p]).instances if answers[p][g].answer_ok else [] for p, g in pairs
+        ]
+        masks = dict(zip(pairs, segmenter.union(batch.embeddings, [p for p, _ in pairs], prompts), strict=True))
+    parts, logged = [], {"parsed": [], "box_iou": []}
+    for p, target in enumerate(batch.targets):
+        truth = None if masks is None else torch.as_tensor(target.mask, device=segmenter.device)
+        parts.append([])
+        for g in range(G):
+            answer = answers[p][g].rescaled(frames[p], target.frame)
+            iou = None
+            if masks is not None:
+                iou = models.mask_iou(masks[p, g], truth)
+                logged.setdefault("mask_iou", []).append(iou)
+            parts[-1].append(reward_parts(recipe, answer, target, iou, queue))
+            logged["parsed"].append(float(answer.answer_ok))
+            if recipe.reward == "drseg":
+                x = rewards.drseg_metrics(answer, target, recipe.released)
+                queue.push(x)
+                for name, value in zip(("box_iou", "count", "point"), x, strict=True):
+                    logged.setdefault(name, []).append(value)
+            elif len(target.boxes):
+                boxes = np.array([o.box for o in answer.instances[: rewards.MAX_OBJECTS]]).reshape(-1, 4)
+                best = rewards.box_ious(boxes, target.boxes).max(0) if len(boxes) else np.zeros(len(target.boxes))
+                logged["box_iou"].append(float(best.mean()))
+    return torch.tensor([[sum(b.values()) for b in group] for group in parts]), parts, logged
