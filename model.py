@@ -228,13 +228,14 @@ class Policy(nn.Module):
 
     def save(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
         """Write the Hugging Face format: from_pretrained loads the folder. LENS's context module and mask decoder lie
-        beside.
+        beside. With LoRA it is PEFT's format: the adapter, and the name of the model that it belongs to.
 
         state: this module's full state dict, where its own parameters are sharded over processes.
         """
         state = self.state_dict() if state is None else state
         part = partial(_under, state)
         self.vlm.save_pretrained(folder, state_dict=part("vlm."))
+        self.vlm.config.save_pretrained(folder)  # with LoRA, the line above writes the adapter alone
         self.processor.save_pretrained(folder)
         if self.context is not None:
             lens = {k: v for k, v in state.items() if k.startswith("context.")}
@@ -268,17 +269,22 @@ def load_policy(
 ) -> Policy:
     """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL from a Hub id or a folder, with its context module if the folder has one.
 
+    If the folder holds a LoRA, the model that it belongs to with the adapter on it (add_lora).
     Raises OSError, with one sentence that says what was not reached, where neither gives a model.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    lora = Path(name, "adapter_config.json")
+    base = json.loads(lora.read_text())["base_model_name_or_path"] if lora.exists() else name
     try:
         processor = AutoProcessor.from_pretrained(name)
-        vlm = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+        vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
     except OSError as error:
         raise OSError(
-            f"could not load the policy {name!r}: it is no folder here, and the Hugging Face Hub did not give it."
+            f"could not load the policy {base!r}: it is no folder here, and the Hugging Face Hub did not give it."
         ) from error
+    if lora.exists():
+        add_lora(vlm, folder=name)
     for module in vlm.modules():  # dropout would make the log-probabilities of sampling and of training differ
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -290,6 +296,29 @@ def load_policy(
         context.load_state_dict(part("context."))
         segmenter.mask_decoder.load_state_dict(part("mask_decoder."))
     return Policy(vlm, processor, image_size, max_pixels, context, segmenter).to(device)
+
+
+def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
+    """Freeze a VLM and put a low-rank adapter on its linear layers: a new one, which changes nothing yet (B = 0 in
+    W + 2 B A), or the one saved in `folder`.
+
+    The adapter is float32 whatever the frozen weights are held in: those are only read, and 16 bits do for that.
+    """
+    from peft import LoraConfig, set_peft_model_state_dict
+
+    if folder:
+        config = LoraConfig.from_pretrained(str(folder))
+    else:
+        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, lora_dropout=0.0)
+    vlm.requires_grad_(False)
+    vlm.add_adapter(config)
+    for p in vlm.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+    if folder:
+        state = load_file(Path(folder, "adapter_model.safetensors"))
+        set_peft_model_state_dict(vlm, {k.removeprefix("base_model.model."): v for k, v in state.items()})
 
 
 # -------------------------------------------------------------------------------------------------------- the segmenter

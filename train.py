@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -268,7 +269,8 @@ def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
     recipe = miniature(RECIPES[args.recipe]) if args.toy else RECIPES[args.recipe]
     if {"-h", "--help"} & set(rest):
         first.print_help()
-    recipe = tyro.cli(Recipe, default=recipe, args=rest, prog="train.py")
+    values = (tyro.conf.FlagConversionOff,)  # --released True, as every field is given
+    recipe = tyro.cli(Recipe, default=recipe, args=rest, prog="train.py", config=values)
     args.output_dir = args.output_dir or Path("runs", recipe.name + ("-toy" if args.toy else ""))
     return recipe, args
 
@@ -277,9 +279,9 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
     """The policy, with a context module where the recipe wants one, and the segmenter; what the recipe does not train
     is frozen."""
     size = {"image_size": recipe.image_size or None, "max_pixels": recipe.max_pixels}
-    policy = models.load_policy(
-        recipe.model, **size, dtype=torch.float32
-    )  # float32 master weights, whatever the compute dtype
+    # Weights that learn are float32, whatever the compute dtype: in bfloat16, steps of 1e-6 would be rounded away.
+    frozen = recipe.lora_rank and recipe.dtype == "bfloat16"
+    policy = models.load_policy(recipe.model, **size, dtype=torch.bfloat16 if frozen else torch.float32)
     segmenter = policy.segmenter or models.load_segmenter(recipe.segmenter)
     policy.requires_grad_(recipe.train != "context")
     if recipe.num_queries:
@@ -297,14 +299,20 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
             segmenter.mask_decoder.conv_s1.requires_grad_(False)
     else:
         policy.context = None
-    if recipe.lora_rank:
-        from peft import LoraConfig
-
-        policy.vlm.requires_grad_(False)
-        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        policy.vlm.add_adapter(
-            LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=names, lora_dropout=0.0)
+    lora = getattr(policy.vlm, "peft_config", None)  # of a checkpoint
+    if lora and lora["default"].r != recipe.lora_rank:
+        raise SystemExit(
+            f"{recipe.model} is a LoRA of rank {lora['default'].r}, and --lora_rank is {recipe.lora_rank}: "
+            "go on with its own rank, or merge it first (README)"
         )
+    if recipe.lora_rank:
+        if find_spec("peft") is None:
+            raise SystemExit("--lora_rank needs one more package: pip install peft")
+        if not lora:
+            torch.manual_seed(recipe.seed)
+            models.add_lora(policy.vlm, recipe.lora_rank)
+        for name, p in policy.vlm.named_parameters():
+            p.requires_grad_("lora_" in name)
     if recipe.gradient_checkpointing:
         policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
     policy.train()  # no dropout anywhere (load_policy): this only lets gradient checkpointing act
@@ -411,7 +419,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     optimizer = torch.optim.AdamW(
         [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    replica = checkpoint.full_copy(policy, compute) if bf16 or sharded else None
+    replica = checkpoint.full_copy(policy, compute) if (bf16 and not recipe.lora_rank) or sharded else None
     policy, optimizer = accelerator.prepare(policy, optimizer)
     bare = accelerator.unwrap_model(policy)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -429,7 +437,8 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         output_dir.mkdir(parents=True, exist_ok=True)
         evaluate.write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     if tracker:
-        accelerator.init_trackers("runs", config=dataclasses.asdict(recipe))
+        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in dataclasses.asdict(recipe).items()}
+        accelerator.init_trackers("runs", config=plain)  # TensorBoard takes no tuples
 
     def score_heldout(when: str) -> None:
         if replica is not None:

@@ -22,22 +22,12 @@ import grpo
 import judge
 import model as models
 import recipes
+import report
 import rewards
 import train
 
 ROOT = Path(__file__).parents[1]
-QUICK = [
-    "--prompts_per_step",
-    "4",
-    "--num_samples",
-    "4",
-    "--eval_samples",
-    "0",
-    "--max_completion",
-    "60",
-    "--save_every",
-    "1",
-]
+QUICK = "--prompts_per_step 4 --num_samples 4 --eval_samples 0 --max_completion 60 --save_every 1".split()
 
 
 def setup(name, **changes):
@@ -232,9 +222,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     rng = np.random.default_rng(int(os.environ.get("KILL_SEED", "0")))
     cut = tmp_path / "cut"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    kills = 0
+    kills, wanted = 0, int(os.environ.get("KILLS", "2"))
     command = [sys.executable, "train.py", "--toy", "--output_dir", str(cut), *QUICK, *options, "--resume"]
-    while kills < int(os.environ.get("KILLS", "2")):
+    while kills < wanted:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -245,6 +235,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
             if (cut / "metrics.jsonl").exists() and len((cut / "metrics.jsonl").read_text().splitlines()) > before:
                 break
         time.sleep(rng.uniform(0, 0.5))
+        assert process.poll() is None, f"finished after {kills} kills: give it more KILL_STEPS"
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
@@ -259,6 +250,28 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert [[(k, v) for k, v in r.items() if not k.startswith(timing)] for r in rows[0]] == [
         [(k, v) for k, v in r.items() if not k.startswith(timing)] for r in rows[1]
     ]
+
+
+def test_memory_and_descriptors_stay_flat(tmp_path, monkeypatch):
+    """Resident memory after the first steps against the end of the run, and open files. STEPS=500 for the long one."""
+    steps, seen, summarize = int(os.environ.get("STEPS", "40")), [], train.summarize
+
+    def watch(*args):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        seen.append((pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))))
+        return summarize(*args)
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("reads /proc")
+    monkeypatch.setattr(train, "summarize", watch)
+    monkeypatch.setattr(report, "plot_curves", lambda *_: None)
+    options = {"prompts_per_step": 2, "num_samples": 4, "max_steps": steps, "max_completion": 40, "eval_samples": 0}
+    train.train(replace(recipes.miniature(recipes.RECIPES["samr1"]), limit=60, save_every=10, **options), tmp_path)
+    megabytes, files = np.array(seen).T
+    tenth = steps // 10
+    early, late = np.median(megabytes[tenth : 2 * tenth]), np.median(megabytes[-tenth:])
+    print(f"{steps} steps: {early:.0f} MB early, {late:.0f} MB late; files {files[tenth]:.0f}, {files[-1]:.0f}")
+    assert late < early + 40 and files[-1] <= files[tenth]
 
 
 def test_the_same_loop_runs_on_real_photographs(tmp_path):
