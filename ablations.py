@@ -4,10 +4,11 @@ figure.
     python ablations.py                       # what there is, and how long each takes
     python ablations.py tiers                 # run one (resumes; finished runs are kept in runs/ablations)
     python ablations.py tiers --seeds 0 1 2 --steps 100
+    python ablations.py --words runs/lens-toy/final
     python ablations.py --page                # write docs/ablations.md from all that has been run
 
 A study says what the paper claims before it is run. What the miniature shows, agreement or not, is computed: a
-difference counts as one only if it has the same sign for every seed; else the page says "no difference seen". A null
+difference counts as one only if the seeds' ranges do not overlap; else the page says "no difference seen". A null
 result is a result.
 """
 
@@ -16,29 +17,58 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
-from recipes import RECIPES, Recipe, miniature
+import rewards
+from recipes import RECIPES, miniature
 
 RUNS, DOCS = Path("runs/ablations"), Path("docs")
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """`variants` maps a label to the fields that it changes; the first one is what the others are compared with."""
+    """`variants` maps a label to the fields that it changes. Beside fields: "weights" changes single parts (None takes
+    one away), "start" names the recipe trained before, from whose end this run starts, "prompts_mode" what SAM2 gets in
+    the final evaluation."""
 
     recipe: str
     claim: str  # what the paper says
     variants: dict[str, dict]
     better: tuple[str, str] | None = None  # (label, label): the paper says that the first beats the second
-    metric: str = (
-        "giou"  # of the held-out scores, or a column of metrics.jsonl (its mean over the last fifth of the run)
-    )
+    metric: str = "giou"  # of the held-out scores, or a column of metrics.jsonl (mean over the run's last fifth)
 
 
-DRSEG_OFF = {"look": 0.0}
+def negative_points(inside: bool | None):
+    """SAM-R1's rewards that failed: +1 if every object has a positive and a negative point (`inside`: in its box).
+
+    Here on genseg-g's answers, which can write negative points; a right "nothing fits" earns the whole tier. None: no
+    such part, to compare with.
+    """
+
+    def reward(answer: rewards.Answer, target: rewards.Target, mask_iou=None, *, weights=None) -> dict[str, float]:
+        parts = rewards.samr1_reward(answer, target, mask_iou)
+        if target.no_target:
+            parts["tiered"] = 4.0 * answer.no_target
+        if inside is None:
+            return parts
+        good = [len(o.points) > 0 and len(o.negative_points) > 0 for o in answer.instances]
+        if inside:
+            for i, o in enumerate(answer.instances):
+                x1, y1, x2, y2 = o.box
+                good[i] &= all(x1 <= x <= x2 and y1 <= y <= y2 for x, y in [*o.points, *o.negative_points])
+        return parts | {"both_points": float(bool(good) and all(good) and not target.no_target)}
+
+    return reward
+
+
+for _name, _inside in {"samr1-any": None, "samr1-negative": False, "samr1-negative-inside": True}.items():
+    rewards.REWARDS[_name] = negative_points(_inside)
+    _most = {"tiered": 4, "think": 1, "format": 1}
+    rewards.MAXIMUM[_name] = (_most if _inside is None else _most | {"both_points": 1}, _most)
+
 STUDIES: dict[str, Study] = {
     "tiers": Study(
         "samr1", "SAM-R1, Table 5: tiers (0.5, 0.7, 0.8) beat any single threshold of the mask IoU.",
@@ -58,7 +88,7 @@ STUDIES: dict[str, Study] = {
         {"with KL": {}, "no KL": {"beta": 0.0}}, ("with KL", "no KL"),
     ),
     "rank": Study(
-        "drseg", "Dr. Seg, Tables 1 and 5: the ranked reward beats the raw one, and the raw continuous one beats VisionReasoner's thresholds.",
+        "drseg", "Dr. Seg, Tables 1 and 5: the ranked reward beats the raw one.",
         {"ranked": {}, "raw": {"rank": "raw"}}, ("ranked", "raw"),
     ),
     "queue": Study(
@@ -71,81 +101,162 @@ STUDIES: dict[str, Study] = {
         ("IoU, count, point", "point"),
     ),
     "look": Study(
-        "drseg", "Dr. Seg, Tables 5 and 9: rewarding <look> helps, and keeps the policy's entropy up.",
-        {"with its reward": {}, "without": {"weights": {**RECIPES["drseg"].weights, **DRSEG_OFF}}}, ("with its reward", "without"),
+        "drseg", "Dr. Seg, Tables 5 and 9: rewarding <look> helps.",
+        {"rewarded": {}, "not rewarded": {"weights": {"look": 0.0}}}, ("rewarded", "not rewarded"),
     ),
     "entropy": Study(
         "drseg", "Dr. Seg, section 3.2: entropy falls in training; it falls less with <look> rewarded.",
-        {"with its reward": {}, "without": {"weights": {**RECIPES["drseg"].weights, **DRSEG_OFF}}}, ("with its reward", "without"), "entropy",
+        {"rewarded": {}, "not rewarded": {"weights": {"look": 0.0}}}, ("rewarded", "not rewarded"), "entropy",
+    ),
+    "points": Study(
+        "genseg", "GenSeg-R1, Table 4: SAM2 prompted with the box and two points beats the box and one point, and the box alone.",
+        {"2 points": {"prompts_mode": "2"}, "1 point": {"prompts_mode": "1"}, "box": {"prompts_mode": "box"}}, ("2 points", "box"),
     ),
     "reward-in-loop": Study(
         "genseg-g", "GenSeg-R1, Tables 1 and 5: SAM2 and no-target in the reward (GenSeg-R1-G) beat the distance reward.",
-        {"SAM2 in the loop": {}, "distances": {"reward": "genseg", "weights": RECIPES["genseg"].weights}}, ("SAM2 in the loop", "distances"),
+        {"SAM2 in the loop": {}, "distances": {"reward": "genseg", "weights": {"mask_iou": None, "negative": None, "no_target": None}}},
+        ("SAM2 in the loop", "distances"),
     ),
     "negatives": Study(
         "genseg-g", "GenSeg-R1: negative points sharpen the mask.",
-        {"rewarded": {}, "not rewarded": {"weights": {**RECIPES["genseg-g"].weights, "negative": 0.0}}}, ("rewarded", "not rewarded"),
+        {"rewarded": {}, "not rewarded": {"weights": {"negative": 0.0}}}, ("rewarded", "not rewarded"),
+    ),
+    "two-stages": Study(
+        "genseg-g", "GenSeg-R1, section 5: genseg first, then genseg-g, is the recipe of its best model.",
+        {"genseg, then genseg-g": {"start": "genseg"}, "genseg-g alone": {}}, ("genseg, then genseg-g", "genseg-g alone"),
+    ),
+    "negative-points": Study(
+        "genseg-g", "SAM-R1, left out by its authors: paying for a positive and a negative point, even inside the box, does not help the mask.",
+        {"tiers alone": {"weights": {}, "reward": "samr1-any"}, "+1 for both": {"weights": {}, "reward": "samr1-negative"},
+         "+1 for both inside": {"weights": {}, "reward": "samr1-negative-inside"}}, ("tiers alone", "+1 for both"),
     ),
     "lens-queries": Study(
         "lens-align", "LENS, Table 3: 64 queries are better than 1 (87.8 against 85.9), more add nothing.",
-        {"16": {}, "1": {"num_queries": 1}, "64": {"num_queries": 64}}, ("64", "1"),
+        {"16": {}, "1": {"num_queries": 1}, "64": {"num_queries": 64}}, ("64", "1"), "giou_true_text",
     ),
     "lens-connector": Study(
         "lens-align", "LENS, Table 4: a transformer connector is much better than an MLP (87.8 against 72.8).",
-        {"transformer": {}, "mlp": {"connector": "mlp"}}, ("transformer", "mlp"),
+        {"transformer": {}, "mlp": {"connector": "mlp"}}, ("transformer", "mlp"), "giou_true_text",
     ),
     "lens-reward": Study(
         "lens", "LENS, Table 5: the mask reward adds to the box reward.",
-        {"with": {}, "without": {"weights": {**RECIPES["lens"].weights, "mask_iou": 0.0}}}, ("with", "without"),
+        {"with": {"start": "lens-align"}, "without": {"start": "lens-align", "weights": {"mask_iou": 0.0}}}, ("with", "without"),
     ),
     "lens-alignment": Study(
         "lens", "LENS, Table 5: joint training needs the alignment stage first.",
-        {"aligned": {}, "not aligned": {"model": "toy/qwen2_5_vl"}}, ("aligned", "not aligned"),
+        {"aligned": {"start": "lens-align"}, "not aligned": {"model": "toy/qwen2_5_vl"}}, ("aligned", "not aligned"),
     ),
     "lens-decoder": Study(
         "lens", "LENS, Table A3: tuning SAM2's mask decoder beats freezing it.",
-        {"tuned": {}, "frozen": {"tune_decoder": False}}, ("tuned", "frozen"),
+        {"tuned": {"start": "lens-align"}, "frozen": {"start": "lens-align", "tune_decoder": False}}, ("tuned", "frozen"),
     ),
 }  # fmt: skip
 
 
-def settings(study: Study, changes: dict, seed: int, steps: int) -> Recipe:
-    """The toy recipe of one run: the study's, with its changed fields."""
-    recipe = miniature(RECIPES[study.recipe])
-    return dataclasses.replace(
-        recipe, **{"max_steps": steps or recipe.max_steps, "seed": seed, "save_every": 10**6, "keep": 1, **changes}
-    )
-
-
-def run(name: str, seeds: list[int], steps: int) -> None:
-    """Run what is missing of a study, and write docs/ablations/NAME.json."""
+def one_run(recipe_name: str, changes: dict, seed: int, steps: int, start_steps: int) -> Path:
+    """The folder of one run, trained now if it is not there yet: its name says all that was changed, so that studies
+    share what they have in common."""
     from train import train  # imported late: listing the studies should not load torch
 
+    recipe, changes, told = miniature(RECIPES[recipe_name]), dict(changes), [recipe_name]
+    start, _ = changes.pop("start", None), changes.pop("prompts_mode", None)
+    told += [f"{k}={v}" for k, v in changes.items()] + ([f"after={start}{start_steps or ''}"] if start else [])
+    if "weights" in changes:  # None takes a part away
+        weights = recipe.weights | changes["weights"] if changes["weights"] else {}
+        changes["weights"] = {k: v for k, v in weights.items() if v is not None}
+    settings = {
+        "max_steps": steps or recipe.max_steps,
+        "seed": seed,
+        "save_every": 10**6,
+        "keep": 1,
+        "eval_samples": 200,
+    }
+    recipe = dataclasses.replace(recipe, **settings | changes)
+    slug = re.sub(r"[^a-z0-9.=_]+", "-", "-".join(told).lower()).strip("-")
+    folder = RUNS / f"{slug}-seed{seed}-{recipe.max_steps}"
+    if not (folder / "done").exists():
+        if start:
+            model = one_run(start, {}, seed, start_steps or steps, 0) / "final"
+            recipe = dataclasses.replace(recipe, model=str(model))
+        print(f"== {folder.name}", flush=True)
+        train(recipe, folder)
+        (folder / "done").touch()
+    return folder
+
+
+def score(folder: Path, prompts_mode: str) -> dict:
+    """The held-out metrics of a finished run once more, with SAM2 prompted by "box", "1" or "2" points as well."""
+    import data
+    import evaluate
+    import judge
+    import model as models
+
+    recipe = evaluate.load_recipe(folder)
+    policy, segmenter = (
+        models.load_policy(str(folder), image_size=recipe.image_size),
+        models.load_segmenter(recipe.segmenter),
+    )
+    held = data.load(recipe.dataset, None, recipe.eval_split)
+    chosen = judge.usable(held, recipe)[0][: recipe.eval_samples]
+    return evaluate.evaluate(policy, segmenter, held, recipe, indices=chosen, prompts_mode=prompts_mode)
+
+
+def words(folder: Path) -> str:
+    """LENS: do the masks follow the words? Two objects of one picture, each asked for by its own sentence.
+
+    Held-out pictures with two objects of different colour or shape. A pair counts as moved if the mask for "the A" has
+    more IoU with A than with B, and the mask for "the B" more with B.
+    """
+    import torch
+
+    import evaluate
+    import model as models
+    import toy
+
+    recipe = evaluate.load_recipe(folder)
+    policy = models.load_policy(str(folder), image_size=recipe.image_size)
+    segmenter, pairs = policy.segmenter or models.load_segmenter(recipe.segmenter), []
+    seed, count = toy.TOY_SPLITS["test"]
+    for i in range(count):
+        scene = toy.toy_scene(seed, i)
+        kinds = [(o["color"], o["shape"]) for o in scene["objects"]]
+        alone = [k for k, kind in enumerate(kinds) if kinds.count(kind) == 1]
+        if len(alone) >= 2:
+            asked = [scene | {"query": "the {} {}".format(*kinds[k]), "targets": [k]} for k in alone[:2]]
+            pairs.append([toy.scene_sample(s, f"words-{i}") for s in asked])
+    moved, ious = [], []
+    for i in range(0, len(pairs), 16):
+        samples = [s for pair in pairs[i : i + 16] for s in pair]
+        found = evaluate.predict(policy, segmenter, samples, recipe, range(len(samples)))
+        masks = [torch.as_tensor(p.mask) for p in found]
+        true = [torch.as_tensor(s.mask) for s in samples]
+        for a in range(0, len(samples), 2):
+            own = [models.mask_iou(masks[a + j], true[a + j]) for j in (0, 1)]
+            other = [models.mask_iou(masks[a + j], true[a + 1 - j]) for j in (0, 1)]
+            moved.append(own[0] > other[0] and own[1] > other[1])
+            ious += own
+    return f"{sum(moved)} of {len(moved)} pairs moved with their words; IoU with the one asked for {np.mean(ious):.3f}"
+
+
+def run(name: str, seeds: list[int], steps: int, start_steps: int) -> None:
+    """Run what is missing of a study, and write docs/ablations/NAME.json."""
     study, results = STUDIES[name], {}
     for label, changes in study.variants.items():
         for seed in seeds:
-            recipe = settings(study, changes, seed, steps)
-            folder = RUNS / name / f"{label.replace(' ', '-').replace(',', '')}-seed{seed}-{recipe.max_steps}"
-            if not (folder / "done").exists():
-                print(f"== {name}: {label}, seed {seed}, {recipe.max_steps} steps", flush=True)
-                train(recipe, folder)
-                (folder / "done").touch()
+            folder = one_run(study.recipe, changes, seed, steps, start_steps)
             held = json.loads((folder / "heldout.json").read_text())
+            if mode := changes.get("prompts_mode"):
+                held["after"] = score(folder / "final", mode)
             rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             if study.metric in rows[-1]:
-                value = float(np.mean([r[study.metric] for r in rows[-max(len(rows) // 5, 1) :]]))
+                before, fifth = rows[0][study.metric], rows[-max(len(rows) // 5, 1) :]
+                value = float(np.mean([r[study.metric] for r in fifth]))
             else:
-                value = held["after"][study.metric]
-            curve = [r.get("metric/mask_iou", r.get("metric/box_iou", r.get("seg_loss", 0.0))) for r in rows]
-            results.setdefault(label, []).append(
-                {
-                    "seed": seed,
-                    "value": value,
-                    "before": held["before"].get(study.metric),
-                    "steps": len(rows),
-                    "curve": curve,
-                }
-            )
+                before, value = (held[when][study.metric] for when in ("before", "after"))
+            column = next(k for k in ("metric/mask_iou", "metric/box_iou") if k in rows[-1])
+            curve = [round(r[column], 4) for r in rows]
+            one = {"seed": seed, "value": value, "before": before, "steps": len(rows), "curve": curve}
+            results.setdefault(label, []).append(one)
     folder = DOCS / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(results))
@@ -175,17 +286,16 @@ def plot(name: str, results: dict) -> None:
 
 
 def verdict(study: Study, results: dict) -> str:
-    """Compare the two labels that the paper's claim names, seed by seed."""
+    """Compare the two labels that the paper's claim names: only ranges that do not overlap count as a difference."""
     if study.better is None:
-        return "The paper makes no claim of order; the table is the result."
-    first, second = (results[label] for label in study.better)
-    differences = [a["value"] - b["value"] for a, b in zip(first, second, strict=True)]
-    shown = ", ".join(f"{d:+.3f}" for d in differences)
-    if all(d > 0 for d in differences):
-        return f"**Agrees**: {study.better[0]} against {study.better[1]}, seed by seed: {shown}."
-    if all(d < 0 for d in differences):
-        return f"**Disagrees**: {study.better[0]} against {study.better[1]}, seed by seed: {shown}."
-    return f"**No difference seen**: {study.better[0]} against {study.better[1]}, seed by seed: {shown}."
+        return "The paper claims no order here; the table is the result."
+    first, second = ([run["value"] for run in results[label]] for label in study.better)
+    pair = f"{study.better[0]} against {study.better[1]}: {np.mean(first) - np.mean(second):+.3f} on average"
+    if min(first) > max(second):
+        return f"**Agrees**: {pair}, every seed of the one above every seed of the other."
+    if max(first) < min(second):
+        return f"**Disagrees**: {pair}, every seed of the one below every seed of the other."
+    return f"**No difference seen**: {pair}, and the seeds overlap."
 
 
 def page() -> str:
@@ -195,7 +305,8 @@ def page() -> str:
         "",
         "Written by `python ablations.py --page` from the runs' own figures. Tiny networks on drawn shapes: what agrees here shows that the",
         "mechanism works as described, not that its effect has the paper's size; what does not agree may need scale. A difference counts",
-        "only if every seed has its sign. Held-out figures: 200 pictures, greedy. Spread: half the range over seeds.",
+        "only if the seeds' ranges do not overlap; with two seeds each, chance alone does that one time in three, so read it as a hint.",
+        "Held-out figures: 200 pictures (those that the recipe can answer), greedy. Spread: half the range over seeds.",
         "",
     ]
     missing = []
@@ -234,14 +345,18 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=0, help="steps per run (0: the miniature's own, about 4 minutes on 2 cores)"
     )
+    parser.add_argument("--start_steps", type=int, default=0, help="steps of the stage before (0: as --steps)")
     parser.add_argument("--page", action="store_true", help="write docs/ablations.md")
+    parser.add_argument("--words", type=Path, help="a LENS checkpoint: do its masks follow the words?")
     args = parser.parse_args()
+    if args.words:
+        print(words(args.words))
     for name in args.names:
-        run(name, args.seeds, args.steps)
+        run(name, args.seeds, args.steps, args.start_steps)
     if args.names or args.page:
         DOCS.mkdir(exist_ok=True)
         (DOCS / "ablations.md").write_text(page())
-    else:
+    elif not args.words:
         for name, study in STUDIES.items():
             print(f"{name:16} {len(study.variants)} variants of {study.recipe}: {study.claim}")
 

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-import evaluate
+import folders
 import model as models
 from recipes import Recipe
 
@@ -40,7 +40,7 @@ def save(
     part.mkdir(parents=True)
     try:
         policy.save(part, weights)
-        evaluate.save_recipe(recipe, policy, part)
+        folders.save_recipe(recipe, policy, part)
         torch.save(state, part / "trainer.pt")
     except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
         shutil.rmtree(part, ignore_errors=True)
@@ -88,8 +88,7 @@ def restore(folder: Path, policy, optimizer: torch.optim.Optimizer, schedule, qu
 
 
 def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
-    """A frozen copy of the VLM alone: the reference of the KL term, or the replica that completions are sampled
-    from."""
+    """A frozen copy of the VLM alone: the reference of the KL term, or the replica that is sampled from."""
     vlm = copy.deepcopy(policy.vlm).requires_grad_(False).to(dtype)
     vlm.gradient_checkpointing_disable()
     return models.Policy(vlm, policy.processor, policy.image_size, policy.max_pixels)
@@ -97,13 +96,10 @@ def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
 
 @torch.no_grad()
 def refresh(replica: models.Policy, policy: torch.nn.Module) -> None:
-    """Copy the weights of a policy, wrapped or sharded, into its replica: once per optimizer step, not once per
-    token."""
+    """Copy the weights of a policy, wrapped or sharded, into its replica: once per step, not once per token."""
     target = dict(replica.named_parameters())
     for name, p in policy.named_parameters():
         name = name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
-        full = (
-            p.full_tensor() if hasattr(p, "full_tensor") else p
-        )  # a collective under FSDP: every process walks the same list
+        full = p.full_tensor() if hasattr(p, "full_tensor") else p  # a collective: every process walks the same list
         if name in target:
             target[name].copy_(full)

@@ -15,15 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
-import evaluate
 import model as models
 import rewards
+from oracle import oracle_answer
 from recipes import Recipe
 
 
 def usable(samples: data.Samples, recipe: Recipe, progress: bool = False) -> tuple[list[int], dict[str, int]]:
-    """Indices of the samples whose request the recipe's schema can answer, and how many were left out for which
-    reason."""
+    """Indices of the samples that the recipe's schema can answer, and how many were left out for which reason."""
     spec, kept, left = rewards.SCHEMAS[recipe.schema], [], {}
     for i in tqdm(range(len(samples)), desc="reading the data", disable=not progress, mininterval=1):
         sample, why = samples[i], None
@@ -93,7 +92,7 @@ def check_rewards(
     for i in tqdm(indices, desc="reward check", disable=not progress, mininterval=1):
         sample = samples[i]
         try:
-            text = evaluate.oracle_answer(sample, recipe.schema, reward_frame(recipe, sample))
+            text = oracle_answer(sample, recipe.schema, reward_frame(recipe, sample))
             answer, target = rewards.parse_answer(text, recipe.schema), to_target(sample, recipe)
             parts = reward_parts(recipe, answer, target, 1.0, rewards.RankQueue(initial_zeros=1))
         except data.BadData as error:
@@ -132,7 +131,7 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
     if main and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
         ious = []
         for i in [i for i in order if not samples[i].no_target][:32]:
-            text = evaluate.oracle_answer(samples[i], recipe.schema, (samples[i].width, samples[i].height))
+            text = oracle_answer(samples[i], recipe.schema, (samples[i].width, samples[i].height))
             answer = rewards.parse_answer(text, recipe.schema)
             mask = segmenter.union(segmenter.embed([samples[i].image]), [0], [answer.instances])[0]
             ious.append(models.mask_iou(mask.cpu(), torch.as_tensor(samples[i].mask)))
@@ -143,11 +142,9 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
 def judge(
     recipe: Recipe, policy: models.Policy, segmenter, batch, texts: list[list[str]], queue, painted: dict | None
 ) -> tuple[Tensor, list[list[dict[str, float]]], dict[str, list[float]]]:
-    """Texts (P, G) -> rewards (P, G), their parts, and what is measured without being rewarded. Pushes into the rank
-    queue.
+    """Texts (P, G) -> rewards (P, G), their parts, and what is measured, not rewarded. Pushes into the rank queue.
 
-    painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None where SAM2 is prompted with the written
-    boxes.
+    painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None where SAM2 gets the written boxes.
     """
     G = len(texts[0])
     answers = [[rewards.parse_answer(text, recipe.schema) for text in group] for group in texts]

@@ -32,12 +32,10 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass
 class Prompts:
-    """P encoded prompts. `inputs` is left-padded and ready for sampling; positions are explicit, so nothing recomputes
-    them."""
+    """P encoded prompts. `inputs` is left-padded, ready to sample from, positions explicit: nothing recomputes them."""
 
-    inputs: dict[
-        str, Tensor
-    ]  # input_ids, attention_mask, position_ids (3, P, S), pixel_values, image_grid_thw, mm_token_type_ids
+    # input_ids, attention_mask, position_ids (3, P, S), pixel_values, image_grid_thw, mm_token_type_ids
+    inputs: dict[str, Tensor]
     resized: list[tuple[int, int]]  # (width, height) of each picture as the model sees it
 
     def one(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -51,8 +49,7 @@ class Prompts:
 
 @dataclasses.dataclass
 class Rows:
-    """Packed rows (grpo.pack_group), padded to one length and ready for Policy.forward. Flat indices count over R *
-    L."""
+    """Packed rows (grpo.pack_group), padded to one length, ready for Policy.forward. Flat indices run over R * L."""
 
     ids: Tensor  # (R, L)
     positions: Tensor  # (3, R, L)
@@ -65,8 +62,7 @@ class Rows:
 
 
 class Policy(nn.Module):
-    """A Qwen-VL and its processor as one module. Every trained call goes through `forward`: DDP and FSDP synchronise
-    nothing else."""
+    """A Qwen-VL and its processor as one module. All training goes through `forward`: DDP and FSDP see nothing else."""
 
     def __init__(
         self,
@@ -180,8 +176,7 @@ class Policy(nn.Module):
         return logp, entropy, self.segmenter.decode(embeddings, index, tokens)[0][:, 0]
 
     def pack(self, prompts: Prompts, groups: Sequence[tuple[int, Sequence[Tensor]]], pack_group: Callable) -> Rows:
-        """Lay each (prompt index, its completions) in one row: [prompt | o_1 | ... ], with K places for queries after
-        each o_i.
+        """Each (prompt index, its completions) in one row: [prompt | o_1 | q.. | o_2 | q.. ], K places q for queries.
 
         pack_group: grpo.pack_group, handed in so that this file stands alone. Completions keep their order: the M
         tokens that forward scores are row by row, completion by completion, token by token; query states come in the
@@ -199,9 +194,8 @@ class Policy(nn.Module):
             # Text after the prompt counts on from its largest position, the same on all three axes (that is M-RoPE's
             # rule).
             after = (rope.max() + 1 + positions[S:] - S).expand(3, -1)
-            full = torch.eye(
-                L, dtype=torch.bool, device=ids.device
-            )  # padding looks at itself: a row without any key is nan
+            # Padding looks at itself: a row of the mask without any key is nan.
+            full = torch.eye(L, dtype=torch.bool, device=ids.device)
             full[:n, :n] = mask
             parts.append((F.pad(ids, (0, L - n)), F.pad(torch.cat([rope, after], 1), (0, L - n)), full, pixels, grid))
             at = r * L + S
@@ -251,8 +245,7 @@ def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def pad_thin(image: Image.Image, ratio: int = 150) -> Image.Image:
-    """Widen a picture whose sides differ by more than `ratio` (the processors refuse 200): resized, since the frame is
-    relative."""
+    """Widen a picture whose sides differ by more than `ratio` (the processors refuse 200). The frame is relative."""
     w, h = image.size
     if max(w, h) <= ratio * min(w, h):
         return image
@@ -326,8 +319,7 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
 
 @dataclasses.dataclass
 class Embeddings:
-    """SAM2's view of I pictures: features (I, c, h/4, w/4), two finer levels for its mask decoder, and the original
-    sizes."""
+    """SAM2's view of I pictures: features (I, c, h/4, w/4), two finer levels for its decoder, the original sizes."""
 
     features: Tensor
     fine: list[Tensor]
@@ -335,8 +327,7 @@ class Embeddings:
 
 
 class Segmenter(nn.Module):
-    """SAM2's still-picture path: image encoder -> prompt encoder -> mask decoder, for many pictures and objects at
-    once.
+    """SAM2 on still pictures: image encoder -> prompt encoder -> mask decoder, many pictures and objects at once.
 
     The package's SAM2ImagePredictor does the same for one picture at a time and at 1024 x 1024 only; a test holds the
     two equal.
@@ -400,8 +391,7 @@ class Segmenter(nn.Module):
         labels: np.ndarray,
         chunk: int = 64,
     ) -> list[Tensor]:
-        """N objects -> N masks, each (H, W) bool at its picture's original size; the proposal of highest predicted IoU
-        is kept.
+        """N objects -> N masks (H, W) bool at their pictures' original sizes: the proposals of highest predicted IoU.
 
         index: which picture each object is on; boxes (N, 4), points (N, k, 2): ORIGINAL pixels; labels (N, k): 1 or 0.
         `chunk` objects go through the mask decoder at a time (each holds its own copy of the picture's features).
@@ -422,8 +412,7 @@ class Segmenter(nn.Module):
         return masks
 
     def union(self, embeddings: Embeddings, index: Sequence[int], answers: Sequence[Sequence]) -> list[Tensor]:
-        """B answers, each a list of objects with .box, .points, .negative_points in ORIGINAL pixels -> B masks (H, W)
-        bool.
+        """B answers, lists of objects with .box, .points, .negative_points in ORIGINAL pixels -> B masks (H, W) bool.
 
         The mask of an answer is the union over its objects; an answer without objects gets an empty mask and costs
         nothing. All objects of all answers with the same number of points share the decoder's batches (padding points
@@ -543,11 +532,9 @@ def save_segmenter(segmenter: Segmenter, config: dict, folder: str | Path) -> No
 
 
 class ContextModule(nn.Module):
-    """LENS section 3: K learned queries read the finished sequence; a connector turns their states into SAM2's prompt
-    tokens.
+    """LENS section 3: K learned queries read the finished sequence; a connector makes SAM2's prompt tokens of them.
 
-        [ prompt | reasoning and box | q_1 ... q_K ]  --causal VLM-->  states (B, K, d)  --connector-->  (B, K, c)  -->
-        SAM2
+        [ prompt | reasoning, box | q_1 ... q_K ] --causal VLM--> (B, K, d) --connector--> (B, K, c) --> SAM2
 
     The queries come last, so no token of the completion sees them: they read the policy and do not disturb it.
 
@@ -604,7 +591,6 @@ def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """LENS's L_seg per mask: dice + mean per-pixel binary cross-entropy, at the target's resolution. (B, H, W) twice ->
-    (B,)."""
+    """LENS's L_seg per mask, (B, H, W) twice -> (B,): dice + mean binary cross-entropy, at the target's resolution."""
     bce = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none").flatten(1).mean(-1)
     return dice_loss(logits, target) + bce

@@ -22,6 +22,8 @@ from tqdm import tqdm
 
 import data
 import evaluate
+import folders
+from published import as_text, beside
 
 NEAREST = Image.Resampling.NEAREST
 STYLE = """
@@ -117,14 +119,13 @@ def histogram(scores: list[float], bins: int = 20) -> str:
 
 def tables(metrics: dict, run: dict) -> tuple[str, str]:
     """The metrics, and the published rows for the benchmark with this run's below them (empty where there are none)."""
-    cells = "".join(f"<div>{escape(k)}<span>{evaluate.as_text(k, v)}</span></div>" for k, v in metrics.items())
-    rows = evaluate.PUBLISHED.get(f"{run['dataset']}/{run['split']}", [])
-    columns = list(dict.fromkeys(metric for _, _, row in rows for metric in row))
+    cells = "".join(f"<div>{escape(k)}<span>{as_text(k, v)}</span></div>" for k, v in metrics.items())
+    rows, columns = beside(run["dataset"], run["split"])
     lines = []
     for method, source, row in rows:
         values = "".join(f"<td>{row.get(c, '-')}</td>" for c in columns)
         lines.append(f'<tr><td>{escape(method)}</td><td class="source">{escape(source)}</td>{values}</tr>')
-    mine = "".join(f"<td>{evaluate.as_text(c, metrics.get(c))}</td>" for c in columns)
+    mine = "".join(f"<td>{as_text(c, metrics.get(c))}</td>" for c in columns)
     head = "".join(f"<th>{escape(c)}</th>" for c in ("published", "", *columns))
     published = f"<thead><tr>{head}</tr></thead>{''.join(lines)}<tr class='run'><td>this run</td><td></td>{mine}</tr>"
     return f'<div class="metrics">{cells}</div>', f"<table>{published}</table>" if rows else ""
@@ -133,8 +134,8 @@ def tables(metrics: dict, run: dict) -> tuple[str, str]:
 def build(folder: Path, limit: int = 24) -> str:
     """The page of an evaluation folder, at most `limit` pictures a section. Raises data.BadData, FileNotFoundError."""
     run = json.loads((folder / "run.json").read_text())
-    records = sorted(evaluate.read_records(folder / "predictions.jsonl"), key=score_of)
-    samples = evaluate.load_samples(run)
+    records = sorted(folders.read_records(folder / "predictions.jsonl"), key=score_of)
+    samples = folders.load_samples(run)
     parts = {"Could not be read": [], "Nothing fits: said or true": [], "All others, worst first": []}
     unread, empty, others = parts.values()
     for r in records:
@@ -163,8 +164,7 @@ def build(folder: Path, limit: int = 24) -> str:
 
 
 def plot_curves(rows: list[dict], path: Path) -> None:
-    """curves.png: reward and its parts, what is measured but not rewarded, lengths, and the optimizer's own numbers, by
-    step."""
+    """curves.png, by step: reward, its parts, what is measured but not rewarded, lengths, the optimizer's numbers."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -206,7 +206,7 @@ def main() -> None:
         page = build(args.folder, args.limit)
     except (data.BadData, OSError) as error:
         sys.exit(f"report.py: {error}")
-    evaluate.write_atomically(args.folder / "report.html", page)
+    folders.write_atomically(args.folder / "report.html", page)
     print(f"wrote {args.folder / 'report.html'} ({len(page) / 1e6:.1f} MB)")
 
 

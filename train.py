@@ -49,8 +49,7 @@ from recipes import RECIPES, Recipe, miniature
 
 
 def step_samples(order: list[int], recipe: Recipe, step: int) -> list[int]:
-    """The samples of a step, over all processes: one permutation per epoch, read on without a gap from one epoch to the
-    next.
+    """The samples of a step, over all processes: one permutation per epoch, epochs follow without a gap.
 
     The place in the data is a function of the step alone: there is no sampler to save, and no short last batch.
     """
@@ -104,8 +103,7 @@ def load_batch(recipe: Recipe, policy: models.Policy, segmenter, samples: data.S
 
 @dataclasses.dataclass
 class Micro:
-    """Packed rows that go through the network together, and what the loss needs to know of their M tokens (B
-    completions)."""
+    """Packed rows that go through the network together, and what the loss needs of their M tokens (B completions)."""
 
     rows: models.Rows
     at: Tensor  # (M,) index of each token in the flattened (P, G, T)
@@ -115,8 +113,7 @@ class Micro:
 
 
 def make_micros(policy: models.Policy, prompts: models.Prompts, rollout: grpo.Rollout, recipe: Recipe) -> list[Micro]:
-    """Cut a step into micro-batches of packed rows. How it is cut changes no gradient: the weights are those of the
-    whole step.
+    """Cut a step into micro-batches of packed rows. That changes no gradient: the weights are the whole step's.
 
     A group fills one row, or several where it has more than max_row_tokens, each repeating the prompt. Rows of similar
     length go together, so that little is padded.
@@ -170,8 +167,7 @@ def update(
     advantages: Tensor,
     recipe: Recipe,
 ) -> dict[str, float]:
-    """One optimizer step on a rollout: the sum over micro-batches of grpo_loss (and LENS's L_seg), then clip, then
-    step.
+    """One optimizer step on a rollout: grpo_loss (and LENS's L_seg) summed over micro-batches, clip, step.
 
     Every process holds the same number of whole groups, so the mean that DDP and FSDP take over processes of these
     sums, each with weights that sum to 1, is the loss over all prompts; no other denominator is needed. Returns
@@ -211,13 +207,12 @@ def update(
                 metrics |= terms
             if (
                 masks is not None
-            ):  # LENS Eq. 7: L = L_GRPO + lambda L_seg, the mean over rollouts, at the truth's resolution
+            ):  # LENS Eq. 7: L_GRPO + lambda L_seg, mean over rollouts, at the truth's resolution
                 each = []
                 for (p, _), logit in zip(micro.branches, masks, strict=True):
                     truth = torch.as_tensor(batch.targets[p].mask, device=logit.device)
-                    each.append(
-                        models.mask_loss(models.Segmenter.resize(logit, truth.shape[::-1])[None], truth[None])[0]
-                    )
+                    logit = models.Segmenter.resize(logit, truth.shape[::-1])
+                    each.append(models.mask_loss(logit[None], truth[None])[0])
                 seg = torch.stack(each).sum() / (P * G) * real
                 metrics["seg_loss"] = seg.detach()
                 loss = loss + recipe.seg_weight * seg
@@ -237,15 +232,12 @@ def update(
 
 @torch.no_grad()
 def add_reference(reference, policy, micros: list[Micro], recipe: Recipe) -> None:
-    """log pi_ref of every token. With LoRA the reference is the policy with its adapter switched off; otherwise a
-    frozen copy."""
+    """log pi_ref of every token, by the frozen copy; with LoRA (no copy) by the policy, its adapter switched off."""
     model = policy if reference is None else reference
     if reference is None:
         policy.vlm.disable_adapters()
     for micro in micros:
-        rows = dataclasses.replace(
-            micro.rows, queries=None
-        )  # the queries' places come last: no token sees what stands there
+        rows = dataclasses.replace(micro.rows, queries=None)  # their places come last: no token sees what is there
         micro.ref_logp = model(rows, grpo.token_logprobs, recipe.temperature)[0]
     if reference is None:
         policy.vlm.enable_adapters()
@@ -276,8 +268,7 @@ def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
 
 
 def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, models.Segmenter]:
-    """The policy, with a context module where the recipe wants one, and the segmenter; what the recipe does not train
-    is frozen."""
+    """The policy, with a context module where the recipe wants one, and the segmenter. The rest is frozen."""
     size = {"image_size": recipe.image_size or None, "max_pixels": recipe.max_pixels}
     # Weights that learn are float32, whatever the compute dtype: in bfloat16, steps of 1e-6 would be rounded away.
     frozen = recipe.lora_rank and recipe.dtype == "bfloat16"
@@ -291,9 +282,7 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
             policy.context = models.ContextModule(d, c, recipe.num_queries, recipe.connector, recipe.collapse)
         policy.segmenter = segmenter.requires_grad_(False)
         policy.context.requires_grad_(True)
-        if (
-            recipe.train == "all" and recipe.tune_decoder
-        ):  # all of the decoder but what belongs to the picture's embedding
+        if recipe.train == "all" and recipe.tune_decoder:  # all but what belongs to the picture's embedding
             segmenter.mask_decoder.requires_grad_(True)
             segmenter.mask_decoder.conv_s0.requires_grad_(False)
             segmenter.mask_decoder.conv_s1.requires_grad_(False)
@@ -321,8 +310,7 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
 
 
 def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.Rollout:
-    """LENS's alignment: one completion per prompt, written from the ground truth (an empty thought, then the
-    answer)."""
+    """LENS's alignment: one completion per prompt, written from the ground truth (an empty thought, the answer)."""
     texts = []
     for sample, size in zip(batch.samples, batch.prompts.resized, strict=True):
         texts.append(evaluate.oracle_answer(sample, recipe.schema, data.model_frame(policy.family, size), digits=0))
@@ -349,8 +337,7 @@ def aligned_giou(recipe: Recipe, policy: models.Policy, segmenter, samples: data
 def summarize(
     rollout: grpo.Rollout, reward: Tensor, parts: list, measured: dict[str, list[float]], eos_token_id: int
 ) -> dict[str, float]:
-    """This process's share of a row of metrics.jsonl. zero_variance: groups whose rewards are all equal, which teach
-    nothing."""
+    """This process's share of a row of metrics.jsonl. zero_variance: groups of equal rewards, which teach nothing."""
     length = rollout.mask.sum(-1).float()
     ended = ((rollout.ids == eos_token_id) & rollout.mask).any(-1).float()
     row = {"reward": reward.mean().item(), "reward_std": reward.std(correction=0).item()}
@@ -462,9 +449,8 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=recipe.name, disable=not main)
     for step in bar:
         clock = [time.perf_counter()]
-        here = step_samples(order, recipe, step)[
-            rank * P : (rank + 1) * P
-        ]  # whole groups, the same number on every process
+        # whole groups, the same number on every process
+        here = step_samples(order, recipe, step)[rank * P : (rank + 1) * P]
         batch = load_batch(recipe, bare, segmenter, samples, here)
 
         # sample: G completions per prompt from the policy as it is now

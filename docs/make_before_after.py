@@ -9,7 +9,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import matplotlib.pyplot as plt
-import torch
 
 import data
 import evaluate
@@ -25,8 +24,7 @@ def main(trained: str, n: int = 6) -> None:
     figure, axes = plt.subplots(2, n, figsize=(2 * n, 4.6), constrained_layout=True)
     for row, (when, folder) in enumerate({"before": recipe.model, "after": trained}.items()):
         policy = models.load_policy(folder, image_size=recipe.image_size)
-        uniforms = torch.zeros(n, 1, recipe.max_completion)  # greedy decoding looks at none of them
-        found = evaluate.predict(policy, segmenter, samples, recipe, uniforms)
+        found = evaluate.predict(policy, segmenter, samples, recipe, range(n))
         for axis, sample, p in zip(axes[row], samples, found, strict=True):
             objects = p.answer.instances
             points = [xy for o in objects for xy in o.points]

@@ -1,6 +1,7 @@
-"""data.py: coordinate frames, points, the toy world, and every dataset layout, mostly on two pictures made here.
+"""data.py, layouts.py and toy.py: coordinate frames, points, the toy world, and every dataset layout.
 
-Masks are compared with pycocotools' own COCO reader or with rectangles whose area is plain arithmetic.
+Mostly on two pictures made here. Masks are compared with pycocotools' own COCO reader or with rectangles whose area is
+plain arithmetic.
 """
 
 import json
@@ -17,6 +18,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import data
+import layouts
+import toy
 
 MINI = Path(__file__).parents[1].parent / "shared" / "mini_coco"
 real = pytest.mark.skipif(not MINI.is_dir(), reason="the miniature of real photographs is not here")
@@ -91,7 +94,7 @@ REFS = [reference(1, 10, 1, ["left cat", "big cat", "cat one"]), reference(2, 14
 def refer(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         picture(tmp_path / "images/train2014" / name)
-    for folder, file in data.REFERENCES.values():
+    for folder, file in layouts.REFERENCES.values():
         dump(tmp_path / folder / "instances.json", instances())
         dump(tmp_path / folder / file, REFS)
     dump(
@@ -557,11 +560,12 @@ def test_check_reports_and_draws(coco):
     assert done.returncode == 1 and "Traceback" not in done.stderr and "instances_train2017.json" in done.stderr
 
 
-def test_the_file_works_alone(tmp_path):
-    shutil.copy(data.__file__, tmp_path)
+def test_the_toy_world_needs_no_other_layout(tmp_path):
+    for module in (data, toy):
+        shutil.copy(module.__file__, tmp_path)
     code = "import data; print(data.box_of(data.load('toy', split='val')[0].mask).tolist())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
-    union = data.box_of(data.ToyWorld("val")[0].mask).tolist()
+    union = data.box_of(toy.ToyWorld("val")[0].mask).tolist()
     assert done.returncode == 0 and json.loads(done.stdout) == union, done.stderr
 
 

@@ -101,7 +101,11 @@ def test_a_recipe_of_your_own_passes_the_reward_check():
         del rewards.REWARDS["tight"], rewards.MAXIMUM["tight"], recipes.RECIPES["tight"]
 
 
-@pytest.mark.parametrize("name", ["grpo", "rewards", "model", "data", "judge", "train", "checkpoint", "evaluate", "recipes", "report"])
+DOCUMENTED = "grpo rewards model data layouts toy judge train checkpoint recipes report".split()
+DOCUMENTED += "evaluate oracle detection folders published".split()
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
 def test_public_functions_have_docstrings(name):
     """Every public function and class of more than three lines says what it is."""
     tree = ast.parse((ROOT / f"{name}.py").read_text())
@@ -123,7 +127,7 @@ def test_concept_files_import_nothing_of_the_project():
                 if isinstance(node, ast.ImportFrom)
                 else []
             )
-            assert not {n.split(".")[0] for n in names if n} & MODULES, f"{name}.py imports {names}"
+            assert not {n.split(".")[0] for n in names if n} & (MODULES - {name}), f"{name}.py imports {names}"
 
 
 def test_ruff_is_clean():

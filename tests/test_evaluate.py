@@ -17,7 +17,10 @@ from PIL import Image
 
 import data
 import evaluate
+import folders
+import make_toy
 import model as models
+import published
 import recipes
 import rewards
 import toy
@@ -218,7 +221,7 @@ def test_answers_come_back_in_original_pixels():
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_oracle_is_perfect_where_the_schema_has_words(name):
-    recipe, world = recipes.RECIPES[name], data.ToyWorld("val")
+    recipe, world = recipes.RECIPES[name], toy.ToyWorld("val")
     spec = rewards.SCHEMAS[recipe.schema]
     sayable = [
         i for i in range(60) if len(world[i].boxes) in ([0] if spec.listed else []) + [1] + [2, 3, 4] * spec.many
@@ -235,7 +238,7 @@ def test_malformed_segzero_predicts_nothing_though_the_parser_keeps_its_box(monk
     monkeypatch.setattr(
         evaluate, "oracle_answer", lambda *_: '<think></think><answer>{"bbox": [0, 0, 112, 112]}</answer>'
     )
-    r = next(evaluate.answer_samples("oracle", "truth", data.ToyWorld("val"), recipes.RECIPES["segzero"], indices=[1]))
+    r = next(evaluate.answer_samples("oracle", "truth", toy.ToyWorld("val"), recipes.RECIPES["segzero"], indices=[1]))
     assert (r["boxes"], r["area"], r["iou"], r["answer_ok"]) == ([], 0, 0.0, False)
 
 
@@ -249,7 +252,7 @@ def test_prompts_mode_cuts_what_sam2_sees(mode, kept):
             self.seen = {(len(o.points), len(o.negative_points)) for answer in answers for o in answer}
             return [torch.zeros(112, 112, dtype=torch.bool) for _ in index]
 
-    spy, world = Spy(), data.ToyWorld("val")
+    spy, world = Spy(), toy.ToyWorld("val")
     one = next(i for i in range(50) if len(world[i].boxes) == 1 and world[i].negative_points(2) is not None)
     list(evaluate.answer_samples("oracle", spy, world, recipes.RECIPES["genseg-g"], indices=[one], prompts_mode=mode))
     assert spy.seen == {kept}
@@ -263,10 +266,10 @@ def tiny(tmp_path_factory) -> Path:
     """q25/ (a policy with recipe.json, bare/ without), sam2/: random weights, loaded from disk like any checkpoint."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    policy = toy.build_policy("qwen2_5_vl")
+    policy = make_toy.build_policy("qwen2_5_vl")
     for name in ("q25", "bare"):
         policy.save(folder / name)
-    evaluate.save_recipe(dataclasses.replace(DRSEG, max_completion=12), policy, folder / "q25")
+    folders.save_recipe(dataclasses.replace(DRSEG, max_completion=12), policy, folder / "q25")
     models.save_segmenter(models.build_segmenter(**models.TINY_SAM2), models.TINY_SAM2, folder / "sam2")
     policy.context = models.ContextModule(128, 64, num_queries=4, layers=1)
     policy.segmenter = models.load_segmenter(str(folder / "sam2"))
@@ -285,7 +288,7 @@ def test_batch_size_does_not_change_answers(tiny, temperature):
     texts = []
     for batch_size in (1, 3):
         records = evaluate.answer_samples(
-            policy, segmenter, data.ToyWorld("val"), DRSEG, indices=[4, 0, 9, 7], batch_size=batch_size,
+            policy, segmenter, toy.ToyWorld("val"), DRSEG, indices=[4, 0, 9, 7], batch_size=batch_size,
             temperature=temperature, max_new_tokens=10,
         )  # fmt: skip
         texts.append([(r["index"], r["text"], r["length"], r["mask"]) for r in records])
@@ -296,7 +299,7 @@ def test_batch_size_does_not_change_answers(tiny, temperature):
 
 def test_context_masks_packed_as_alone_and_with_gradient(tiny):
     policy, segmenter = tiny_models(tiny, "lens")
-    world = data.ToyWorld("val")
+    world = toy.ToyWorld("val")
     images = [world[0].image, world[1].image]
     prompts = policy.encode(images, [data.build_prompt("the red cross", "lens", "pixels"), "hi"])
     embeddings, index = segmenter.embed(images), [0, 0, 1]
@@ -314,7 +317,7 @@ def test_context_masks_packed_as_alone_and_with_gradient(tiny):
 
 def test_lens_mask_does_not_need_a_readable_text(tiny):
     policy, segmenter = tiny_models(tiny, "lens")
-    r = next(evaluate.answer_samples(policy, segmenter, data.ToyWorld("val"), LENS, indices=[1], max_new_tokens=4))
+    r = next(evaluate.answer_samples(policy, segmenter, toy.ToyWorld("val"), LENS, indices=[1], max_new_tokens=4))
     assert not r["answer_ok"] and r["boxes"] == []
     assert r["area"] > 0 and r["iou"] == r["intersection"] / r["union"]
 
@@ -348,7 +351,7 @@ def test_an_interrupted_run_continues(tmp_path, monkeypatch):
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:7]) + lines[7][:50])  # killed while writing the eighth
-    (tmp_path / "predictions.1.jsonl").write_bytes(lines[20])  # and once run on two processes
+    (tmp_path / "predictions.1.jsonl").write_bytes(lines[3] + lines[20])  # and once stopped while merging two files
     answered, make = [], evaluate.make_record
     monkeypatch.setattr(evaluate, "make_record", lambda i, *a: (answered.append(i), make(i, *a))[1])
     run(**asked)
@@ -391,7 +394,7 @@ def test_two_processes_agree_with_one(tiny, tmp_path):
 
 
 def test_one_photo(tiny, tmp_path, capsys):
-    data.ToyWorld("val")[3].image.resize((90, 60)).convert("L").save(tmp_path / "p.jpg")
+    toy.ToyWorld("val")[3].image.resize((90, 60)).convert("L").save(tmp_path / "p.jpg")
     out = run(
         capsys,
         model=str(tiny / "q25"),
@@ -444,7 +447,7 @@ def test_published_figures_are_in_the_papers():
     texts = {p.stem: p.read_text().splitlines() for p in (ROOT.parent / "shared" / "papers").glob("*.txt")}
     if not texts:
         pytest.skip("the papers' texts are not here")
-    tables = [line for line in evaluate._TABLES.strip().splitlines()]
+    tables = [line for line in published.TABLES.strip().splitlines()]
     for line in tables:
         if line[0] != " ":
             paper = next(stem for stem in texts if stem == line.split(" Table")[0].lower().replace(". ", "-"))

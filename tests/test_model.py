@@ -12,8 +12,8 @@ from PIL import Image
 
 import fast
 import grpo
+import make_toy
 import model as models
-import toy
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 SIZES = [(56, 84), (160, 60), (96, 96)]  # three prompts: pictures of three sizes and shapes ...
@@ -38,7 +38,7 @@ def qwen2_vl(tokenizer) -> models.Policy:
     )  # fmt: skip
     vlm = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     processor = hf.Qwen2VLProcessor(
-        hf.Qwen2VLImageProcessor(), tokenizer, hf.Qwen2VLVideoProcessor(), chat_template=toy.CHAT_TEMPLATE
+        hf.Qwen2VLImageProcessor(), tokenizer, hf.Qwen2VLVideoProcessor(), chat_template=make_toy.CHAT_TEMPLATE
     )
     return models.Policy(vlm, processor)
 
@@ -46,11 +46,11 @@ def qwen2_vl(tokenizer) -> models.Policy:
 @pytest.fixture(scope="module")
 def policies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "build_tokenizer", functools.cache(toy.build_tokenizer))  # the slow part, once
+        patch.setattr(make_toy, "build_tokenizer", functools.cache(make_toy.build_tokenizer))  # the slow part, once
         built = {}
         for family in FAMILIES:
             torch.manual_seed(0)
-            policy = qwen2_vl(toy.build_tokenizer()) if family == "qwen2_vl" else toy.build_policy(family)
+            policy = qwen2_vl(make_toy.build_tokenizer()) if family == "qwen2_vl" else make_toy.build_policy(family)
             policy.image_size, policy.max_pixels = None, 112 * 112  # native sizes: prompts differ in image tokens too
             with (
                 torch.no_grad()

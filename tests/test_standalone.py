@@ -16,6 +16,16 @@ answer = rewards.parse_answer('<think></think><answer>{"bbox_2d": [0, 0, 9, 9]}<
 target = rewards.Target(np.array([[0, 0, 9, 9.0]]), np.zeros((1, 0, 2)))
 assert sum(rewards.lens_reward(answer, target, 1.0).values()) == 3
 """,
+    "data": """
+import numpy as np
+from PIL import Image
+mask = np.zeros((20, 30), dtype=bool)
+mask[5:9, 10:16] = True
+numbers, masks = (data.box_of(mask)[None], np.zeros((1, 0, 2))), [data.encode_rle(mask)]
+sample = data.Sample("it", *numbers, "", "", 30, 20, lambda: Image.new("RGB", (30, 20)), masks)
+assert mask[tuple(sample.positive_points(1)[0, 0, ::-1].astype(int))] and np.array_equal(sample.mask, mask)
+assert data.contact_sheet([sample]).size == (1280, 370) and "it" in data.build_prompt("it", "lens", "pixels")
+""",
     "grpo": """
 import torch
 assert abs(grpo.group_advantages(torch.tensor([[1.0, 2.0, 3.0]]))[0, 2].item() - 1 / 1.0001) < 1e-6
