@@ -202,7 +202,7 @@ def score(folder: Path, prompts_mode: str) -> dict:
 
 
 def words(folder: Path) -> str:
-    """LENS: do the masks follow the words? Two objects of one picture, each asked for by its own sentence.
+    """Do the masks follow the words? Two objects of one picture, each asked for by its own sentence.
 
     Held-out pictures with two objects of different colour or shape. A pair counts as moved if the mask for "the A" has
     more IoU with A than with B, and the mask for "the B" more with B.
@@ -213,7 +213,8 @@ def words(folder: Path) -> str:
     import model as models
     import toy
 
-    recipe = evaluate.load_recipe(folder)
+    trained = (folder / "recipe.json").exists()
+    recipe = evaluate.load_recipe(folder) if trained else miniature(RECIPES["drseg"])
     policy = models.load_policy(str(folder), image_size=recipe.image_size)
     segmenter, pairs = policy.segmenter or models.load_segmenter(recipe.segmenter), []
     seed, count = toy.TOY_SPLITS["test"]
@@ -347,7 +348,7 @@ def main() -> None:
     )
     parser.add_argument("--start_steps", type=int, default=0, help="steps of the stage before (0: as --steps)")
     parser.add_argument("--page", action="store_true", help="write docs/ablations.md")
-    parser.add_argument("--words", type=Path, help="a LENS checkpoint: do its masks follow the words?")
+    parser.add_argument("--words", type=Path, help="a checkpoint: do its masks follow the words?")
     args = parser.parse_args()
     if args.words:
         print(words(args.words))

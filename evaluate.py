@@ -113,7 +113,7 @@ def predict(
         for s in samples:
             try:
                 texts.append(oracle_answer(s, recipe.schema, (s.width, s.height)))
-            except ValueError:  # what the schema cannot say is a parse failure, as it would be for any model
+            except rewards.CannotSay:  # what the schema cannot say is a parse failure, as it would be for any model
                 texts.append("")
     else:
         space, T = data.FAMILIES[policy.family][0], max_new_tokens or recipe.max_completion

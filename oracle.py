@@ -17,7 +17,7 @@ import rewards
 def oracle_answer(sample: data.Sample, schema: str, frame: tuple[float, float], digits: int | None = None) -> str:
     """The ground truth as a completion in `schema`, in `frame` (w, h), rounded to `digits` decimals (None: in full).
 
-    Raises ValueError where the schema has no words for it: no target, or several objects where it has one.
+    Raises rewards.CannotSay where the schema has no words for it: no target, or several objects where it has one.
     Without annotated points and masks a box's centre is the point; without boxes (counting sets) the whole picture is a
     box, as often as there are objects. Negative points are left out where a box has no room for them.
     """

@@ -194,10 +194,9 @@ def miniature(recipe: Recipe) -> Recipe:
     What makes a paper's recipe what it is (schema, reward, averages, clips, updates) is untouched.
     """
     align, joint = recipe.train == "context", recipe.train == "all"
-    family, side = ("qwen3_vl", 128) if "Qwen3-VL" in recipe.model else ("qwen2_5_vl", 112)
-    model = "runs/lens-align-toy/final" if joint else f"toy/{family}"
+    model = "runs/lens-align-toy/final" if joint else "toy/qwen2_5_vl"
     return dataclasses.replace(
-        recipe, model=model, segmenter="toy/sam2", dataset="toy", data_root="", limit=0, image_size=side,
+        recipe, model=model, segmenter="toy/sam2", dataset="toy", data_root="", limit=0, image_size=112,
         prompts_per_step=32 if align else 16, learning_rate=1e-3 if align else 1.5e-4, weight_decay=0.0, warmup_steps=20
         if align else 0, schedule="cosine" if align else "constant", num_queries=16 if recipe.num_queries else 0,
         max_prompt=400, max_completion=120, epochs=100, max_steps=300 if align else 150, beta=min(recipe.beta, 1e-2),

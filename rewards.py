@@ -178,12 +178,16 @@ def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> N
     answer.instances = instances if valid or schema == "segzero" else []
 
 
+class CannotSay(ValueError):
+    """A schema has no words for this answer."""
+
+
 def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", digits: int | None = 0) -> str:
     """The inverse of parse_answer: a completion, for supervised targets and for the oracle that checks rewards.
 
-    Coordinates are rounded to `digits` decimals (0 writes integers, None writes them in full). ValueError where the
-    schema cannot say it: none or several where it has one object, or another number of points than it has keys for
-    (negative points may be left out).
+    Coordinates are rounded to `digits` decimals (0 writes integers, None writes them in full). Raises CannotSay
+    where the schema has no words for it: none or several objects where it has one. ValueError for another number of
+    points than it has keys for (negative points may be left out).
     """
     spec = SCHEMAS[schema]
     if spec.look and not thought:
@@ -205,9 +209,9 @@ def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", 
             fields[spec.label] = "object"
         objects.append(fields)
     if not objects and not spec.listed:
-        raise ValueError(f"schema {schema!r} has no way to say that nothing fits")
+        raise CannotSay(f"schema {schema!r} has no way to say that nothing fits")
     if len(objects) > 1 and not spec.many:
-        raise ValueError(f"schema {schema!r} has no way to name {len(objects)} objects, only one")
+        raise CannotSay(f"schema {schema!r} has no way to name {len(objects)} objects, only one")
     value = {"no_target": True} if not objects and spec.no_target else objects if spec.listed else objects[0]
     return f"<think>{thought}</think><answer>{json.dumps(value)}</answer>"
 
