@@ -43,7 +43,8 @@ import toy
 
 # What a policy is taught to write, and how often: every recipe's format.
 SCHEMA_MIX = {
-    "drseg": 0.25, "visionreasoner": 0.12, "segzero": 0.1, "samr1": 0.13, "lens": 0.12, "genseg": 0.12, "genseg-g": 0.16,
+    "drseg": 0.25, "visionreasoner": 0.12, "segzero": 0.1, "samr1": 0.13, "lens": 0.12, "genseg": 0.12,
+    "genseg-g": 0.16,
 }  # fmt: skip
 IMAGE_SIZE = {"qwen2_5_vl": 112, "qwen3_vl": 128}
 
