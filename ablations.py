@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import rewards
-from recipes import RECIPES, miniature
+from recipes import RECIPES, Recipe, miniature
 
 RUNS, DOCS = Path("runs/ablations"), Path("docs")
 
@@ -153,25 +153,24 @@ STUDIES: dict[str, Study] = {
 }  # fmt: skip
 
 
+def settings(recipe_name: str, changes: dict) -> Recipe:
+    """The miniature of a recipe with a variant's changes."""
+    recipe = miniature(RECIPES[recipe_name])
+    fields = {k: v for k, v in changes.items() if k not in ("start", "prompts_mode")}
+    if "weights" in fields:
+        weights = recipe.weights | fields["weights"] if fields["weights"] else {}
+        fields["weights"] = {k: v for k, v in weights.items() if v is not None}
+    return dataclasses.replace(recipe, **fields)
+
+
 def one_run(recipe_name: str, changes: dict, seed: int, steps: int, start_steps: int) -> Path:
-    """The folder of one run, trained now if it is not there yet: its name says all that was changed, so that studies
-    share what they have in common."""
+    """The folder of one run, trained now if it is not there: its name says what was changed, so that studies share."""
     from train import train  # imported late: listing the studies should not load torch
 
-    recipe, changes, told = miniature(RECIPES[recipe_name]), dict(changes), [recipe_name]
-    start, _ = changes.pop("start", None), changes.pop("prompts_mode", None)
-    told += [f"{k}={v}" for k, v in changes.items()] + ([f"after={start}{start_steps or ''}"] if start else [])
-    if "weights" in changes:  # None takes a part away
-        weights = recipe.weights | changes["weights"] if changes["weights"] else {}
-        changes["weights"] = {k: v for k, v in weights.items() if v is not None}
-    settings = {
-        "max_steps": steps or recipe.max_steps,
-        "seed": seed,
-        "save_every": 10**6,
-        "keep": 1,
-        "eval_samples": 200,
-    }
-    recipe = dataclasses.replace(recipe, **settings | changes)
+    recipe, start = settings(recipe_name, changes), changes.get("start")
+    told = [recipe_name] + [f"{k}={v}" for k, v in changes.items() if k not in ("start", "prompts_mode")]
+    told += [f"after={start}{start_steps or ''}"] if start else []
+    recipe = dataclasses.replace(recipe, max_steps=steps or recipe.max_steps, seed=seed, save_every=10**6, keep=1)
     slug = re.sub(r"[^a-z0-9.=_]+", "-", "-".join(told).lower()).strip("-")
     folder = RUNS / f"{slug}-seed{seed}-{recipe.max_steps}"
     if not (folder / "done").exists():
@@ -192,10 +191,8 @@ def score(folder: Path, prompts_mode: str) -> dict:
     import model as models
 
     recipe = evaluate.load_recipe(folder)
-    policy, segmenter = (
-        models.load_policy(str(folder), image_size=recipe.image_size),
-        models.load_segmenter(recipe.segmenter),
-    )
+    policy = models.load_policy(str(folder), image_size=recipe.image_size)
+    segmenter = models.load_segmenter(recipe.segmenter)
     held = data.load(recipe.dataset, None, recipe.eval_split)
     chosen = judge.usable(held, recipe)[0][: recipe.eval_samples]
     return evaluate.evaluate(policy, segmenter, held, recipe, indices=chosen, prompts_mode=prompts_mode)
