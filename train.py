@@ -157,6 +157,16 @@ def paint(policy: models.Policy, micros: list[Micro], batch: Batch, recipe: Reci
     return masks
 
 
+def segmentation_loss(masks: Tensor, micro: Micro, batch: Batch) -> Tensor:
+    """LENS's L_seg, summed over a micro-batch: mask logits (B, h, w) against the truth, at the truth's resolution."""
+    each = []
+    for (p, _), logit in zip(micro.branches, masks, strict=True):
+        truth = torch.as_tensor(batch.targets[p].mask, device=logit.device)
+        logit = models.Segmenter.resize(logit, truth.shape[::-1])
+        each.append(models.mask_loss(logit[None], truth[None])[0])
+    return torch.stack(each).sum()
+
+
 def update(
     accelerator: Accelerator,
     policy,
@@ -205,15 +215,8 @@ def update(
                     clip_low=recipe.clip_low, clip_high=recipe.clip_high, beta=recipe.beta,
                 )  # fmt: skip
                 metrics |= terms
-            if (
-                masks is not None
-            ):  # LENS Eq. 7: L_GRPO + lambda L_seg, mean over rollouts, at the truth's resolution
-                each = []
-                for (p, _), logit in zip(micro.branches, masks, strict=True):
-                    truth = torch.as_tensor(batch.targets[p].mask, device=logit.device)
-                    logit = models.Segmenter.resize(logit, truth.shape[::-1])
-                    each.append(models.mask_loss(logit[None], truth[None])[0])
-                seg = torch.stack(each).sum() / (P * G) * real
+            if masks is not None:  # LENS Eq. 7: L_GRPO + lambda L_seg, the mean over all rollouts
+                seg = segmentation_loss(masks, micro, batch) / (P * G) * real
                 metrics["seg_loss"] = seg.detach()
                 loss = loss + recipe.seg_weight * seg
             metrics["loss"] = loss.detach()
@@ -241,9 +244,6 @@ def add_reference(reference, policy, micros: list[Micro], recipe: Recipe) -> Non
         micro.ref_logp = model(rows, grpo.token_logprobs, recipe.temperature)[0]
     if reference is None:
         policy.vlm.enable_adapters()
-
-
-# --------------------------------------------------------------------------------------------- checkpoints and figures
 
 
 # -------------------------------------------------------------------------------------------------------------- the run
