@@ -92,8 +92,10 @@ def check_rewards(
     for i in tqdm(indices, desc="reward check", disable=not progress, mininterval=1):
         sample = samples[i]
         try:
-            text = oracle_answer(sample, recipe.schema, reward_frame(recipe, sample))
-            answer, target = rewards.parse_answer(text, recipe.schema), to_target(sample, recipe)
+            frame, target = reward_frame(recipe, sample), to_target(sample, recipe)
+            answer = rewards.parse_answer(oracle_answer(sample, recipe.schema, frame), recipe.schema)
+            # Repetition is judged on whole numbers, as a model writes them: "." ends a sentence, and decimals coincide.
+            answer.text = oracle_answer(sample, recipe.schema, frame, digits=0)
             parts = reward_parts(recipe, answer, target, 1.0, rewards.RankQueue(initial_zeros=1))
         except data.BadData as error:
             bad.append(f"{sample.id}: {error}")

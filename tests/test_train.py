@@ -338,13 +338,33 @@ def test_reward_check_finds_a_wrong_frame(monkeypatch):
     assert sum(left.values()) + len(order) == len(samples)
     good, bad = judge.check_rewards(samples, order[:50], recipe)
     assert len(good) >= 49
-    monkeypatch.setattr(
-        train, "reward_frame", lambda recipe, sample: (840, 840) if sample.id.endswith("never") else (840, 420)
-    )
     frames = iter([(840, 840), (840, 420)] * 1000)  # the answer in one frame, the target in another
-    monkeypatch.setattr(train, "reward_frame", lambda recipe, sample: next(frames))
+    monkeypatch.setattr(judge, "reward_frame", lambda recipe, sample: next(frames))
     good, bad = judge.check_rewards(samples, order[:50], recipe)
     assert len(bad) == 50 and "earns" in bad[0]
+
+
+PHOTOGRAPHS = ROOT.parent / "shared" / "mini_coco"
+MULTI, REFERENCES = ("visionreasoner", "parquet/multi_object", "train"), ("refcoco", "refer_seg", "val")
+OF_RECIPE = {
+    "drseg": MULTI, "visionreasoner": MULTI, "genseg": MULTI, "samr1": REFERENCES, "segzero": REFERENCES,
+    "lens": REFERENCES, "genseg-g": ("grefcoco", "refer_seg", "val"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_RECIPE)
+@pytest.mark.parametrize("world", ["toy", "photographs"])
+def test_the_truth_earns_the_maximum_of_every_recipe(name, world):
+    """Ground truth in the recipe's format, mask IoU 1 put in; with and without a target where the recipe has both."""
+    recipe, (layout, folder, split) = recipes.RECIPES[name], OF_RECIPE[name]
+    if world == "photographs" and not PHOTOGRAPHS.exists():
+        pytest.skip("no photographs here")
+    samples = data.load("toy", None, "val") if world == "toy" else data.load(layout, PHOTOGRAPHS / folder, split)
+    order = judge.usable(samples, recipe)[0]
+    good, bad = judge.check_rewards(samples, order, recipe)
+    assert order and len(bad) <= 0.01 * len(order), bad
+    if name == "genseg-g" or (name, world) == ("genseg", "toy"):
+        assert {samples[i].no_target for i in good} == {True, False}
 
 
 @pytest.mark.parametrize("options,words", [
