@@ -1,5 +1,4 @@
-"""The papers' ablations in miniature: each a handful of changed fields, run over seeds on the toy, with a table and a
-figure.
+"""The papers' ablations in miniature: each a handful of changed fields, over seeds, with a table and a figure.
 
     python ablations.py                       # what there is, and how long each takes
     python ablations.py tiers                 # run one (resumes; finished runs are kept in runs/ablations)
@@ -178,7 +177,7 @@ def one_run(recipe_name: str, changes: dict, seed: int, steps: int, start_steps:
             model = one_run(start, {}, seed, start_steps or steps, 0) / "final"
             recipe = dataclasses.replace(recipe, model=str(model))
         print(f"== {folder.name}", flush=True)
-        train(recipe, folder)
+        train(recipe, folder, resume=True)
         (folder / "done").touch()
     return folder
 

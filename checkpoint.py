@@ -1,8 +1,7 @@
-"""State that outlives a step: checkpoints, written whole or not at all, and full copies of a policy that may be
-sharded.
+"""State that outlives a step: checkpoints, written whole or not at all; full copies of a policy that may be sharded.
 
-    checkpoint-N/              weights, config, processor (Hugging Face's format); LoRA's or LENS's files; the recipe
-    checkpoint-N/trainer.pt    optimizer, schedule, rank queue, step: what --resume needs beside the weights
+checkpoint-N/              weights, config, processor (Hugging Face's format); LoRA's or LENS's files; the recipe
+checkpoint-N/trainer.pt    optimizer, schedule, rank queue, step: what --resume needs beside the weights
 """
 
 from __future__ import annotations

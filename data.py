@@ -4,10 +4,10 @@
     samples[0].query, samples[0].boxes, samples[0].image, samples[0].mask
     python data.py --check --dataset refcocog --data_root data  # counts, and a contact sheet of what was read
 
-Every number in a Sample is in the picture's ORIGINAL pixels. There are two edges where that changes, and no third:
+Every number in a Sample is in the picture's ORIGINAL pixels. to_frame leads from there to the other frames, and back:
 
-      original pixels ──to_frame──▶ what the model reads     (prompts and targets; supervised answers)
-      original pixels ◀──to_frame── what the model wrote     (parsed answers, for SAM2 and the metrics)
+      what the model wrote ──▶ original pixels ──▶ SAM2 and the metrics      (model_frame; SAM2 divides by the size)
+      what the model wrote ──▶ the recipe's reward frame ◀── the true boxes    (in judge.py)
 
 A frame is a (width, height) pair, the size of the picture in some unit. Qwen2.5-VL writes pixels of the picture as
 resized for it, so its frame is that size; Qwen2-VL and Qwen3-VL write 0-1000 on both axes: theirs is (1000, 1000).
@@ -304,7 +304,7 @@ def load(
 ) -> Samples:
     """Open a dataset; several, joined by commas, follow each other. BadData if anything needed is absent or broken.
 
-    layout: a key of LOADERS; root: the folder that layouts.py describes for it; split: train, val or as the authors say
+    layout: a key of LOADERS; root: the folder that layouts.py describes for it; split: train, val, or the like.
     one_expression: one sentence per reference, drawn by seed (ReasonSeg: the first, as released). seed also draws
     coconut's category. An entry without polygon or picture is left out and listed in the result's `skipped`.
 
@@ -425,6 +425,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import data  # layouts.py raises data.BadData; the classes of this very run are __main__'s, which are others
+    import data  # run as the imported module, so that its BadData is the one that layouts.py raises
 
     data.main()

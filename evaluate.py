@@ -12,7 +12,7 @@ OUT/predictions.jsonl. Every metric is a pure function of records, in integers a
 recomputed from the file to the last digit. The rules where public code disagrees most:
 
     an unparsable answer is a wrong one, counted apart from an explicit "nothing fits"; no sample is left out of a mean;
-    without target, a correct empty answer is IoU 1 in gIoU and nothing in cIoU; a mask is 0, its area enters the union;
+    without target, "nothing fits" counts 1 in gIoU and nothing in cIoU; a mask counts 0, its area enters the union;
     pixels to ignore (ReasonSeg's 255) are in neither intersection nor union.
 """
 
@@ -103,7 +103,7 @@ def predict(
 ) -> list[Prediction]:  # fmt: skip
     """The one path from P samples to text, answer and mask. Only "oracle" and "truth" look at the samples' truth.
 
-    A sample's randomness is seeded by (seed, its index of `indices`): neither its batch nor the number of processes
+    A sample's randomness is seeded by (seed, its entry in `indices`): neither its batch nor the number of processes
     plays a part. prompts_mode: what SAM2 gets of each object, the "box", or the box with the first "1" or "2" written
     points (GenSeg Table 4); negative points go with the points.
     """

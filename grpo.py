@@ -1,5 +1,4 @@
-"""GRPO from the equations up: sampling, group advantages, the clipped surrogate, k3 KL, and the two ways to average
-tokens.
+"""GRPO from the equations up: sampling, group advantages, the clipped surrogate, k3 KL, two ways to average tokens.
 
 What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object, no engine. Every
 function takes tensors and returns tensors; any of them can be lifted out alone. The loop that calls them in this order
@@ -7,7 +6,7 @@ is train.py:
 
     rollout    = sample(model, inputs, uniforms, ...)             G completions for each of P prompts
     advantages = group_advantages(rewards)                        (P, G)
-    weights    = token_weights(rollout.mask, "token")             (P, G, T), sums to 1 over the whole optimizer step
+    weights    = token_weights(rollout.mask, "token")             (P, G, T), sums to 1; slice it for micro-batches
     ids, positions, mask = pack_group(prompt_ids, completions)    one row per prompt: the prompt is computed once
     logp, entropy = token_logprobs(hidden, lm_head_weight, targets)
     loss, metrics = grpo_loss(logp, old_logp, ref_logp, advantages, weights)
@@ -65,9 +64,8 @@ def pick_tokens(
     # Scaling u by the last value absorbs rounding; right=True steps over tokens of zero probability when u falls on
     # their edge.
     ids = torch.searchsorted(cdf, (uniforms.to(cdf) * cdf[:, -1])[:, None], right=True)[:, 0]
-    last = (
-        logp.shape[-1] - 1 - (logp > -torch.inf).flip(-1).int().argmax(-1)
-    )  # float rounding must not step past the last token
+    # Float rounding must not step past the last token that has any probability.
+    last = logp.shape[-1] - 1 - (logp > -torch.inf).flip(-1).int().argmax(-1)
     ids = torch.minimum(ids, last)
     return ids, logp.gather(-1, ids[:, None])[:, 0]
 
@@ -124,9 +122,8 @@ def sample(
     for layer in growing:
         reserve(layer, T)
     attention_mask = inputs["attention_mask"].repeat_interleave(G, 0)  # (B, S + t)
-    position = (
-        inputs["position_ids"].amax(dim=-1).repeat_interleave(G, -1)
-    )  # (3, B) or (B,): the last position of each row
+    # The last position of each row, (3, B) or (B,).
+    position = inputs["position_ids"].amax(dim=-1).repeat_interleave(G, -1)
     uniforms = uniforms.reshape(P * G, -1).to(device)
     ids = torch.zeros(P * G, T, dtype=torch.long, device=device)
     mask = torch.zeros(P * G, T, dtype=torch.bool, device=device)
@@ -136,7 +133,8 @@ def sample(
     for t in range(T):
         logits = logits.float().index_fill(-1, banned, -torch.inf)
         tokens, token_logp = pick_tokens(logits, uniforms[rows, t], temperature, top_p)
-        ids[rows, t], mask[rows, t], logp[rows, t] = tokens, True, token_logp  # the end token belongs to the completion
+        # The end token belongs to the completion: else stopping would get no gradient, an empty completion no weight.
+        ids[rows, t], mask[rows, t], logp[rows, t] = tokens, True, token_logp
         alive = (tokens != eos_token_id).nonzero()[:, 0]
         if progress is not None:
             progress(P * G - len(alive))
@@ -188,7 +186,7 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
     "sequence": mean over completions of the mean over their tokens, 1 / (P G |o_i|)   (GRPO; LENS Eq. 12).
     "token":    sum over the group's tokens / their number, then mean over groups, 1 / (P sum_i |o_i|) (SAM-R1 Eq. 4)
 
-    Call it ONCE per optimizer step, with every prompt of the step, and slice the result for micro-batches: then the
+    Call it ONCE per optimizer step, with all prompts that this process holds, and slice it for micro-batches: then the
     gradient does not depend on how the step is cut, which is what per-micro-batch means get wrong. A completion (or,
     under "token", a group) without tokens weighs nothing, and what it would have weighed goes to the others.
     """
@@ -205,8 +203,7 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
 
 
 def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1 with d = log pi_ref - log pi_theta.
-    Float32.
+    """Schulman's k3 estimate of KL(policy || reference) per token, float32: exp(d) - d - 1, d = log pi_ref - log pi.
 
     SAM-R1 Eq. 3, LENS Eq. 11. Non-negative, unbiased. d is clamped at +-20 so that exp cannot overflow, and the value
     at 10, so that one token cannot own the gradient (where a clamp acts, the gradient is 0).
@@ -299,11 +296,9 @@ def token_logprobs(
 
 
 def pack_group(prompt_ids: Tensor, completions: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay one prompt and its completions in a single row, so that the prompt is computed once: [prompt | o_1 | ... |
-    o_G].
+    """One prompt and its completions in a single row [prompt | o_1 | ... | o_G]: the prompt is computed once.
 
-    prompt_ids (S,), completions a list of (t_i,) -> ids (L,), positions (L,), mask (L, L) bool with mask[q, k] = q may
-    see k.
+    prompt_ids (S,), completions a list of (t_i,) -> ids (L,), positions (L,), mask (L, L) bool: mask[q, k] = q sees k.
 
               prompt  o_1   o_2     A completion sees the prompt and itself, never its siblings; its positions continue
      prompt   tri      .     .      the prompt's (S, S + 1, ...) as if it stood there alone. So each token gets the very

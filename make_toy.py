@@ -6,7 +6,8 @@
     toy/sam2         SAM2 from the sam2 package's own classes, 128 x 128 input
     toy/qwen2_5_vl   Qwen2.5-VL with a small tokenizer; it knows the answer format of every recipe, genseg's included
 
-The shipped weights were made in stages. sam2: as above, then `--resume --steps 700` and `--resume --steps 450 --lr
+The shipped weights were made in stages, partly by older versions of this file, so they cannot be made again exactly.
+sam2: as above, then `--resume --steps 700` and `--resume --steps 450 --lr
 2.5e-4` (whose lesson of loose boxes the first run did not have then). qwen2_5_vl: as above (on pictures of one to four
 shapes then), and `--resume --steps 1300 --lr 7e-4 --scenes 10000`, stopped after 800: it is to be good, not too good.
 

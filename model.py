@@ -1,15 +1,15 @@
-"""The three networks: the policy (a Qwen-VL), the segmenter (SAM2 by its own parts, batched), and LENS's context module
-between them.
+"""The networks: the policy (a Qwen-VL), the segmenter (SAM2 by its own parts), LENS's context module between them.
 
     policy    = load_policy("Qwen/Qwen2.5-VL-7B-Instruct", image_size=840)      # or a folder, or toy/qwen2_5_vl
     prompts   = policy.encode(images, texts)                                    # tokens, pixels, 3-D positions, frames
+    rows      = policy.pack(prompts, [(0, completions)], pack_group)            # one packed row per prompt
     logp, entropy, masks = policy(rows, token_logprobs)                        # the one call that training goes through
     segmenter = load_segmenter("facebook/sam2-hiera-large")                     # or a checkpoint, or toy/sam2
     masks     = segmenter.segment(segmenter.embed(images), index, boxes, points, labels)
 
-Shape letters: P prompts, S prompt tokens, R packed rows, L their length, B completions, K context queries, d hidden
-width, I images, N objects (of all completions together), k points per object, (h, w) SAM2's mask resolution, a quarter
-of its input.
+Shape letters: P prompts, S prompt tokens, R packed rows, L their length, B completions, M tokens of them, K context
+queries, d hidden width, c SAM2's width, I images, N objects (of all completions together), k points per object, (h, w)
+SAM2's mask resolution, a quarter of its input.
 """
 
 from __future__ import annotations
@@ -170,8 +170,7 @@ class Policy(nn.Module):
         )
         if rows.queries is None or embeddings is None:
             return logp, entropy, None
-        # LENS Eq. 2-4: states at the query positions -> connector -> SAM2's sparse prompt tokens -> its single-mask
-        # output.
+        # LENS Eq. 2-4: states of the queries -> connector -> SAM2's sparse prompt tokens -> its single-mask output.
         tokens = self.context(hidden[rows.queries])
         return logp, entropy, self.segmenter.decode(embeddings, index, tokens)[0][:, 0]
 
@@ -191,8 +190,7 @@ class Policy(nn.Module):
             tail = prompt_ids.new_zeros(K)
             ids, positions, mask = pack_group(prompt_ids, [torch.cat([o, tail]) for o in completions])
             S, n = len(prompt_ids), len(ids)
-            # Text after the prompt counts on from its largest position, the same on all three axes (that is M-RoPE's
-            # rule).
+            # M-RoPE: text after the prompt counts on from its largest position, the same on all three axes.
             after = (rope.max() + 1 + positions[S:] - S).expand(3, -1)
             # Padding looks at itself: a row of the mask without any key is nan.
             full = torch.eye(L, dtype=torch.bool, device=ids.device)
@@ -200,8 +198,7 @@ class Policy(nn.Module):
             parts.append((F.pad(ids, (0, L - n)), F.pad(torch.cat([rope, after], 1), (0, L - n)), full, pixels, grid))
             at = r * L + S
             for o in completions:
-                # Token t is predicted by the state before it; the first one by the prompt's last, which all completions
-                # share.
+                # Token t is predicted by the state before it, the first one by the prompt's last, which all share.
                 before = torch.arange(at - 1, at + len(o) - 1, device=ids.device)
                 source.append(torch.cat([before.new_tensor([r * L + S - 1])[: len(o)], before[1:]]))
                 target.append(o)
@@ -274,7 +271,7 @@ def load_policy(
         vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
     except OSError as error:
         raise OSError(
-            f"could not load the policy {base!r}: it is no folder here, and the Hugging Face Hub did not give it."
+            f"could not load the policy {base!r}: neither a usable folder nor on the Hugging Face Hub ({error})"
         ) from error
     if lora.exists():
         add_lora(vlm, folder=name)
@@ -398,9 +395,11 @@ class Segmenter(nn.Module):
         """
         index_t = torch.as_tensor(list(index), device=self.device)
         sizes = torch.tensor([embeddings.sizes[i] for i in index], dtype=torch.float64).view(-1, 1, 2)
-        unit = lambda xy: (  # noqa: E731
-            (torch.as_tensor(xy, dtype=torch.float64).view(len(index), -1, 2) / sizes).clamp(0, 1).to(self.no_mem_embed)
-        )  # noqa: E731
+
+        def unit(xy: np.ndarray) -> Tensor:
+            xy = torch.as_tensor(xy, dtype=torch.float64).view(len(index), -1, 2)
+            return (xy / sizes).clamp(0, 1).to(self.no_mem_embed)
+
         tokens = self.prompt_tokens(unit(boxes).flatten(1), unit(points), torch.as_tensor(labels, device=self.device))
         masks: list[Tensor] = []
         for at in torch.arange(len(index), device=self.device).split(chunk):
@@ -536,7 +535,7 @@ class ContextModule(nn.Module):
 
         [ prompt | reasoning, box | q_1 ... q_K ] --causal VLM--> (B, K, d) --connector--> (B, K, c) --> SAM2
 
-    The queries come last, so no token of the completion sees them: they read the policy and do not disturb it.
+    The queries come last in their branch, so no token sees them: they read the policy and do not disturb it.
 
     connector "transformer" (the paper; 206.3 M parameters at d = 2048, Table A4): learned positions, 4 pre-LayerNorm
     blocks (full attention, 16 heads, MLP ratio 4, quick-GELU), then Linear(d, d)-GELU-Linear(d, c). connector "mlp"

@@ -1,9 +1,9 @@
-"""The papers as data: one frozen dataclass, one value per recipe. Reading this file is reading the papers' tables of
-settings.
+"""The papers as data: one frozen dataclass, one value per recipe.
 
-Every field can be overridden on the command line: train.py --recipe drseg --learning_rate 2e-6 --tiers 0.5
---tier_rewards 4. Marks: [P] the paper says so, [C] the paper is silent and the released code does it, [R] restored from
-a formula lost in the text, [D] decided here because nothing says. The README lists all of [C] and [D] in two tables.
+Every field can be overridden on the command line: train.py --recipe samr1 --tiers 0.5
+--tier_rewards 4. Most values are the papers' own. [C]: the paper is silent and the released code does it; [D]: decided
+here because nothing says. Two tables of the README, "Paper and released code" and "What the papers leave open", list
+these.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ class Recipe:
     model: str = QWEN25_7B  # the policy: Hub id or folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL
     segmenter: str = SAM2_LARGE  # Hub id, checkpoint or folder of a SAM2
     segmenter_use: Literal["evaluation", "reward", "trained"] = "evaluation"  # what SAM2 does in training
-    train: Literal["policy", "context", "all"] = (
-        "policy"  # the VLM; the context module alone; VLM + context module + mask decoder
-    )
+    # what learns: the VLM; the context module alone; VLM + context module + mask decoder
+    train: Literal["policy", "context", "all"] = "policy"
     # --- on what
     dataset: str = "visionreasoner"  # a layout of data.load, several joined by commas
     data_root: str = MULTI_OBJECT_7K  # the folder that the dataset lies in, or its Hub id
     split: str = "train"  # the split trained on
-    one_expression: bool = False  # one random sentence per reference per epoch, instead of every sentence
+    one_expression: bool = False  # one sentence per reference, drawn once by seed, instead of every sentence
     limit: int = 0  # train on a seeded draw of this many samples (0: all)
     image_size: int = 840  # pictures are resized to this square for the VLM; 0: native resize up to max_pixels
     max_pixels: int = 1_000_000  # pixel cap of the native resize
@@ -45,13 +44,12 @@ class Recipe:
     schema: str = "drseg"  # answer format: rewards.SCHEMAS, data.PROMPTS
     reward: str = "drseg"  # which of rewards.REWARDS
     reward_frame: tuple[int, int] = (840, 840)  # frame of answer and target in the reward; (0, 0): original pixels
-    weights: dict[str, float] = field(
-        default_factory=dict
-    )  # weight of each named part; a part at 0 is computed and logged, not rewarded
+    # weight of each named part of the reward; a part at 0 is computed and logged, not rewarded
+    weights: dict[str, float] = field(default_factory=dict)
     tiers: tuple[float, ...] = (0.5, 0.7, 0.8)  # SAM-R1: IoU thresholds (exclusive) ...
     tier_rewards: tuple[float, ...] = (2.0, 3.0, 4.0)  # ... and what passing each is worth
     rank: Literal["queue", "raw"] = "queue"  # Dr. Seg: percentile in the queue, or the raw metrics (Table 5)
-    components: tuple[int, ...] = (0, 1, 2)  # Dr. Seg: which of IoU, count, point count (Table 10)
+    components: tuple[int, ...] = (0, 1, 2)  # Dr. Seg: which of box IoU, count, point score (Table 10)
     queue_size: int = 2048  # Dr. Seg: vectors remembered
     queue_zeros: int = 128  # Dr. Seg: vectors of zeros at the start, one step's worth [C]
     # reward details as in the released code where it differs from the paper (README, "paper and released code")
@@ -71,7 +69,7 @@ class Recipe:
     # --- optimizer
     learning_rate: float = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # counted in optimizer updates: updates_per_rollout of them per step
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     epochs: float = 1.0
@@ -83,7 +81,7 @@ class Recipe:
     collapse: bool = False  # released form: K states become one prompt token
     seg_weight: float = 1.0  # lambda of L = L_GRPO + lambda L_seg (Eq. 7)
     tune_decoder: bool = True  # train SAM2's mask decoder in the joint stage (Table A3)
-    # --- how it runs; changes no result
+    # --- how it runs (of these, dtype, lora_rank and rounding change results)
     max_row_tokens: int = 8192  # longest packed row; a group that does not fit takes several
     rows_per_batch: int = 1  # packed rows per forward
     gradient_checkpointing: bool = True
@@ -137,8 +135,8 @@ SAMR1 = Recipe(
 # 119.
 GENSEG = Recipe(
     name="genseg", model=QWEN3_4B, schema="genseg", reward="genseg", reward_frame=(1000, 1000), prompts_per_step=8,
-    beta=5e-3, max_prompt=2048, max_completion=1500, weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1":
-    1.0, "point": 1.0, "non_repeat": 1.0},
+    beta=5e-3, max_prompt=2048, max_completion=1500,
+    weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "point": 1.0, "non_repeat": 1.0},
 )  # fmt: skip
 GENSEG_8B = dataclasses.replace(GENSEG, name="genseg-8b", model=QWEN3_8B)
 
@@ -157,10 +155,10 @@ GENSEG_G = dataclasses.replace(
 # mask that it leads to.
 LENS_ALIGN = Recipe(
     name="lens-align", model=QWEN25_3B, segmenter_use="trained", train="context", dataset="refcoco,refcoco+,refcocog",
-    data_root="data",     schema="lens", reward="lens", reward_frame=(0, 0), image_size=0, num_queries=64,
-    num_samples=1, prompts_per_step=128, beta=0.0,     learning_rate=3e-5, schedule="cosine", warmup_steps=150,
-    weight_decay=0.0, epochs=25, max_prompt=2048, max_completion=768,     weights={"format": 1.0, "box_iou": 1.0,
-    "mask_iou": 1.0}, tune_decoder=False,
+    data_root="data", schema="lens", reward="lens", reward_frame=(0, 0), image_size=0, num_queries=64,
+    num_samples=1, prompts_per_step=128, beta=0.0, learning_rate=3e-5, schedule="cosine", warmup_steps=150,
+    weight_decay=0.0, epochs=25, max_prompt=2048, max_completion=768, tune_decoder=False,
+    weights={"format": 1.0, "box_iou": 1.0, "mask_iou": 1.0},
 )  # fmt: skip
 LENS = dataclasses.replace(
     LENS_ALIGN, name="lens", model="runs/lens-align/final", train="all", num_samples=8, prompts_per_step=64, beta=0.04,
@@ -169,32 +167,19 @@ LENS = dataclasses.replace(
 LENS_ALIGN_2B = dataclasses.replace(LENS_ALIGN, name="lens-align-2b", model=QWEN2_2B)
 LENS_2B = dataclasses.replace(LENS, name="lens-2b", model="runs/lens-align-2b/final")
 
-RECIPES: dict[str, Recipe] = {
-    r.name: r
-    for r in (
-        DRSEG,
-        SAMR1,
-        GENSEG,
-        GENSEG_8B,
-        GENSEG_G,
-        LENS_ALIGN,
-        LENS,
-        LENS_ALIGN_2B,
-        LENS_2B,
-        VISIONREASONER,
-        SEGZERO,
-    )
-}
+_ALL = (
+    DRSEG, SAMR1, GENSEG, GENSEG_8B, GENSEG_G, LENS_ALIGN, LENS, LENS_ALIGN_2B, LENS_2B, VISIONREASONER, SEGZERO,
+)  # fmt: skip
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
 
 def miniature(recipe: Recipe) -> Recipe:
-    """The same recipe at laptop size: tiny networks, drawn shapes, fewer and shorter steps, a learning rate for small
-    models.
+    """The same recipe at laptop size: tiny networks, drawn shapes, fewer and shorter steps, a rate for small models.
 
     What makes a paper's recipe what it is (schema, reward, averages, clips, updates) is untouched.
     """
     align, joint = recipe.train == "context", recipe.train == "all"
-    model = "runs/lens-align-toy/final" if joint else "toy/qwen2_5_vl"
+    model = f"runs/{recipe.name.replace('lens', 'lens-align')}-toy/final" if joint else "toy/qwen2_5_vl"
     return dataclasses.replace(
         recipe, model=model, segmenter="toy/sam2", dataset="toy", data_root="", limit=0, image_size=112,
         prompts_per_step=32 if align else 16, learning_rate=1e-3 if align else 1.5e-4, weight_decay=0.0, warmup_steps=20

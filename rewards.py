@@ -1,6 +1,6 @@
 """What the policy wrote, and what it is worth: one strict parser, and the reward of every paper as a pure function.
 
-    answer = parse_answer(text, "drseg").rescaled((840, 840), (1000, 1000))   # never raises, whatever the text
+    answer = parse_answer(text, "genseg").rescaled((840, 840), (1000, 1000))   # never raises, whatever the text
     parts = genseg_reward(answer, target)                                     # {"think": 1.0, "box_iou": 0.5, ...}
     total = sum(parts.values())                                               # weights are already in the parts
 
@@ -8,7 +8,7 @@ Answer and target are in the same frame, the recipe's (840 x 840 pixels, 0-1000,
 before the reward, so that the papers' thresholds ("30 px") mean what they meant. No torch here: a few small arrays per
 completion.
 
-Names in brackets say whose rule it is: LENS, SAM-R1, GenSeg-R1, Dr. Seg, VisionReasoner, Seg-Zero.
+A docstring names the paper of its rule; [C] marks a rule that only the released code states.
 Letters: N objects written, M objects in the ground truth, k points per object, J = 3 components of Dr. Seg's metric.
 """
 
@@ -104,7 +104,7 @@ def _between(text: str, opening: str, closing: str, start: int = 0) -> tuple[str
 
 
 def _numbers(value: object, n: int) -> list[float] | None:
-    """`value` if it is a list of n finite numbers, else None. (True and "7" are none; 1e999 and NaN are not finite.)"""
+    """`value` if it is a list of n finite numbers, else None. (True and "7" are no numbers; 1e999 is not finite.)"""
     if isinstance(value, list) and len(value) == n and all(type(v) is float and math.isfinite(v) for v in value):
         return value
     return None
@@ -122,7 +122,7 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     spec = SCHEMAS[schema]
     answer = Answer(text=text)
     # think-then-answer: nothing before, between but space, or after. What stands inside the tags is not looked at.
-    # Three separate looks, not one pattern with two wildcards: on a megabyte of "</think><answer>" that would take
+    # Three separate searches, not one pattern with two wildcards: on a megabyte of "</think><answer>" that would take
     # quadratic time.
     joint = re.search(r"</think>\s*<answer>", text)
     answer.think_ok = text.startswith("<think>") and joint is not None and text.endswith("</answer>")
@@ -395,8 +395,9 @@ def drseg_metrics(answer: Answer, target: Target, released: bool = False) -> tup
 class RankQueue:
     """Dr. Seg's distribution ranking (section 4.3, Eq. 9-12): how a metric vector compares with the last `size` ones.
 
-    rank(x) = mean over j of q_j,  q_j = (1/M) sum_m 1(s_m <= x_j): the fraction of the queue that x equals or beats,
-    per component.
+    rank(x) = mean over j of q_j,  q_j = (1/Q) sum_m 1(s_m <= x_j): the fraction of the queue's Q rows that x equals or
+    beats, per component. It starts with zeros (released code): at first every answer ranks 1, a malformed one too, and
+    only the other parts teach; after a step or two of real vectors that is over.
 
     New vectors wait in `pending` and enter together at the step's end (flush), so that all completions of a step are
     ranked against the same history. On several processes: gather every process's pending rows, then flush(rows) the

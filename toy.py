@@ -88,7 +88,7 @@ def toy_query(rng: np.random.Generator, objects: list[dict]) -> tuple[str, str, 
             options["implicit"].append((IMPLICIT[word], hits))
     if len(objects) > 1:
         orders = {
-            # x4: radii must differ by a good quarter of the gap in places
+            # x 4: radii must differ by 2 pixels, places by 8
             ("size", "the largest shape"): [-o["radius"] * 4 for o in objects],
             ("size", "the smallest shape"): [o["radius"] * 4 for o in objects],
             ("place", "the shape on the far left"): [o["center"][0] for o in objects],

@@ -1,16 +1,16 @@
 """The loop: one training step is sample -> judge -> compare -> update, for every recipe, on one process or many.
 
     python train.py --recipe drseg --toy                       # the miniature, on a laptop's CPU
-    accelerate launch train.py --recipe drseg                  # the paper's run: model and data from the Hub
+    accelerate launch --config_file configs/fsdp2.yaml train.py --recipe drseg     # the paper's size, from the Hub
     accelerate launch --config_file configs/fsdp2.yaml train.py --recipe samr1 --data_root data --resume
 
-Any field of recipes.Recipe is an option (--learning_rate 2e-6 --tiers 0.5 --weights.look 0). Outputs, in --output_dir:
+Any field of recipes.Recipe is an option (--learning_rate 2e-6 --weights.look 0). Outputs, in --output_dir:
 metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside).
 
 Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded), M completion tokens of
 a micro-batch. No randomness is drawn from global generators: the order of samples is a function of (seed, epoch), the
-noise of a completion of (seed, step, sample, branch). So a step is a function of the weights and its number, on any
-number of processes, after any restart.
+noise of a completion of (seed, step, sample, branch). So a step is a function of a checkpoint and the step's number,
+after any restart; on another number of processes it is the same up to float rounding.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def add_reference(reference, policy, micros: list[Micro], recipe: Recipe) -> Non
     if reference is None:
         policy.vlm.disable_adapters()
     for micro in micros:
-        rows = dataclasses.replace(micro.rows, queries=None)  # their places come last: no token sees what is there
+        rows = dataclasses.replace(micro.rows, queries=None)  # last in their branches: no token sees what is there
         micro.ref_logp = model(rows, grpo.token_logprobs, recipe.temperature)[0]
     if reference is None:
         policy.vlm.enable_adapters()
@@ -389,7 +389,9 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     torch.set_float32_matmul_precision("high")
 
     # ---- who learns, on what, from where
-    last = checkpoint.newest(output_dir) if resume else None
+    last = checkpoint.newest(output_dir)
+    if last and not resume:
+        raise SystemExit(f"{output_dir} holds a run already ({last.name}): --resume it, or name another --output_dir")
     policy, segmenter = build(dataclasses.replace(recipe, model=str(last)) if last else recipe, accelerator)
     samples = data.load(
         recipe.dataset, recipe.data_root or None, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
@@ -406,7 +408,8 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     optimizer = torch.optim.AdamW(
         [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    replica = checkpoint.full_copy(policy, compute) if (bf16 and not recipe.lora_rank) or sharded else None
+    wanted = (bf16 and not recipe.lora_rank and recipe.train != "context") or sharded
+    replica = checkpoint.full_copy(policy, compute) if wanted else None  # what completions are sampled from
     policy, optimizer = accelerator.prepare(policy, optimizer)
     bare = accelerator.unwrap_model(policy)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -530,7 +533,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         print(f"checkpoint: {output_dir / 'final'}")
         if recipe.eval_samples:
             before, after = (evaluate.as_text("giou", heldout[when]["giou"]) for when in ("before", "after"))
-            print(f"held-out gIoU, percent: {before} before, {after} after ({recipe.eval_samples} samples at most)")
+            print(f"held-out gIoU, percent: {before} before, {after} after (up to {recipe.eval_samples} samples)")
             if "giou_true_text" in heldout["after"]:
                 before, after = (100 * heldout[when]["giou_true_text"] for when in ("before", "after"))
                 print(f"on ground-truth completions: {before:.1f} before, {after:.1f} after")

@@ -1,4 +1,4 @@
-"""Writes docs/one-step.md and its pictures: one real training step on the miniature, with its real numbers.
+"""Writes docs/one-step.md and its picture: one real training step on the miniature, with its real numbers.
 
 python docs/make_one_step.py
 """
@@ -31,7 +31,9 @@ def main() -> None:
     order, _ = judge.usable(samples, recipe)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate)
     accelerator = Accelerator(cpu=True)
-    for index in order:  # the first request whose completions differ in what they earn
+    for index in (
+        order
+    ):  # the first request whose completions earn at least four different rewards, in answers of different lengths
         batch = train.load_batch(recipe, policy, segmenter, samples, [index])
         rollout = grpo.sample(
             policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, [index], recipe.max_completion),
@@ -39,7 +41,7 @@ def main() -> None:
         )  # fmt: skip
         texts = policy.decode(rollout.ids[0], rollout.mask[0])
         reward, parts, measured = judge.judge(recipe, policy, segmenter, batch, [texts], rewards.RankQueue(), None)
-        if len(set(reward[0].tolist())) >= 4:
+        if len(set(reward[0].tolist())) >= 4 and len(set(rollout.mask[0].sum(-1).tolist())) > 1:
             break
     sample, (S,) = batch.samples[0], batch.prompts.inputs["attention_mask"].sum(-1).tolist()
     A = grpo.group_advantages(reward)
@@ -69,14 +71,14 @@ def main() -> None:
         "## 1. A picture and a request (`data.py`, `model.Policy.encode`)",
         "",
         f"“{sample.query}”. The picture is {sample.width} × {sample.height}; the true box is {[round(v, 1) for v in sample.boxes[0].tolist()]}. The prompt "
-        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The eight boxes written below, and the true outline:",
+        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The {len(boxes)} boxes written below, and the true outline:",
         "",
-        "![the picture, with the eight boxes](one-step.png)",
+        "![the picture, with the boxes](one-step.png)",
         "",
         "## 2. Eight completions (`grpo.sample`), read and judged (`judge.judge`)",
         "",
         "Each is drawn by inverse CDF from its own seeded noise, parsed (`rewards.parse_answer`), taken to original pixels, and turned into a mask by SAM2",
-        "(`model.Segmenter.union`): one picture embedding, one batch of eight objects. `tiered` pays the mask's IoU (SAM-R1 §3.3): above 0.5, 0.7, 0.8 it is 2, 3, 4.",
+        "(`model.Segmenter.union`): one picture embedding, one batch of {len(boxes)} objects. `tiered` pays the mask's IoU (SAM-R1 §3.3): above 0.5, 0.7, 0.8 it is 2, 3, 4.",
         "",
         "| | completion | mask IoU | " + " | ".join(parts[0][0]) + " | reward | advantage |",
         "|---|---|---|" + "---|" * (len(parts[0][0]) + 2),

@@ -24,7 +24,7 @@ def test_runs_are_shared_and_named_by_what_they_change(tmp_path, monkeypatch):
 
     started = []
 
-    def fake(recipe, folder):
+    def fake(recipe, folder, resume):
         folder.mkdir(parents=True)
         started.append((recipe.model, folder.name))
 

@@ -288,6 +288,13 @@ def test_the_same_loop_runs_on_real_photographs(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- faults
 
 
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer.pt").write_text("x")
+    with pytest.raises(SystemExit, match="holds a run already .checkpoint-2.: --resume it, or name another"):
+        train.train(recipes.miniature(recipes.DRSEG), tmp_path)
+
+
 def test_half_written_checkpoints_are_ignored(tmp_path):
     for name in ("checkpoint-2", "checkpoint-10", "checkpoint-30.part", "checkpoint-40"):
         (tmp_path / name).mkdir()
