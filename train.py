@@ -340,22 +340,15 @@ def summarize(
     """This process's share of a row of metrics.jsonl. zero_variance: groups of equal rewards, which teach nothing."""
     length = rollout.mask.sum(-1).float()
     ended = ((rollout.ids == eos_token_id) & rollout.mask).any(-1).float()
-    row = {"reward": reward.mean().item(), "reward_std": reward.std(correction=0).item()}
-    for name in parts[0][0]:
-        values = [b[name] for group in parts for b in group]
-        row |= {f"reward/{name}": float(np.mean(values)), f"reward/{name}_std": float(np.std(values))}
-    row |= {
-        f"metric/{name}": float(np.mean(values)) for name, values in measured.items() if values and name != "parsed"
-    }
-    row |= {
-        "parsed": float(np.mean(measured["parsed"])),
+    columns = {f"reward/{name}": [b[name] for group in parts for b in group] for name in parts[0][0]}
+    seen = {"parsed" if name == "parsed" else f"metric/{name}": values for name, values in measured.items() if values}
+    return {
+        "reward": reward.mean().item(), "reward_std": reward.std(correction=0).item(),
+        **{name: float(np.mean(values)) for name, values in (columns | seen).items()},
+        **{f"{name}_std": float(np.std(values)) for name, values in columns.items()},
         "zero_variance": (reward.amax(-1) == reward.amin(-1)).float().mean().item(),
-    }
-    return row | {
-        "length": length.mean().item(),
-        "length_max": length.max().item(),
-        "truncated": 1 - ended.mean().item(),
-    }
+        "length": length.mean().item(), "length_max": length.max().item(), "truncated": 1 - ended.mean().item(),
+    }  # fmt: skip
 
 
 def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
