@@ -38,6 +38,7 @@ import checkpoint
 import data
 import evaluate
 import fast
+import folders
 import grpo
 import judge
 import model as models
@@ -415,7 +416,9 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()[:first]]
         heldout = {k: v for k, v in json.loads((output_dir / "heldout.json").read_text()).items() if k == "before"}
         if main:
-            print(f"going on from {last}: step {first} of {steps}")
+            saved = dataclasses.asdict(folders.load_recipe(last))
+            other = [name for name, value in dataclasses.asdict(recipe).items() if saved[name] != value]
+            print(f"going on from {last}: step {first} of {steps}; settings that differ: {', '.join(other) or 'none'}")
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
         evaluate.write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
