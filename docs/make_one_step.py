@@ -76,7 +76,7 @@ def main() -> None:
         "![the picture, with the boxes](one-step.png)",
         "",
         "## 2. Eight completions (`grpo.sample`), read and judged (`judge.judge`)",
-        "",
+        f"",
         "Each is drawn by inverse CDF from its own seeded noise, parsed (`rewards.parse_answer`), taken to original pixels, and turned into a mask by SAM2",
         "(`model.Segmenter.union`): one picture embedding, one batch of {len(boxes)} objects. `tiered` pays the mask's IoU (SAM-R1 §3.3): above 0.5, 0.7, 0.8 it is 2, 3, 4.",
         "",
@@ -117,7 +117,7 @@ def main() -> None:
         "",
         "In the first update the policy is the one that sampled: every ratio is 1, nothing can be clipped, and the KL to the reference (here: itself) is 0. Only",
         "in the second update has the policy moved away from the one that sampled, and only then does clip-higher (0.2 below, 0.3 above) have anything to clip.",
-        f"The log-probabilities of sampling and of the packed update differ by {first['gap']:.1e} on average: that is float rounding, and it is logged at every step.",
+        f"The log-probabilities of sampling and of the packed update differ by {first['gap']:.1e} on average: that is float rounding (`gap` in `metrics.jsonl`, which is of a step's last update, adds how far the policy has moved).",
         "",
     ]
     (DOCS / "one-step.md").write_text("\n".join(out))
