@@ -12,7 +12,7 @@ sam2: as above, then `--resume --steps 700` and `--resume --steps 450 --lr
 shapes then), and `--resume --steps 1300 --lr 7e-4 --scenes 10000`, stopped after 800: it is to be good, not too good.
 
 The policy learns the answer formats and to find things, but on labels made imprecise on purpose: every box is enlarged
-by a random factor of 1 to 1.8 and jittered. So it sees shapes well and points at them badly, and reinforcement learning
+by a random factor of 1 to 1.8 and jittered. So it sees shapes well and boxes them badly, and reinforcement learning
 has something to improve that it can measure. (A policy that simply sees badly is no use: GRPO sharpens what is there,
 it does not teach to see.)
 
