@@ -38,6 +38,7 @@ class Study:
     variants: dict[str, dict]
     better: tuple[str, str] | None = None  # (label, label): the paper says that the first beats the second
     metric: str = "giou"  # of the held-out scores, or a column of metrics.jsonl (mean over the run's last fifth)
+    remark: str = ""  # why, where the runs themselves show it
 
 
 def negative_points(inside: bool | None):
@@ -119,6 +120,7 @@ STUDIES: dict[str, Study] = {
     "negatives": Study(
         "genseg-g", "GenSeg-R1: negative points sharpen the mask.",
         {"rewarded": {}, "not rewarded": {"weights": {"negative": 0.0}}}, ("rewarded", "not rewarded"),
+        remark="A negative point counts as valid in its own written box: a weak policy earns more by boxes beside the object than by good ones.",
     ),
     "two-stages": Study(
         "genseg-g", "GenSeg-R1, section 5: genseg first, then genseg-g, is the recipe of its best model.",
@@ -329,7 +331,7 @@ def page() -> str:
                 f"| {label} | {'' if before is None else f'{before:.3f}'} | {np.mean(values):.3f} | "
                 f"{(max(values) - min(values)) / 2:.3f} | {', '.join(f'{v:.3f}' for v in values)} |"
             )
-        out += ["", verdict(study, results), "", f"![{name}](ablations/{name}.png)", ""]
+        out += ["", f"{verdict(study, results)} {study.remark}".strip(), "", f"![{name}](ablations/{name}.png)", ""]
     if missing:
         out += ["## Not run yet", "", f"{', '.join(missing)}: `python ablations.py NAME` runs any of them.", ""]
     return "\n".join(out)
