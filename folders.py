@@ -46,7 +46,8 @@ def load_recipe(folder: str | Path, override: Recipe | None = None) -> Recipe:
     saved = json.loads(path.read_text())
     family, space = saved.pop("family"), saved.pop("space")
     recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-    config = json.loads(Path(folder, "config.json").read_text())["model_type"]
+    model = Path(folder, "config.json")  # a LoRA's folder has none: it names the model that it belongs to
+    config = json.loads(model.read_text())["model_type"] if model.exists() else family
     checks = [("family", family, config, "config.json"), ("space", space, data.FAMILIES[config][0], "config.json")]
     if override is not None:
         checks += [(f, getattr(recipe, f), getattr(override, f), "--recipe") for f in ("schema", "image_size")]

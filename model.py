@@ -226,7 +226,6 @@ class Policy(nn.Module):
         state = self.state_dict() if state is None else state
         part = partial(_under, state)
         self.vlm.save_pretrained(folder, state_dict=part("vlm."))
-        self.vlm.config.save_pretrained(folder)  # with LoRA, the line above writes the adapter alone
         self.processor.save_pretrained(folder)
         if self.context is not None:
             lens = {k: v for k, v in state.items() if k.startswith("context.")}

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 import data
 import evaluate
@@ -286,6 +287,11 @@ def test_lora(tmp_path, go, monkeypatch, dtype):
     saved = load_file(out / "final" / "adapter_model.safetensors")
     names = {k: k.removeprefix("base_model.model.").replace(".weight", ".default.weight") for k in saved}
     assert set(names.values()) == learned.keys() and all(torch.equal(saved[k], learned[names[k]]) for k in saved)
+
+    # so does from_pretrained, with the adapter on
+    plain = dict(AutoModelForImageTextToText.from_pretrained(out / "final").state_dict())
+    found = {k: v for k, v in plain.items() if "lora_" in k}
+    assert found.keys() == learned.keys() and all(torch.equal(found[k].float(), learned[k]) for k in found)
 
     # evaluate.py reads it back: the same greedy answers, which are not those of the start
     recipe, held = evaluate.load_recipe(out / "final"), data.load("jsonl", folder, "val")
