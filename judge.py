@@ -131,13 +131,18 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
             f"{recipe.name!r}: see the reasons above"
         )
     if main and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
-        ious = []
-        for i in [i for i in order if not samples[i].no_target][:32]:
-            text = oracle_answer(samples[i], recipe.schema, (samples[i].width, samples[i].height))
-            answer = rewards.parse_answer(text, recipe.schema)
-            mask = segmenter.union(segmenter.embed([samples[i].image]), [0], [answer.instances])[0]
-            ious.append(models.mask_iou(mask.cpu(), torch.as_tensor(samples[i].mask)))
-        print(f"  SAM2's own IoU, given true boxes and points: {np.mean(ious):.3f} ({len(ious)} samples)")
+        ious, earned = [], []
+        for sample in [samples[i] for i in order if not samples[i].no_target][:32]:
+            size, target = (sample.width, sample.height), to_target(sample, recipe)
+            answer = rewards.parse_answer(oracle_answer(sample, recipe.schema, size), recipe.schema)
+            mask = segmenter.union(segmenter.embed([sample.image]), [0], [answer.instances])[0]
+            ious.append(models.mask_iou(mask.cpu(), torch.as_tensor(sample.mask)))
+            parts = reward_parts(recipe, answer.rescaled(size, target.frame), target, ious[-1], None)
+            earned.append(sum(parts.values()))
+        print(
+            f"  with SAM2's own masks from true boxes and points: IoU {np.mean(ious):.3f}, "
+            f"reward {np.mean(earned):.2f} ({len(ious)} samples)"
+        )
     return order
 
 

@@ -270,7 +270,7 @@ def load_policy(
         vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
     except OSError as error:
         raise OSError(
-            f"could not load the policy {base!r}: neither a usable folder nor on the Hugging Face Hub ({error})"
+            f"could not load the policy {base!r}: neither a usable folder here nor to be had from the Hugging Face Hub."
         ) from error
     if lora.exists():
         add_lora(vlm, folder=name)

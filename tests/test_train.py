@@ -288,7 +288,8 @@ def test_memory_and_descriptors_stay_flat(tmp_path):
     ))  # fmt: skip
     early, late = ([float(np.median(column)) for column in zip(*part, strict=True)] for part in (early, late))
     print(f"{steps} steps: {early[0]:.0f} MB early, {late[0]:.0f} MB late; open files {early[1]:.0f}, {late[1]:.0f}")
-    assert late[0] < 1.05 * early[0] + 20 and late[1] <= early[1] + 1  # a file is open while a checkpoint is written
+    slack = 1.05 if steps >= 500 else 1.2  # a short run is still meeting its longest rows
+    assert late[0] < slack * early[0] + 20 and late[1] <= early[1] + 1  # a file is open while a checkpoint is written
 
 
 def test_the_same_loop_runs_on_real_photographs(tmp_path):
