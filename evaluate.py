@@ -44,7 +44,7 @@ import rewards
 from detection import coco_metrics
 from folders import choose, claim, fingerprint, load_recipe, load_samples, merge_records, read_records, write_atomically
 from oracle import oracle_answer, true_mask
-from published import as_text, show  # noqa: F401  # as_text: for train.py
+from published import show
 from recipes import RECIPES, Recipe, miniature
 
 # ----------------------------------------------------------------------------------------------- text to mask to record

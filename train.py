@@ -44,6 +44,8 @@ import judge
 import model as models
 import report
 import rewards
+from oracle import oracle_answer
+from published import as_text
 from recipes import RECIPES, Recipe, miniature
 
 # ------------------------------------------------------------------------------------------------------------- the data
@@ -146,8 +148,7 @@ def make_micros(policy: models.Policy, prompts: models.Prompts, rollout: grpo.Ro
 
 
 def paint(policy: models.Policy, micros: list[Micro], batch: Batch, recipe: Recipe) -> dict[tuple[int, int], Tensor]:
-    """LENS: the mask of every completion, (p, g) -> (H, W) bool, by one packed forward without gradient (the reward
-    needs it first)."""
+    """LENS: the mask of every completion, (p, g) -> (H, W) bool; without gradient, since the reward needs it first."""
     masks = {}
     with torch.no_grad():
         for micro in micros:
@@ -208,8 +209,7 @@ def update(
             if recipe.train != "context":
                 if micro.old_logp is None:  # the first update: pi_old is the policy itself, no second forward is run
                     micro.old_logp = logp.detach()
-                # a token is a completion of length one here: (M, 1) log-probabilities, (M,) advantages, weights of the
-                # whole step
+                # A token is a completion of length one here: (M, 1) log-probabilities, (M,) advantages.
                 column = lambda x: None if x is None else x[:, None]  # noqa: E731
                 loss, terms = grpo.grpo_loss(
                     column(logp), column(micro.old_logp), column(micro.ref_logp), per_token[micro.at], column(w),
@@ -314,7 +314,7 @@ def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.
     """LENS's alignment: one completion per prompt, written from the ground truth (an empty thought, the answer)."""
     texts = []
     for sample, size in zip(batch.samples, batch.prompts.resized, strict=True):
-        texts.append(evaluate.oracle_answer(sample, recipe.schema, data.model_frame(policy.family, size), digits=0))
+        texts.append(oracle_answer(sample, recipe.schema, data.model_frame(policy.family, size), digits=0))
     tokens = [policy.processor.tokenizer(t).input_ids + [policy.eos_token_id] for t in texts]
     ids = torch.zeros(len(tokens), 1, max(map(len, tokens)), dtype=torch.long, device=policy.device)
     mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -413,6 +413,8 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     first, rows, heldout = 0, [], {}
     if last:
         first = checkpoint.restore(last, policy, optimizer.optimizer, schedule, queue)
+        if first > steps:
+            raise SystemExit(f"{last} is beyond --max_steps {steps}: give more steps, or another --output_dir")
         rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()[:first]]
         heldout = {k: v for k, v in json.loads((output_dir / "heldout.json").read_text()).items() if k == "before"}
         if main:
@@ -421,7 +423,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             print(f"going on from {last}: step {first} of {steps}; settings that differ: {', '.join(other) or 'none'}")
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        evaluate.write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+        folders.write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     if tracker:
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in dataclasses.asdict(recipe).items()}
         accelerator.init_trackers("runs", config=plain)  # TensorBoard takes no tuples
@@ -437,7 +439,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             if recipe.train == "context":
                 heldout[when]["giou_true_text"] = aligned_giou(recipe, bare, segmenter, held, chosen)
         if main:
-            evaluate.write_atomically(output_dir / "heldout.json", json.dumps(heldout, indent=1))
+            folders.write_atomically(output_dir / "heldout.json", json.dumps(heldout, indent=1))
         accelerator.wait_for_everyone()
 
     if "before" not in heldout:
@@ -528,7 +530,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         )
         print(f"checkpoint: {output_dir / 'final'}")
         if recipe.eval_samples:
-            before, after = (evaluate.as_text("giou", heldout[when]["giou"]) for when in ("before", "after"))
+            before, after = (as_text("giou", heldout[when]["giou"]) for when in ("before", "after"))
             print(f"held-out gIoU, percent: {before} before, {after} after (up to {recipe.eval_samples} samples)")
             if "giou_true_text" in heldout["after"]:
                 before, after = (100 * heldout[when]["giou_true_text"] for when in ("before", "after"))

@@ -312,6 +312,14 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
         train.train(recipes.miniature(recipes.DRSEG), tmp_path)
 
 
+def test_a_run_beyond_its_steps_is_said(tmp_path):
+    run(tmp_path, "--recipe", "drseg", "--max_steps", "2", "--limit", "40")
+    with pytest.raises(SystemExit, match="checkpoint-2 is beyond --max_steps 1"):
+        options = [*QUICK, "--recipe", "drseg", "--toy", "--max_steps", "1", "--limit", "40"]
+        recipe, args = train.parse_command_line([*options, "--output_dir", str(tmp_path), "--resume"])
+        train.train(recipe, args.output_dir, args.resume)
+
+
 def test_half_written_checkpoints_are_ignored(tmp_path):
     for name in ("checkpoint-2", "checkpoint-10", "checkpoint-30.part", "checkpoint-40"):
         (tmp_path / name).mkdir()
