@@ -21,8 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
-import evaluate
 import folders
+from metrics import all_metrics, best_box_ious
 from published import as_text, beside
 
 NEAREST = Image.Resampling.NEAREST
@@ -82,7 +82,7 @@ def score_of(record: dict) -> float:
     if record["iou"] is not None:
         return record["iou"]
     if record["truth_boxes"]:
-        return float(np.mean(evaluate.best_box_ious(record)))
+        return float(np.mean(best_box_ious(record)))
     return float(record["answer_ok"] and len(record["boxes"]) == (record["count"] or 0))
 
 
@@ -145,7 +145,7 @@ def build(folder: Path, limit: int = 24) -> str:
         cards = [card(r, samples[r["index"]]) for r in tqdm(found[:limit], title)]
         shown = f"{len(cards)} of {len(found)}" if found else "none"
         gallery.append(f'<h2>{title} <span class="note">{shown}</span></h2><div class="grid">{"".join(cards)}</div>')
-    metrics, published = tables(evaluate.all_metrics(records, run["dataset"]), run)
+    metrics, published = tables(all_metrics(records, run["dataset"]), run)
     facts = " · ".join(f"{k} {v}" for k, v in run.items() if not isinstance(v, dict) and v not in (None, ""))
     versions = " · ".join(f"{k} {v}" for k, v in {"recipe": run["recipe"]["name"], **run["versions"]}.items())
     published = f'<div class="box scroll">{published}</div>' if published else ""

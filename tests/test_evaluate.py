@@ -19,6 +19,7 @@ import data
 import evaluate
 import folders
 import make_toy
+import metrics
 import model as models
 import published
 import recipes
@@ -32,7 +33,7 @@ LENS = recipes.miniature(recipes.RECIPES["lens"])
 
 def record(intersection=None, union=None, area=0, *, none=False, ok=True, said_none=False, **more) -> dict:
     """A record with only what metrics read. none: nothing fits in truth; said_none: the answer says so."""
-    iou = None if intersection is None else evaluate.iou_of(intersection, union, said_none)
+    iou = None if intersection is None else metrics.iou_of(intersection, union, said_none)
     base = dict(
         index=0, image_id="0", query="q", width=100, height=100, truth_boxes=[], boxes=[], count=None, ignore_box=None,
         iou=iou, intersection=intersection, union=union, area=area, truth_none=none, answer_ok=ok,
@@ -56,21 +57,21 @@ def test_segmentation_rules_by_hand():
         record(0, 0, 0, none=True),  # none, and a box whose mask came out empty: wrong too
         record(),  # boxes only: no part in this
     ]
-    m = evaluate.segmentation_metrics(table)
+    m = metrics.segmentation_metrics(table)
     expected = dict(
         n=8, n_target=4, n_no_target=4, parse_failures=2, explicit_empty=2, giou=2.5 / 8, ciou=70 / 215, miou=1.5 / 4,
         p50=3 / 8, p70=2 / 8, p90=2 / 8, target_miou=1.5 / 4, target_ciou=70 / 190, n_acc=1 / 4, t_acc=2 / 4,
     )  # fmt: skip
     assert m == expected
-    assert evaluate.segmentation_metrics([])["giou"] is None
+    assert metrics.segmentation_metrics([])["giou"] is None
 
 
 def test_order_changes_no_digit():
     rng = np.random.default_rng(0)
     table = [record(int(i), int(i + j), int(i)) for i, j in rng.integers(1, 999, (500, 2))]
     shuffled = [table[i] for i in rng.permutation(500)]
-    assert evaluate.segmentation_metrics(table) == evaluate.segmentation_metrics(shuffled)
-    assert evaluate.mean([1e16, 1.0, -1e16]) == 1 / 3
+    assert metrics.segmentation_metrics(table) == metrics.segmentation_metrics(shuffled)
+    assert metrics.mean([1e16, 1.0, -1e16]) == 1 / 3
 
 
 def sample_of(mask: np.ndarray, **more) -> data.Sample:
@@ -161,7 +162,7 @@ def test_detection_against_pycocotools_on_its_own_format(tmp_path):
         coco = COCO(str(tmp_path / "t.json"))
         run = COCOeval(coco, coco.loadRes(str(tmp_path / "f.json")), "bbox")
         run.evaluate(), run.accumulate(), run.summarize()
-    m = evaluate.box_metrics(table, by_query=True)
+    m = metrics.box_metrics(table, by_query=True)
     assert 0.1 < m["ap"] < 0.9
     assert [m["ap"], m["ap50"], m["ap75"]] == pytest.approx(run.stats[:3], abs=1e-12)
 
@@ -177,7 +178,7 @@ def test_precision_and_recall_against_loops():
                 hits += 1
                 free.pop(int(np.argmax(ious)))
     written, true = sum(len(r["boxes"]) for r in table), sum(len(r["truth_boxes"]) for r in table)
-    m = evaluate.box_metrics(table, by_query=True)
+    m = metrics.box_metrics(table, by_query=True)
     assert (m["precision"], m["recall"], m["f1"]) == (hits / written, hits / true, 2 * hits / (written + true))
 
 
@@ -191,7 +192,7 @@ def test_boxes_joint_table_and_counts_by_hand():
         record(5, 10, 9, index=2, truth_boxes=truth, boxes=[]),  # LENS: a mask without a right box
         record(0, 0, 0, index=3, none=True, said_none=True),
     ]
-    m = evaluate.all_metrics(table, "refcoco")
+    m = metrics.all_metrics(table, "refcoco")
     assert (m["box_n"], m["box_acc"], m["box_miou"], m["n"]) == (3, 1 / 3, pytest.approx(1.3 / 3), 4)
     joint = [m[f"box_{b}_mask_{k}"] for b in ("right", "wrong") for k in ("right", "wrong")]
     assert joint == [1 / 3, 0, 1 / 3, 1 / 3]
@@ -200,11 +201,11 @@ def test_boxes_joint_table_and_counts_by_hand():
         record(count=2, boxes=[[0, 0, 1, 1]]),
         record(count=0, ok=False),
     ]
-    assert evaluate.all_metrics(counted, "counting")["count_acc"] == 1 / 3
+    assert metrics.all_metrics(counted, "counting")["count_acc"] == 1 / 3
 
 
 def test_lengths_and_looks():
-    m = evaluate.answer_metrics([record(text="one two", length=4, looks=["x", "y"]), record(text="three", length=2)])
+    m = metrics.answer_metrics([record(text="one two", length=4, looks=["x", "y"]), record(text="three", length=2)])
     assert (m["length_tokens"], m["length_words"], m["look_share"], m["looks"]) == (3, 1.5, 0.5, 1)
 
 
@@ -336,7 +337,7 @@ def test_score_equals_run_to_the_last_digit(tmp_path, capsys):
     again = run(capsys, score=str(tmp_path / "predictions.jsonl"))
     assert table.startswith(again.rstrip("\n")) and "giou" in again
     records = evaluate.read_records(tmp_path / "predictions.jsonl")
-    assert json.loads((tmp_path / "metrics.json").read_text()) == evaluate.all_metrics(records, "toy")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics.all_metrics(records, "toy")
     kept = json.loads((tmp_path / "run.json").read_text())
     assert kept["recipe"]["schema"] == "genseg" and {"torch", "transformers", "sam2"} <= set(kept["versions"])
     assert kept["limit"] == len(records) == 40
