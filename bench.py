@@ -41,8 +41,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import fast
 import grpo
 import model as models
-import train
 from recipes import RECIPES
+from step import make_micros, update
 
 HERE = Path(__file__).parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -420,8 +420,8 @@ def our_step(size: Size, policy: models.Policy, checkpointing: bool) -> float:
         )  # fmt: skip
         texts = policy.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
         rewards = torch.tensor([[toy_reward(t) for t in texts]])
-        micros = train.make_micros(policy, prompts, rollout, recipe)
-        train.update(accelerator, policy, optimizer, micros, None, rollout, grpo.group_advantages(rewards), recipe)
+        micros = make_micros(policy, prompts, rollout, recipe)
+        update(accelerator, policy, optimizer, micros, None, rollout, grpo.group_advantages(rewards), recipe)
 
     return race({"step": step}, size.runs)["step"]
 

@@ -20,6 +20,7 @@ import judge
 import rewards
 import train
 from recipes import RECIPES, miniature
+from step import add_reference, load_batch, make_micros, update
 
 DOCS = Path(__file__).parent
 
@@ -34,7 +35,7 @@ def main() -> None:
     for index in (
         order
     ):  # the first request whose completions earn at least four different rewards, in answers of different lengths
-        batch = train.load_batch(recipe, policy, segmenter, samples, [index])
+        batch = load_batch(recipe, policy, segmenter, samples, [index])
         rollout = grpo.sample(
             policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, [index], recipe.max_completion),
             num_samples=8, max_new_tokens=recipe.max_completion, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
@@ -47,10 +48,10 @@ def main() -> None:
     A = grpo.group_advantages(reward)
     lengths = rollout.mask[0].sum(-1).tolist()
     weights = grpo.token_weights(rollout.mask, recipe.average)
-    micros = train.make_micros(policy, batch.prompts, rollout, recipe)
-    train.add_reference(checkpoint.full_copy(policy, torch.float32), policy, micros, recipe)
-    first = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
-    second = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
+    micros = make_micros(policy, batch.prompts, rollout, recipe)
+    add_reference(checkpoint.full_copy(policy, torch.float32), policy, micros, recipe)
+    first = update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
+    second = update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
 
     answers = [
         evaluate.to_answer(
@@ -104,7 +105,7 @@ def main() -> None:
         "",
         f"[prompt | o₁ | … | o₈] has {S} + {sum(lengths)} = {L} tokens; eight separate rows would have {8 * S + sum(lengths)}.",
         "",
-        "## 6. Two updates (`train.update`, `grpo.grpo_loss`)",
+        "## 6. Two updates (`step.update`, `grpo.grpo_loss`)",
         "",
         "| | loss | mean ratio | clipped low | clipped high | KL to the reference | gradient norm |",
         "|---|---|---|---|---|---|---|",

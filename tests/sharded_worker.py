@@ -23,6 +23,7 @@ import grpo
 import judge
 import recipes
 import train
+from step import load_batch, make_micros, update
 
 out = Path(sys.argv[1])
 recipe = replace(
@@ -32,13 +33,13 @@ accelerator = Accelerator(cpu=True)
 policy, segmenter = train.build(recipe, accelerator)
 samples = data.load("toy", None, "train")
 order, _ = judge.usable(samples, recipe)
-batch = train.load_batch(recipe, policy, segmenter, samples, order[:2])
+batch = load_batch(recipe, policy, segmenter, samples, order[:2])
 rollout = grpo.sample(
     policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, order[:2], 40), num_samples=2, max_new_tokens=40,
     eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
 )  # fmt: skip
 advantages = torch.tensor([[1.0, -1.0], [-0.5, 0.5]])
-micros = train.make_micros(policy, batch.prompts, rollout, recipe)
+micros = make_micros(policy, batch.prompts, rollout, recipe)
 optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
 replica = checkpoint.full_copy(policy, torch.float32)
 if dist.is_initialized() and dist.get_world_size() > 1:
@@ -49,7 +50,7 @@ if dist.is_initialized() and dist.get_world_size() > 1:
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
 accelerator.clip_grad_norm_ = lambda params, norm: torch.nn.utils.clip_grad_norm_(params, norm).detach()
 # every process works on the same two prompts here, so the mean over processes is the loss of one
-values = train.update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
+values = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
 norm = values["grad_norm"]
 checkpoint.refresh(replica, policy)
 state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -102,7 +102,7 @@ def test_a_recipe_of_your_own_passes_the_reward_check():
 
 
 DOCUMENTED = "grpo rewards model data layouts toy judge train checkpoint recipes report".split()
-DOCUMENTED += "evaluate metrics oracle folders published".split()
+DOCUMENTED += "step evaluate metrics oracle folders published".split()
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -24,6 +24,7 @@ import model as models
 import recipes
 import rewards
 import train
+from step import load_batch, make_micros, oracle_rollout, update
 
 ROOT = Path(__file__).parents[1]
 QUICK = "--prompts_per_step 4 --num_samples 4 --eval_samples 0 --max_completion 60 --save_every 1".split()
@@ -39,7 +40,7 @@ def setup(name, **changes):
     policy, segmenter = train.build(recipe, accelerator)
     samples = data.load("toy", None, "train")
     order, _ = judge.usable(samples, recipe)
-    batch = train.load_batch(recipe, policy, segmenter, samples, order[:3])
+    batch = load_batch(recipe, policy, segmenter, samples, order[:3])
     rollout = grpo.sample(
         policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, order[:3], 60), num_samples=4, max_new_tokens=60,
         eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
@@ -48,13 +49,13 @@ def setup(name, **changes):
 
 
 def gradients(setting, advantages, **changes):
-    """The gradient that train.update leaves, for one way of cutting the step."""
+    """The gradient that update leaves, for one way of cutting the step."""
     recipe, accelerator, policy, _, batch, rollout = setting
     recipe = replace(recipe, max_grad_norm=1e9, **changes)
     policy.zero_grad()
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.0)
-    micros = train.make_micros(policy, batch.prompts, rollout, recipe)
-    values = train.update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
+    micros = make_micros(policy, batch.prompts, rollout, recipe)
+    values = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
     found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     return found, values, len(micros)
 
@@ -91,7 +92,7 @@ def test_end_token_is_trained_and_nothing_after_it():
             assert rollout.mask[p, g, :n].all() and not rollout.mask[p, g, n:].any()
             assert ended[p, g, : n - 1].sum() == 0  # the end token, if there is one, is the last
     assert ended.any()
-    micros = train.make_micros(policy, batch.prompts, rollout, recipe)
+    micros = make_micros(policy, batch.prompts, rollout, recipe)
     at = torch.cat([m.at for m in micros])
     assert (
         sorted(at.tolist()) == rollout.mask.flatten().nonzero()[:, 0].tolist()
@@ -114,11 +115,11 @@ def test_step_samples_read_every_epoch_whole():
 
 def test_second_update_of_a_rollout_is_clipped():
     setting = recipe, accelerator, policy, _, batch, rollout = setup("samr1")
-    micros = train.make_micros(policy, batch.prompts, rollout, recipe)
+    micros = make_micros(policy, batch.prompts, rollout, recipe)
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]] * 3)
-    first = train.update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
-    second = train.update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
+    first = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
+    second = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
     assert first["clip_low"] + first["clip_high"] == 0 and second["clip_low"] + second["clip_high"] > 0
     del setting
 
@@ -155,8 +156,8 @@ def test_alignment_trains_the_context_module_alone():
     assert {n.split(".")[0] for n, p in policy.named_parameters() if p.requires_grad} == {"context"}
     samples = data.load("toy", None, "train")
     order, _ = judge.usable(samples, recipe)
-    batch = train.load_batch(recipe, policy, segmenter, samples, order[:3])
-    rollout = train.oracle_rollout(policy, batch, recipe)
+    batch = load_batch(recipe, policy, segmenter, samples, order[:3])
+    rollout = oracle_rollout(policy, batch, recipe)
     text = policy.decode(rollout.ids[0], rollout.mask[0])[0]
     assert text.startswith("<think></think><answer>") and rewards.parse_answer(text, "lens").think_ok
     found, values, _ = gradients((recipe, accelerator, policy, segmenter, batch, rollout), torch.zeros(3, 1))

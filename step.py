@@ -1,0 +1,220 @@
+"""The parts of a training step: load pictures, pack completions, and from their advantages make one optimizer step.
+
+    batch = load_batch(recipe, policy, segmenter, samples, indices)
+    micros = make_micros(policy, batch.prompts, rollout, recipe)       # rows [prompt | o_1 | ... | o_G], some at a time
+    values = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
+
+How a step is cut into micro-batches and processes changes nothing: each token's weight is the whole step's
+(grpo.token_weights), so sums over any parts add up to the same loss. LENS's masks come from the same rows. train.py
+puts the parts in order.
+
+Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded), M completion tokens of
+a micro-batch, B its completions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+import data
+import grpo
+import judge
+import model as models
+import rewards
+from oracle import oracle_answer
+from recipes import Recipe
+
+
+@dataclasses.dataclass
+class Batch:
+    """What this process works on in one step."""
+
+    indices: list[int]
+    samples: list[data.Sample]
+    images: list
+    prompts: models.Prompts
+    targets: list[rewards.Target]
+    embeddings: models.Embeddings | None  # one embedding per picture serves all its completions, reward and update
+
+
+def load_batch(recipe: Recipe, policy: models.Policy, segmenter, samples: data.Samples, indices: list[int]) -> Batch:
+    """Read the pictures of a step, and encode prompts and (where masks are judged) SAM2's embeddings, once per prompt.
+
+    SystemExit if a prompt is longer than the recipe allows; data.BadData, with the file's name, if a picture is broken.
+    """
+    chosen = [samples[i] for i in indices]
+    images = [s.image for s in chosen]
+    space = data.FAMILIES[policy.family][0]
+    with torch.no_grad():
+        prompts = policy.encode(images, [data.build_prompt(s.query, recipe.schema, space) for s in chosen])
+        lengths = prompts.inputs["attention_mask"].sum(-1).tolist()
+        if max(lengths) > recipe.max_prompt:
+            worst = chosen[int(np.argmax(lengths))].id
+            raise SystemExit(
+                f"the prompt of sample {worst} has {max(lengths)} tokens, above --max_prompt {recipe.max_prompt}"
+            )
+        embeddings = segmenter.embed(images) if recipe.segmenter_use != "evaluation" else None
+    return Batch(indices, chosen, images, prompts, [judge.to_target(s, recipe) for s in chosen], embeddings)
+
+
+@dataclasses.dataclass
+class Micro:
+    """Packed rows that go through the network together, and what the loss needs of their M tokens (B completions)."""
+
+    rows: models.Rows
+    at: Tensor  # (M,) index of each token in the flattened (P, G, T)
+    branches: list[tuple[int, int]]  # (p, g) of each of the B completions
+    old_logp: Tensor | None = None  # (M,)
+    ref_logp: Tensor | None = None  # (M,)
+
+
+def make_micros(policy: models.Policy, prompts: models.Prompts, rollout: grpo.Rollout, recipe: Recipe) -> list[Micro]:
+    """Cut a step into micro-batches of packed rows. That changes no gradient: the weights are the whole step's.
+
+    A group fills one row, or several where it has more than max_row_tokens, each repeating the prompt. Rows of similar
+    length go together, so that little is padded.
+    """
+    P, G, T = rollout.mask.shape
+    lengths = rollout.mask.sum(-1).tolist()
+    tail = recipe.num_queries
+    plan: list[tuple[int, int, list[int]]] = []  # (tokens, p, branches)
+    for p in range(P):
+        prompt = int(prompts.inputs["attention_mask"][p].sum())
+        row: list[int] = []
+        tokens = prompt
+        for g in range(G):
+            if row and tokens + lengths[p][g] + tail > recipe.max_row_tokens:
+                plan.append((tokens, p, row))
+                row, tokens = [], prompt
+            row.append(g)
+            tokens += lengths[p][g] + tail
+        plan.append((tokens, p, row))
+    plan.sort(key=lambda r: (-r[0], r[1], r[2]))  # the longest first: if memory runs out, it does at once
+    micros = []
+    for i in range(0, len(plan), recipe.rows_per_batch):
+        part = plan[i : i + recipe.rows_per_batch]
+        branches = [(p, g) for _, p, row in part for g in row]
+        groups = [(p, [rollout.ids[p, g, : lengths[p][g]] for g in row]) for _, p, row in part]
+        at = torch.cat([(p * G + g) * T + torch.arange(lengths[p][g]) for p, g in branches]).to(rollout.ids.device)
+        micros.append(Micro(policy.pack(prompts, groups, grpo.pack_group), at, branches))
+    return micros
+
+
+def paint(policy: models.Policy, micros: list[Micro], batch: Batch, recipe: Recipe) -> dict[tuple[int, int], Tensor]:
+    """LENS: the mask of every completion, (p, g) -> (H, W) bool; without gradient, since the reward needs it first."""
+    masks = {}
+    with torch.no_grad():
+        for micro in micros:
+            index = torch.tensor([p for p, _ in micro.branches], device=policy.device)
+            logits = policy(micro.rows, grpo.token_logprobs, recipe.temperature, batch.embeddings, index)[2]
+            for (p, g), logit in zip(micro.branches, logits, strict=True):
+                masks[p, g] = models.Segmenter.resize(logit, batch.embeddings.sizes[p]) > 0
+    return masks
+
+
+def segmentation_loss(masks: Tensor, micro: Micro, batch: Batch) -> Tensor:
+    """LENS's L_seg, summed over a micro-batch: mask logits (B, h, w) against the truth, at the truth's resolution."""
+    each = []
+    for (p, _), logit in zip(micro.branches, masks, strict=True):
+        truth = torch.as_tensor(batch.targets[p].mask, device=logit.device)
+        logit = models.Segmenter.resize(logit, truth.shape[::-1])
+        each.append(models.mask_loss(logit[None], truth[None])[0])
+    return torch.stack(each).sum()
+
+
+def update(
+    accelerator: Accelerator,
+    policy,
+    optimizer: torch.optim.Optimizer,
+    micros: list[Micro],
+    batch: Batch,
+    rollout: grpo.Rollout,
+    advantages: Tensor,
+    recipe: Recipe,
+) -> dict[str, float]:
+    """One optimizer step on a rollout: grpo_loss (and LENS's L_seg) summed over micro-batches, clip, step.
+
+    Every process holds the same number of whole groups, so the mean that DDP and FSDP take over processes of these
+    sums, each with weights that sum to 1, is the loss over all prompts; no other denominator is needed. Returns
+    weighted sums to log.
+    """
+    P, G, _ = rollout.mask.shape
+    weights = grpo.token_weights(rollout.mask, recipe.average).flatten()
+    per_token = advantages.to(weights.device).flatten().repeat_interleave(rollout.mask.shape[-1])
+    sampled = rollout.logp.flatten()
+    totals: dict[str, Tensor] = {}
+    optimizer.zero_grad()
+    # Processes may need different numbers of rows; under FSDP every forward is a collective, so the short ones repeat a
+    # row at weight 0.
+    rounds = len(micros)
+    if accelerator.num_processes > 1:
+        rounds = max(gather_object([rounds]))
+    for i in range(rounds):
+        micro, real = micros[i % len(micros)], float(i < len(micros))
+        last = i == rounds - 1
+        with nullcontext() if last else accelerator.no_sync(policy):
+            index = torch.tensor([p for p, _ in micro.branches], device=weights.device)
+            painting = batch.embeddings if recipe.num_queries else None
+            logp, entropy, masks = policy(micro.rows, grpo.token_logprobs, recipe.temperature, painting, index)
+            w = weights[micro.at] * real
+            metrics = {"entropy": (w * entropy).sum(), "gap": (w * (logp.detach() - sampled[micro.at]).abs()).sum()}
+            loss = torch.zeros((), device=weights.device)
+            if recipe.train != "context":
+                if micro.old_logp is None:  # the first update: pi_old is the policy itself, no second forward is run
+                    micro.old_logp = logp.detach()
+                # A token is a completion of length one here: (M, 1) log-probabilities, (M,) advantages.
+                column = lambda x: None if x is None else x[:, None]  # noqa: E731
+                loss, terms = grpo.grpo_loss(
+                    column(logp), column(micro.old_logp), column(micro.ref_logp), per_token[micro.at], column(w),
+                    clip_low=recipe.clip_low, clip_high=recipe.clip_high, beta=recipe.beta,
+                )  # fmt: skip
+                metrics |= terms
+            if masks is not None:  # LENS Eq. 7: L_GRPO + lambda L_seg, the mean over all rollouts
+                seg = segmentation_loss(masks, micro, batch) / (P * G) * real
+                metrics["seg_loss"] = seg.detach()
+                loss = loss + recipe.seg_weight * seg
+            metrics["loss"] = loss.detach()
+            accelerator.backward(loss)
+        for name, value in metrics.items():
+            totals[name] = totals.get(name, 0) + value.detach()
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = accelerator.clip_grad_norm_(trained, recipe.max_grad_norm)
+    totals["grad_norm"] = norm if isinstance(norm, Tensor) else torch.tensor(float(norm))
+    values = {name: float(value) for name, value in totals.items()}
+    if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+        raise FloatingPointError(f"loss {values['loss']}, gradient norm {values['grad_norm']}")
+    optimizer.step()
+    return values
+
+
+@torch.no_grad()
+def add_reference(reference, policy, micros: list[Micro], recipe: Recipe) -> None:
+    """log pi_ref of every token, by the frozen copy; with LoRA (no copy) by the policy, its adapter switched off."""
+    model = policy if reference is None else reference
+    if reference is None:
+        policy.vlm.disable_adapters()
+    for micro in micros:
+        rows = dataclasses.replace(micro.rows, queries=None)  # last in their branches: no token sees what is there
+        micro.ref_logp = model(rows, grpo.token_logprobs, recipe.temperature)[0]
+    if reference is None:
+        policy.vlm.enable_adapters()
+
+
+def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.Rollout:
+    """LENS's alignment: one completion per prompt, written from the ground truth (an empty thought, the answer)."""
+    texts = []
+    for sample, size in zip(batch.samples, batch.prompts.resized, strict=True):
+        texts.append(oracle_answer(sample, recipe.schema, data.model_frame(policy.family, size), digits=0))
+    tokens = [policy.processor.tokenizer(t).input_ids + [policy.eos_token_id] for t in texts]
+    ids = torch.zeros(len(tokens), 1, max(map(len, tokens)), dtype=torch.long, device=policy.device)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for p, row in enumerate(tokens):
+        ids[p, 0, : len(row)], mask[p, 0, : len(row)] = torch.tensor(row), True
+    return grpo.Rollout(ids, mask, torch.zeros(ids.shape, device=policy.device))
