@@ -556,9 +556,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="--size quick: shorter prompt and completions, fewer runs")
     parser.add_argument("--json", type=Path, help="write the ratios here")
     parser.add_argument("--scaling", action="store_true", help="draw docs/scaling.png instead")
-    parser.add_argument(
-        "--peak_of", choices=UPDATES, help=argparse.SUPPRESS
-    )  # the fresh process of peak_in_fresh_process
+    # the fresh process of peak_in_fresh_process
+    parser.add_argument("--peak_of", choices=UPDATES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     name = "quick" if args.quick else args.size
     size = SIZES[name]

@@ -32,9 +32,8 @@ def main() -> None:
     order, _ = judge.usable(samples, recipe)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate)
     accelerator = Accelerator(cpu=True)
-    for index in (
-        order
-    ):  # the first request whose completions earn at least four different rewards, in answers of different lengths
+    # the first request whose completions earn at least four different rewards, in answers of different lengths
+    for index in order:
         batch = load_batch(recipe, policy, segmenter, samples, [index])
         rollout = grpo.sample(
             policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, [index], recipe.max_completion),

@@ -197,9 +197,8 @@ def test_points_lie_where_they_should(seed):
     assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
     inside = data.inscribed_points(mask, 2)
     assert mask[tuple(np.floor(inside).astype(int).T[::-1])].all()
-    outside = (
-        np.argwhere(np.pad(~mask, 1, constant_values=True)) - 1
-    )  # the first point: farthest from all that is outside
+    # the first point: farthest from all that is outside
+    outside = np.argwhere(np.pad(~mask, 1, constant_values=True)) - 1
     clear = lambda p: np.hypot(*(outside + 0.5 - p[::-1]).T).min()  # noqa: E731
     assert clear(inside[0]) == pytest.approx(max(clear(np.array([x, y]) + 0.5) for y, x in zip(ys, xs)))
 
@@ -248,10 +247,11 @@ def test_refcoco_every_sentence_or_one(refer):
     assert [s.query for s in samples] == ["left cat", "big cat", "cat one", "the dog"]
     assert len({s.id for s in samples}) == 4
     assert samples[0].boxes.tolist() == [[5, 5, 15, 13]] and samples[0].mask.sum() == AREA[10]
+    # two parts; the short polygon adds nothing
     assert samples[3].mask.sum() == AREA[14] and samples[3].image.size == (
         40,
         30,
-    )  # two parts; the short polygon adds nothing
+    )
     assert len(samples.skipped) == 1 and "reference 3" in samples.skipped[0] and "no polygon" in samples.skipped[0]
     assert data.load("refcoco", refer, "val")[0].mask.sum() == AREA[12]  # an RLE as COCO's crowds have it
     one = [[s.query for s in data.load("refcoco", refer, one_expression=True, seed=seed)] for seed in range(12)]

@@ -35,9 +35,8 @@ def test_equal_rewards_teach_nothing():
     # Twelve float rewards of 0.3 have a standard deviation of about 6e-17; a tiny eps made that an advantage of 0.72.
     for value in (0.3, 0.0, -1.0, 1e8):
         assert grpo.group_advantages(torch.full((2, 12), value), eps=1e-12).eq(0).all()
-    assert (
-        grpo.group_advantages(torch.tensor([[0.1 + 0.2, 0.3]], dtype=torch.float64)).ne(0).any()
-    )  # different is different
+    # different is different
+    assert grpo.group_advantages(torch.tensor([[0.1 + 0.2, 0.3]], dtype=torch.float64)).ne(0).any()
     assert grpo.group_advantages(torch.tensor([[1.0]])).eq(0).all()  # a group of one
 
 
@@ -207,9 +206,8 @@ def test_inverse_cdf_draws_the_distribution():
 
 def test_inverse_cdf_edges():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
-    assert (
-        grpo.pick_tokens(logits, torch.tensor([0.0]))[0].item() == 1
-    )  # u = 0 must not give a token of probability zero
+    # u = 0 must not give a token of probability zero
+    assert grpo.pick_tokens(logits, torch.tensor([0.0]))[0].item() == 1
     assert grpo.pick_tokens(logits, torch.tensor([0.5]))[0].item() == 3
     assert grpo.pick_tokens(logits, torch.tensor([1 - 2**-24]))[0].item() == 3  # nor u next to 1
     assert (

@@ -52,9 +52,8 @@ def policies():
             torch.manual_seed(0)
             policy = qwen2_vl(make_toy.build_tokenizer()) if family == "qwen2_vl" else make_toy.build_policy(family)
             policy.image_size, policy.max_pixels = None, 112 * 112  # native sizes: prompts differ in image tokens too
-            with (
-                torch.no_grad()
-            ):  # at initialisation the layers hardly matter: the likeliest next token is the last one again
+            # at initialisation the layers hardly matter: the likeliest next token is the last one again
+            with torch.no_grad():
                 for name, p in policy.named_parameters():
                     p.mul_(4.0 if p.ndim > 1 and "embed_tokens" not in name else 1.0)
             built[family] = policy.eval()

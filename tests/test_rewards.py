@@ -142,11 +142,12 @@ def test_drseg_counts():
     assert x(answer_of([], []), none) == (0, 1, 0)  # nothing, rightly
     assert x(answer_of([], []), one) == x(answer_of([box], [point]), none) == (0, 0, 0)
     assert x(parse_answer(MALFORMED, "drseg"), one) == (0, 0, 0)
+    # N_pred = 0, by the letter of SPEC; it loses `answer`
     assert x(parse_answer(MALFORMED, "drseg"), none) == (
         0,
         1,
         0,
-    )  # N_pred = 0, by the letter of SPEC; it loses `answer`
+    )
 
 
 def test_drseg_parts():
@@ -163,9 +164,8 @@ def test_drseg_parts():
     )
     queue = RankQueue(initial_zeros=0)
     queue.flush([(0.2, 1.0, 0.5), (1.0, 0.5, 0.9), (0.0, 0.0, 0.6), (0.1, 0.1, 0.5)])
-    assert score(said(right), queue=queue)["accuracy"] == pytest.approx(
-        (1 + 1 + 0.5) / 3
-    )  # equal counts as beaten: s <= x
+    # equal counts as beaten: s <= x
+    assert score(said(right), queue=queue)["accuracy"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert score(said(right), queue=queue, components=(2,))["accuracy"] == 0.5
     right[0]["point_2d"] = [264, 150]  # g = 0.506
     assert score(said(right), released=True) == pytest.approx(ones | {"look": 0, "answer": 2, "accuracy": 1 + 1 + 0.5})
@@ -189,9 +189,8 @@ def test_visionreasoner_thresholds():
     assert at((150, 100, 300, 300), p) == 2  # ... but its edge counts as inside
     assert at((0, 0, 10, 10), [[5, 5]], (0, 0, 10, 20), ((5, 5),)) == 2  # IoU of exactly 0.5; L1 2.5
     assert at((0, 0, 9, 9), [[5, 5]], (0, 0, 9, 18.9), ((5, 5),)) == 2
-    assert (
-        at((0, 0, 9, 9), [[5, 5]], (0, 0, 9, 18.9), ((5, 5),), released=True) == 3
-    )  # 100 / 199 with 1 added to each side
+    # 100 / 199 with 1 added to each side
+    assert at((0, 0, 9, 9), [[5, 5]], (0, 0, 9, 18.9), ((5, 5),), released=True) == 3
 
 
 def test_visionreasoner_counts():
@@ -209,12 +208,13 @@ def test_visionreasoner_counts():
     assert crowd.larger == 120 and crowd.hits.sum() == 3  # at most 120 a side
     half = said([{"bbox_2d": [0, 0, 100, 100], "point_2d": [50, 50]}, {"bbox_2d": [200, 200, 300], "point_2d": [1, 2]}])
     parts = rewards.visionreasoner_reward(parse_answer(half, "visionreasoner"), target_of(boxes, points))
+    # one malformed object spoils accuracy, not `answer`
     assert parts == {
         "think": 1,
         "answer": 1.5,
         "accuracy": 0,
         "non_repeat": 1,
-    }  # one malformed object spoils accuracy, not `answer`
+    }
 
 
 def test_matching_is_the_best_one():
@@ -364,9 +364,8 @@ def test_lens_squares():
     assert score(said({"bbox_2d": [0, 0, 10, 10]}), 0.6) == pytest.approx(
         {"format": 1, "box_iou": 0.25, "mask_iou": 0.36}
     )
-    assert score(MALFORMED, 0.6) == pytest.approx(
-        {"format": 0, "box_iou": 0, "mask_iou": 0.36}
-    )  # the mask needs no box
+    # the mask needs no box
+    assert score(MALFORMED, 0.6) == pytest.approx({"format": 0, "box_iou": 0, "mask_iou": 0.36})
     assert score("so " + said({"bbox_2d": [0, 0, 10, 20]}), None) == {"format": 0, "box_iou": 1, "mask_iou": 0}
 
 
@@ -425,9 +424,8 @@ def test_every_placeholder_of_our_prompts_is_known():
         thought = prompt.split("<think>")[1].split("</think>")[0].replace("</look>", "<look>")
         pieces = [piece for piece in thought.split("<look>") if piece.strip()]
         assert pieces and all(rewards.echoes_placeholder(piece) for piece in pieces), schema
-        assert not rewards.echoes_placeholder(prompt.split("<think>")[0]), (
-            schema
-        )  # the instruction itself may be quoted
+        # the instruction itself may be quoted
+        assert not rewards.echoes_placeholder(prompt.split("<think>")[0]), schema
 
 
 # -------------------------------------------------------------------------------------------------------------- the
@@ -778,9 +776,8 @@ def test_the_queue_equals_the_equations():
     for _ in range(12):
         step = [tuple(x) for x in rng.random((12, 3)).round(1).tolist()]  # rounded: ties
         for x in step:
-            assert queue.rank(x) == pytest.approx(
-                slow_rank(rows, x), abs=1e-12
-            )  # every completion against the same history
+            # every completion against the same history
+            assert queue.rank(x) == pytest.approx(slow_rank(rows, x), abs=1e-12)
             queue.push(x)
         queue.flush()
         rows = (rows + step)[-50:]  # first in, first out

@@ -94,9 +94,8 @@ def test_end_token_is_trained_and_nothing_after_it():
     assert ended.any()
     micros = make_micros(policy, batch.prompts, rollout, recipe)
     at = torch.cat([m.at for m in micros])
-    assert (
-        sorted(at.tolist()) == rollout.mask.flatten().nonzero()[:, 0].tolist()
-    )  # every token of a completion once, no other
+    # every token of a completion once, no other
+    assert sorted(at.tolist()) == rollout.mask.flatten().nonzero()[:, 0].tolist()
     for m in micros:
         assert torch.equal(m.rows.target, rollout.ids.flatten()[m.at])
     # moving the reward of the end token alone moves the probability of ending
@@ -134,9 +133,8 @@ def test_lens_gradients_go_where_they_should():
     assert not any(
         n.startswith(("segmenter.image_encoder", "segmenter.prompt_encoder", "segmenter.no_mem")) for n in with_mask
     )
-    assert not any(
-        "conv_s0" in n or "conv_s1" in n for n in with_mask
-    )  # the picture's path through the decoder is frozen too
+    # the picture's path through the decoder is frozen too
+    assert not any("conv_s0" in n or "conv_s1" in n for n in with_mask)
     # lambda = 0 takes L_seg out of the VLM, and nothing else out of it: what is left is the gradient without any masks
     recipe, accelerator, policy, _, batch, rollout = setting
     assert all(g.abs().max() == 0 for n, g in without.items() if n.startswith(("context", "segmenter")))
