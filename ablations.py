@@ -188,10 +188,11 @@ def score(folder: Path, prompts_mode: str) -> dict:
     """The held-out metrics of a finished run once more, with SAM2 prompted by "box", "1" or "2" points as well."""
     import data
     import evaluate
+    import folders
     import judge
     import model as models
 
-    recipe = evaluate.load_recipe(folder)
+    recipe = folders.load_recipe(folder)
     policy = models.load_policy(str(folder), image_size=recipe.image_size)
     segmenter = models.load_segmenter(recipe.segmenter)
     held = data.load(recipe.dataset, None, recipe.eval_split)
@@ -208,11 +209,12 @@ def words(folder: Path) -> str:
     import torch
 
     import evaluate
+    import folders
     import model as models
     import toy
 
     trained = (folder / "recipe.json").exists()
-    recipe = evaluate.load_recipe(folder) if trained else miniature(RECIPES["drseg"])
+    recipe = folders.load_recipe(folder) if trained else miniature(RECIPES["drseg"])
     policy = models.load_policy(str(folder), image_size=recipe.image_size)
     segmenter, pairs = policy.segmenter or models.load_segmenter(recipe.segmenter), []
     seed, count = toy.TOY_SPLITS["test"]

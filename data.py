@@ -4,7 +4,8 @@
     samples[0].query, samples[0].boxes, samples[0].image, samples[0].mask
     python data.py --check --dataset refcocog --data_root data  # counts, and a contact sheet of what was read
 
-Every number in a Sample is in the picture's ORIGINAL pixels. to_frame leads from there to the other frames, and back:
+Every number in a Sample is in the picture's ORIGINAL pixels. to_frame leads from there to the other frames, and back
+(rewards.Answer.rescaled does for answers):
 
       what the model wrote ──▶ original pixels ──▶ SAM2 and the metrics      (model_frame; SAM2 divides by the size)
       what the model wrote ──▶ the recipe's reward frame ◀── the true boxes    (in judge.py)

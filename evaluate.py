@@ -295,6 +295,8 @@ def main(options: Options) -> None:
             options.model, image_size=recipe.image_size or None, max_pixels=recipe.max_pixels, device=state.device,
             dtype=torch.float32 if state.device.type == "cpu" else getattr(torch, recipe.dtype),
         ).eval()  # fmt: skip
+    if policy != "oracle" and policy.context is not None and options.segmenter not in ("", "none", "truth"):
+        raise data.BadData("a LENS checkpoint brings its own SAM2, trained with it: leave --segmenter out.")
     if name not in ("none", "truth"):  # a LENS checkpoint has its own, with the mask decoder that was trained with it
         own = None if policy == "oracle" or options.segmenter else policy.segmenter
         segmenter = models.load_segmenter(name, state.device) if own is None else own

@@ -33,7 +33,8 @@ from torch.utils.checkpoint import checkpoint
 class Rollout:
     """ids (P, G, T) int64, 0 after the end; mask (P, G, T) bool, the tokens that belong to the completion, its end
     token included; logp (P, G, T) float32, log-probability of each token in the distribution that it was drawn from, 0
-    where not mask."""
+    where not mask. It is a check (`gap` in metrics.jsonl), not pi_old: that is what the update's first forward gives,
+    so that rounding between sampling and training stays out of the ratio."""
 
     ids: Tensor
     mask: Tensor

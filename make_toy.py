@@ -7,17 +7,19 @@
     toy/qwen2_5_vl   Qwen2.5-VL with a small tokenizer; it knows the answer format of every recipe, genseg's included
 
 The shipped qwen2_5_vl was made by this command as it stands. sam2 was made in stages, partly by older versions of this
-file: as above, then `--resume --steps 700` and `--resume --steps 450 --lr 2.5e-4`.
+file: as above, then `--resume --steps 700` and `--resume --steps 450 --lr 2.5e-4`; about half of the points beside a
+shape that it then saw with loose boxes lay on what it was to mask (since mended), so it makes little of such points.
 
-The policy learns to find what a request names, and the answer formats, but on labels made imprecise on purpose: every
-box is enlarged by a random factor of 1 to 1.8 and jittered. So it sees shapes well and boxes them badly, and
-reinforcement learning has something to improve that it can measure. (A policy that simply sees badly is no use: GRPO
-sharpens what is there, it does not teach to see.)
+The policy learns to find what a request names, and the answer formats, but on labels made imprecise on purpose: the
+boxes of an answer are enlarged by a random factor of 1 to 1.8 and jittered. So it sees shapes well and boxes them
+badly, and reinforcement learning has something to improve that it can measure. (A policy that simply sees badly is no
+use: GRPO sharpens what is there, it does not teach to see.)
 
 To choose by the words is the hard part. 1,800 steps of these lessons alone left both boxes right in 2 of 60 pictures
 asked for two of their shapes: the policy boxed the same one twice. So attention is told where to look (`lookups`): a
 colour's name at the things of that colour, a shape's name at the things of that shape, a coordinate at the thing that
-it belongs to. Then 600 steps made it 45 of 60. `python ablations.py --words toy/qwen2_5_vl` counts the same on masks.
+it belongs to. Then 600 steps made it 45 of 60. `python ablations.py --words toy/qwen2_5_vl` counts such pairs on test
+pictures, by their masks.
 
 `python make_toy.py qwen3_vl` trains a Qwen3-VL of the same size. It is not shipped: it writes 0-1000, where each of
 1,001 numbers is a token to be learned instead of 113, and without the lookups it learned too little to start from (a
@@ -187,7 +189,7 @@ def left_to_right(scene: dict, indices) -> list[int]:
 
 
 def imprecise_answer(scene: dict, schema: str, frame: tuple[int, int], rng: np.random.Generator) -> str | None:
-    """A completion for the scene, each box enlarged by 1 to 1.8 and jittered by 2 px, in `frame`; None if the schema
+    """A completion for the scene, its boxes enlarged by 1 to 1.8 and jittered by 2 px, in `frame`; None if the schema
     cannot say it."""
     spec = rewards.SCHEMAS[schema]
     if (len(scene["targets"]) > 1 and not spec.many) or (not scene["targets"] and not spec.no_target):
@@ -239,13 +241,14 @@ class Lesson(NamedTuple):
 def lookups(lesson: Lesson, objects: list[dict], tokenizer) -> list[tuple[int, int, int, list[dict] | int]]:
     """Where attention should look: (layer, head, place in the lesson, objects of the picture or an earlier place).
 
-        layer 0   a colour's name: at the things of that colour; a shape's name: at the things of that shape, and back
-                  at the colour's name; a coordinate: back at both names
-        layer 1   the shape's name, and each coordinate: at the object meant
-        layer 2   each coordinate: back at the shape's name
+        layer 0   head 0: a colour's name at the things of that colour; head 1: a shape's name at the things of that
+                  shape; head 2: the shape's name, and each coordinate, back at the colour's name; head 3: each
+                  coordinate back at the shape's name
+        layer 1   head 0: the shape's name at the object meant; head 1: each coordinate at it
+        layer 2   head 0: each coordinate back at the shape's name
 
-    "Coordinate" is the place before one, whose state predicts it. Requests without the two names ("the largest shape")
-    have their coordinates look at the object, and no more.
+    "Coordinate" is the place before one, whose state predicts it; those of an answer stand after <answer>. Requests
+    without the two names ("the largest shape") have their coordinates look at the object, and no more.
     """
     if lesson.meant is None:
         return []
@@ -269,7 +272,7 @@ def lookups(lesson: Lesson, objects: list[dict], tokenizer) -> list[tuple[int, i
 
 def watch_attention(policy: models.Policy) -> dict[int, tuple[torch.Tensor, torch.Tensor, float]]:
     """From now on each forward leaves here, per text layer, its rotated queries and keys (B, heads, L, d) and their
-    scale."""
+    scale: torch's fused attention returns no weights, attention_loss computes the few that it needs again."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
@@ -303,7 +306,7 @@ def attention_loss(
         score = torch.einsum("nd,nld->nl", query[row, head, at], key[row, head // shared]) * scaling
         attention = score.masked_fill(~rows.mask[row, 0, at], float("-inf")).softmax(-1)
         found = (attention * torch.stack([c[3] for c in chosen])).sum(-1)
-        loss = loss - (found + 1e-3).log().mean()
+        loss = loss - (found + 1e-3).log().mean()  # bounded where nothing is looked at, or nothing is there to see
     return loss
 
 
@@ -311,7 +314,8 @@ def train_policy(
     family: str, out: Path, steps: int, batch: int, lr: float, scenes: int, device: str, resume: bool
 ) -> None:
     """Supervised: next-token loss, and attention told where to look, through Policy.forward and the same packing as
-    GRPO's update. For the first 4/7 of the steps only places and descriptions, exact; then imprecise answers as well.
+    GRPO's update. For the first 4/7 of the steps only places and descriptions, exact; then (with `resume` from the
+    start) imprecise answers as well. batch: lessons per step, about four to a picture, in the first phase two.
     """
     torch.manual_seed(0)
     rng = np.random.default_rng(2 if resume else 1)
@@ -378,7 +382,7 @@ def train_policy(
                     wanted.append((r, layer, head, start + at, weight))
                 start += len(x.asked) + len(x.told)
         logp, _, _ = policy(rows, grpo.token_logprobs)
-        loss = -logp.mean() + 0.1 * attention_loss(kept, rows, wanted)
+        loss = -logp.mean() + 0.1 * attention_loss(kept, rows, wanted)  # a hint: the words' loss stays the larger
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -388,7 +392,9 @@ def train_policy(
         if step % 20 == 0:
             bar.set_postfix(loss=f"{np.mean(log[-50:]):.3f}")
         if (step + 1) % 400 == 0 or step + 1 == steps:
-            policy.save(out, {k: v.half() for k, v in policy.state_dict().items()})  # half the megabytes
+            state = policy.state_dict()
+            half = {v.data_ptr(): v.half() for v in state.values()}  # half the megabytes; what is tied stays tied
+            policy.save(out, {k: half[v.data_ptr()] for k, v in state.items()})
             found = [] if seeing else [probe(policy, family, schemas)]
             tqdm.write("; ".join([f"{family} step {step + 1}: loss {np.mean(log[-100:]):.4f}", *found]))
 
@@ -406,13 +412,14 @@ def coverage(objects: list[dict], cells: int) -> np.ndarray:
 
 @torch.no_grad()
 def probe(policy: models.Policy, family: str, schemas: tuple[str, ...], n: int = 64) -> str:
-    """Greedy box IoU on held-out pictures and the fraction that parses, per schema."""
+    """Greedy box IoU on held-out pictures (1 for a right "nothing fits") and the fraction that parses, per schema; then
+    one of the texts."""
     out = []
     for schema in schemas:
         picked = [
             s
             for s in (toy.toy_scene(2, i) for i in range(400))
-            if imprecise_answer(s, schema, (9, 9), np.random.default_rng(0))
+            if imprecise_answer(s, schema, (9, 9), np.random.default_rng(0))  # can the schema say it?
         ][:n]
         prompts = policy.encode(
             [s["image"] for s in picked],
@@ -420,7 +427,7 @@ def probe(policy: models.Policy, family: str, schemas: tuple[str, ...], n: int =
         )
         rollout = grpo.sample(
             policy.vlm, prompts.inputs, torch.zeros(len(picked), 1, 200), num_samples=1, max_new_tokens=200,
-            temperature=0,             eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
+            temperature=0, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
         )  # fmt: skip
         texts = policy.decode(rollout.ids[:, 0], rollout.mask[:, 0])
         answers = [
@@ -471,10 +478,11 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
             drawn = [toy.draw_shape(o["shape"], c, h.max(), 112) for o, c, h in zip(objects, center, half, strict=True)]
             truth = torch.tensor(np.stack(drawn), device=device).float()
         points, labels = np.zeros((batch, k, 2)), np.zeros((batch, k), dtype=np.int32)
+        meant = truth.bool().cpu().numpy()
         for i, o in enumerate(objects):
             for j in range(k):
                 labels[i, j] = rng.random() < 0.6  # on the shape (1) or beside it (0)
-                ys, xs = np.nonzero(o["mask"] if labels[i, j] else ~o["mask"])
+                ys, xs = np.nonzero(meant[i] if labels[i, j] else ~meant[i])
                 near = (np.abs(xs - o["center"][0]) < 1.4 * o["radius"]) & (
                     np.abs(ys - o["center"][1]) < 1.4 * o["radius"]
                 )
@@ -519,15 +527,17 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["sam2", "qwen2_5_vl"])
+    parser.add_argument("what", nargs="*", default=["sam2", "qwen2_5_vl"], help="sam2, qwen2_5_vl, qwen3_vl")
     parser.add_argument("--out", default="toy")
-    parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=12000)
-    parser.add_argument("--lr", type=float, default=0)
+    parser.add_argument("--steps", type=int, default=0, help="0: sam2 1800, a policy 2800")
+    parser.add_argument("--batch", type=int, default=0, help="0: sam2 24 pictures, a policy 48 lessons")
+    parser.add_argument("--scenes", type=int, default=12000, help="different pictures (sam2: at most 4000)")
+    parser.add_argument("--lr", type=float, default=0, help="0: sam2 3e-4, a policy 1e-3")
     parser.add_argument("--resume", action="store_true", help="go on from the weights in --out, with a fresh schedule")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if unknown := set(args.what) - {"sam2", *IMAGE_SIZE}:
+        parser.error(f"no network is called {', '.join(sorted(unknown))}")
     for what in args.what:
         start, out = time.time(), Path(args.out, what)
         if what == "sam2":

@@ -3,7 +3,8 @@
 Integers and float64 throughout, so that each figure can be recomputed from the file to the last digit. The rules where
 public code disagrees most:
 
-    an unparsable answer is a wrong one, counted apart from an explicit "nothing fits"; no sample is left out of a mean;
+    an unparsable answer is a wrong one, counted apart from an explicit "nothing fits" (LENS's mask does not come from
+    the answer, and is scored all the same); no sample is left out of a mean;
     without target, "nothing fits" counts 1 in gIoU and nothing in cIoU; a mask counts 0, its area enters the union;
     pixels to ignore (ReasonSeg's 255) are in neither intersection nor union.
 """
@@ -53,7 +54,7 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
     With I_i, U_i the pixels in both masks and in either, of sample i, and IoU_i = I_i / U_i (iou_of):
     giou          mean IoU_i over all samples                 (ReasonSeg; Dr. Seg Table 2 and SAM-R1 Table 1)
     ciou          sum I_i / sum U_i                           (RefCOCO's "cIoU" or "oIoU"; LENS Table 1)
-    miou, target_miou, target_ciou   of the samples with a target   (GenSeg section 4.5)
+    miou, target_miou, target_ciou   of the samples with a target; two names of one figure   (GenSeg section 4.5)
     p50, 70, 90   share with IoU_i >= 0.5, ...                (GenSeg Table 2)
     n_acc, t_acc  correct empty answers / samples without target; non-empty masks / samples with one  (gRefCOCO)
     """
@@ -87,8 +88,8 @@ def best_box_ious(record: dict) -> list[float]:
 
 
 def box_metrics(records: Sequence[dict], by_query: bool = False) -> dict:
-    """Boxes, for the records with true boxes: REC accuracy (some written box has IoU > 0.5; Dr. Seg Table 12), box mIoU
-    (GenSeg Table 3), and COCO's figures (coco_metrics, with by_query). {} without true boxes.
+    """Boxes, for the records with true boxes: REC accuracy (some written box has IoU > 0.5 with some true one; Dr. Seg
+    Table 12), box mIoU (GenSeg Table 3), and COCO's figures (coco_metrics, with by_query). {} without true boxes.
     """
     records = [r for r in records if r["truth_boxes"] or r["truth_none"]]
     best = [best_box_ious(r) for r in records if r["truth_boxes"]]
@@ -124,9 +125,9 @@ def coco_metrics(records: Sequence[dict], by_query: bool) -> dict:
     """AP, AP50, AP75; precision, recall and F1 at IoU 0.5. From records (evaluate.make_record), some with true boxes.
 
     A written box's score is its area over the picture's (VisionReasoner; Dr. Seg Table 7): text has no confidence.
-    Precision, recall and F1 use it only as the order in which boxes are matched. by_query: detection. Each query is a
-    category, one picture has several, and a box on a crowd (ignore_box) is neither right nor wrong. Otherwise each
-    record is a picture of its own, with one class.
+    Precision, recall and F1 use it only as the order in which boxes are matched, of which pycocotools reads the first
+    100 a picture. by_query: detection. Each query is a category, one picture has several, and a box on a crowd
+    (ignore_box) is neither right nor wrong. Otherwise each record is a picture of its own, with one class.
     """
     pictures, classes = {}, {}  # key -> id, from 1
     true, written = [], []  # COCO's annotations; ids from 1: pycocotools reads a match with id 0 as no match

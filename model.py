@@ -54,8 +54,8 @@ class Rows:
     ids: Tensor  # (R, L)
     positions: Tensor  # (3, R, L)
     mask: Tensor  # (R, 1, L, L) bool, True where a query may look
-    pixel_values: Tensor
-    image_grid_thw: Tensor
+    pixel_values: Tensor  # (all patches of all pictures, values of a patch)
+    image_grid_thw: Tensor  # (R, 3) patches of each picture: frames, down, across
     source: Tensor  # (M,) flat index of the state that predicts each completion token: the state of the token before it
     target: Tensor  # (M,) the token predicted
     queries: Tensor | None = None  # (B, K) flat indices of the context queries
@@ -315,10 +315,10 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
 
 @dataclasses.dataclass
 class Embeddings:
-    """SAM2's view of I pictures: features (I, c, h/4, w/4), two finer levels for its decoder, the original sizes."""
+    """SAM2's view of I pictures: features (I, c, h, w), two finer levels for its decoder, the original sizes."""
 
     features: Tensor
-    fine: list[Tensor]
+    fine: list[Tensor]  # (I, c/8, 4h, 4w), (I, c/4, 2h, 2w)
     sizes: list[tuple[int, int]]  # (width, height) of each picture
 
 
@@ -389,7 +389,8 @@ class Segmenter(nn.Module):
     ) -> list[Tensor]:
         """N objects -> N masks (H, W) bool at their pictures' original sizes: the proposals of highest predicted IoU.
 
-        index: which picture each object is on; boxes (N, 4), points (N, k, 2): ORIGINAL pixels; labels (N, k): 1 or 0.
+        index: which picture each object is on; boxes (N, 4), points (N, k, 2): ORIGINAL pixels, what
+        lies outside the picture moved to its edge; labels (N, k): 1 or 0.
         `chunk` objects go through the mask decoder at a time (each holds its own copy of the picture's features).
         """
         index_t = torch.as_tensor(list(index), device=self.device)

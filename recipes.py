@@ -23,7 +23,7 @@ MULTI_OBJECT_7K = "Ricky06662/VisionReasoner_multi_object_7k_840"  # 7,099 sampl
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that one run is made of. The comment behind a field is its --help."""
+    """Everything that one run is made of. The comment behind a field, or above it, is its --help."""
 
     # --- who learns
     name: str = ""  # the recipe's name; kept in checkpoints
@@ -44,7 +44,7 @@ class Recipe:
     schema: str = "drseg"  # answer format: rewards.SCHEMAS, data.PROMPTS
     reward: str = "drseg"  # which of rewards.REWARDS
     reward_frame: tuple[int, int] = (840, 840)  # frame of answer and target in the reward; (0, 0): original pixels
-    # weight of each named part of the reward; a part at 0 is computed and logged, not rewarded
+    # weight of each part of the reward (1 if not named); metrics.jsonl has the parts with their weights, so 0 reads 0
     weights: dict[str, float] = field(default_factory=dict)
     tiers: tuple[float, ...] = (0.5, 0.7, 0.8)  # SAM-R1: IoU thresholds (exclusive) ...
     tier_rewards: tuple[float, ...] = (2.0, 3.0, 4.0)  # ... and what passing each is worth
@@ -73,7 +73,7 @@ class Recipe:
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     epochs: float = 1.0
-    max_steps: int = 0  # stop after this many steps (0: what epochs give)
+    max_steps: int = 0  # train this many steps, whatever epochs says (0: what epochs give)
     seed: int = 42
     # --- LENS
     num_queries: int = 0  # K context queries (0: no context module)
@@ -81,7 +81,7 @@ class Recipe:
     collapse: bool = False  # released form: K states become one prompt token
     seg_weight: float = 1.0  # lambda of L = L_GRPO + lambda L_seg (Eq. 7)
     tune_decoder: bool = True  # train SAM2's mask decoder in the joint stage (Table A3)
-    # --- how it runs (of these, dtype, lora_rank and rounding change results)
+    # --- how it runs (of these only dtype and lora_rank change results, the others at most their rounding)
     max_row_tokens: int = 8192  # longest packed row; a group that does not fit takes several
     rows_per_batch: int = 1  # packed rows per forward
     gradient_checkpointing: bool = True
@@ -115,7 +115,7 @@ VISIONREASONER = Recipe(
 # percentiles among the last 2,048 answers (rewards.RankQueue), so that parts of different scale and spread weigh the
 # same and an improvement counts for as much late in training as early. About 500 steps.
 DRSEG = Recipe(
-    name="drseg", max_completion=3000, max_steps=500, epochs=2, weights={"look": 1.0, "think": 1.0, "answer": 1.0,
+    name="drseg", max_completion=3000, max_steps=500, weights={"look": 1.0, "think": 1.0, "answer": 1.0,
     "non_repeat": 1.0, "accuracy": 1.0},
 )  # fmt: skip
 
@@ -184,7 +184,7 @@ def miniature(recipe: Recipe) -> Recipe:
         recipe, model=model, segmenter="toy/sam2", dataset="toy", data_root="", limit=0, image_size=112,
         prompts_per_step=32 if align else 16, learning_rate=1e-3 if align else 1.5e-4, weight_decay=0.0, warmup_steps=20
         if align else 0, schedule="cosine" if align else "constant", num_queries=16 if recipe.num_queries else 0,
-        max_prompt=400, max_completion=120, epochs=100, max_steps=300 if align else 150, beta=min(recipe.beta, 1e-2),
+        max_prompt=400, max_completion=120, max_steps=300 if align else 150, beta=min(recipe.beta, 1e-2),
         rows_per_batch=16, gradient_checkpointing=False, dtype="float32", save_every=100, eval_samples=200,
         one_expression=False,
     )  # fmt: skip

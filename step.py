@@ -36,9 +36,7 @@ from recipes import Recipe
 class Batch:
     """What this process works on in one step."""
 
-    indices: list[int]
     samples: list[data.Sample]
-    images: list
     prompts: models.Prompts
     targets: list[rewards.Target]
     embeddings: models.Embeddings | None  # one embedding per picture serves all its completions, reward and update
@@ -61,7 +59,7 @@ def load_batch(recipe: Recipe, policy: models.Policy, segmenter, samples: data.S
                 f"the prompt of sample {worst} has {max(lengths)} tokens, above --max_prompt {recipe.max_prompt}"
             )
         embeddings = segmenter.embed(images) if recipe.segmenter_use != "evaluation" else None
-    return Batch(indices, chosen, images, prompts, [judge.to_target(s, recipe) for s in chosen], embeddings)
+    return Batch(chosen, prompts, [judge.to_target(s, recipe) for s in chosen], embeddings)
 
 
 @dataclasses.dataclass
@@ -142,8 +140,12 @@ def update(
     """One optimizer step on a rollout: grpo_loss (and LENS's L_seg) summed over micro-batches, clip, step.
 
     Every process holds the same number of whole groups, so the mean that DDP and FSDP take over processes of these
-    sums, each with weights that sum to 1, is the loss over all prompts; no other denominator is needed. Returns
-    weighted sums to log.
+    sums, each with weights that sum to 1, is the loss over all prompts; no other denominator is needed.
+
+    Returns what to log. Means over tokens, weighted as in the loss: entropy (nats), ratio, kl, clip_low and clip_high
+    (fractions clipped), gap (|log-probability now less when sampled|; without meaning for alignment's written
+    completions). loss and seg_loss are the step's; grad_norm is that before clipping. FloatingPointError, before
+    anything is changed, if loss or gradient is not finite.
     """
     P, G, _ = rollout.mask.shape
     weights = grpo.token_weights(rollout.mask, recipe.average).flatten()

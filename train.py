@@ -5,7 +5,8 @@
     accelerate launch --config_file configs/fsdp2.yaml train.py --recipe samr1 --data_root data --resume
 
 Any field of recipes.Recipe is an option (--learning_rate 2e-6 --weights.look 0). Outputs, in --output_dir:
-metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside).
+metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside); and
+stopped-step-N-rank-R.pt, the step's inputs, if its loss is not finite.
 
 Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded). No randomness is drawn
 from global generators: the order of samples is a function of (seed, epoch), the noise of a completion of (seed, step,
@@ -102,6 +103,9 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
             torch.manual_seed(recipe.seed)
             d, c = policy.vlm.get_input_embeddings().weight.shape[1], segmenter.no_mem_embed.shape[-1]
             policy.context = models.ContextModule(d, c, recipe.num_queries, recipe.connector, recipe.collapse)
+        for name in ("num_queries", "connector", "collapse"):
+            if (has := policy.context.config[name]) != getattr(recipe, name):
+                raise SystemExit(f"{recipe.model} has --{name} {has}, and this run asks for {getattr(recipe, name)}")
         policy.segmenter = segmenter.requires_grad_(False)
         policy.context.requires_grad_(True)
         if recipe.train == "all" and recipe.tune_decoder:  # all but what belongs to the picture's embedding
@@ -146,7 +150,11 @@ def aligned_giou(recipe: Recipe, policy: models.Policy, segmenter, samples: data
 def summarize(
     rollout: grpo.Rollout, reward: Tensor, parts: list, measured: dict[str, list[float]], eos_token_id: int
 ) -> dict[str, float]:
-    """This process's share of a row of metrics.jsonl. zero_variance: groups of equal rewards, which teach nothing."""
+    """This process's share of a row of metrics.jsonl.
+
+    reward/X: a part, its weight applied; metric/X: measured, not rewarded; length: tokens; truncated: the fraction that
+    has no end token; zero_variance: the fraction of groups with equal rewards, which teach nothing.
+    """
     length = rollout.mask.sum(-1).float()
     ended = ((rollout.ids == eos_token_id) & rollout.mask).any(-1).float()
     columns = {f"reward/{name}": [b[name] for group in parts for b in group] for name in parts[0][0]}
@@ -158,6 +166,13 @@ def summarize(
         "zero_variance": (reward.amax(-1) == reward.amin(-1)).float().mean().item(),
         "length": length.mean().item(), "length_max": length.max().item(), "truncated": 1 - ended.mean().item(),
     }  # fmt: skip
+
+
+def over_processes(row: dict[str, float]) -> dict[str, float]:
+    """Each column's mean over the processes that have it; of length_max the maximum."""
+    rows = gather_object([row])
+    means = {k: float(np.mean([r[k] for r in rows if k in r])) for k in dict.fromkeys(k for r in rows for k in r)}
+    return means | {"length_max": max(r["length_max"] for r in rows)}
 
 
 def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
@@ -290,6 +305,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         # update
         if needs_reference:
             add_reference(reference, bare, micros, recipe)
+        rate = schedule.get_last_lr()[0]
         try:
             for _ in range(recipe.updates_per_rollout):
                 learned = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
@@ -303,15 +319,11 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         clock.append(time.perf_counter())
 
         # ---- what happened, over all processes
-        row = summarize(rollout, reward, parts, measured, bare.eos_token_id) | learned
-        rows_of_all = gather_object([row])
-        row = {"step": step + 1} | {k: float(np.mean([r[k] for r in rows_of_all if k in r])) for k in row}
-        row["length_max"] = max(r["length_max"] for r in rows_of_all)
-        row["learning_rate"] = schedule.get_last_lr()[0]
-        row |= {
-            f"seconds/{name}": b - a
-            for name, a, b in zip(("sample", "reward", "update"), clock, clock[1:], strict=False)
-        }
+        row = over_processes(summarize(rollout, reward, parts, measured, bare.eos_token_id) | learned)
+        # sample: with reading and encoding the pictures; reward: with packing the rows
+        stages = zip(("sample", "reward", "update"), clock, clock[1:], strict=False)
+        row = {"step": step + 1} | row | {"learning_rate": rate}
+        row |= {f"seconds/{name}": b - a for name, a, b in stages}
         row["tokens_per_second"] = row["length"] * G * recipe.prompts_per_step / (clock[-1] - clock[0])
         rows.append(row)
         if main:
@@ -332,17 +344,14 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
                 report.plot_curves(rows, output_dir / "curves.png")
     score_heldout("after")
     if main:
-        shutil.rmtree(output_dir / "final", ignore_errors=True)
-        shutil.copytree(
-            output_dir / f"checkpoint-{steps}", output_dir / "final", ignore=shutil.ignore_patterns("trainer.pt")
-        )
-        print(f"checkpoint: {output_dir / 'final'}")
-        if recipe.eval_samples:
-            before, after = (as_text("giou", heldout[when]["giou"]) for when in ("before", "after"))
-            print(f"held-out gIoU, percent: {before} before, {after} after (up to {recipe.eval_samples} samples)")
-            if "giou_true_text" in heldout["after"]:
-                before, after = (100 * heldout[when]["giou_true_text"] for when in ("before", "after"))
-                print(f"on ground-truth completions: {before:.1f} before, {after:.1f} after")
+        final = output_dir / "final"
+        shutil.rmtree(final, ignore_errors=True)
+        shutil.copytree(output_dir / f"checkpoint-{steps}", final, ignore=shutil.ignore_patterns("trainer.pt"))
+        print(f"checkpoint: {final}")
+        for name, what in {"giou": "held-out gIoU, percent", "giou_true_text": "on ground-truth completions"}.items():
+            if name in heldout.get("after", {}):
+                before, after = (as_text("giou", heldout[when][name]) for when in ("before", "after"))
+                print(f"{what}: {before} before, {after} after (up to {recipe.eval_samples} samples)")
     if tracker:
         accelerator.end_training()
     return heldout

@@ -336,7 +336,7 @@ def test_score_equals_run_to_the_last_digit(tmp_path, capsys):
     table = run(capsys, **asked)
     again = run(capsys, score=str(tmp_path / "predictions.jsonl"))
     assert table.startswith(again.rstrip("\n")) and "giou" in again
-    records = evaluate.read_records(tmp_path / "predictions.jsonl")
+    records = folders.read_records(tmp_path / "predictions.jsonl")
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics.all_metrics(records, "toy")
     kept = json.loads((tmp_path / "run.json").read_text())
     assert kept["recipe"]["schema"] == "genseg" and {"torch", "transformers", "sam2"} <= set(kept["versions"])
@@ -408,36 +408,36 @@ def test_one_photo(tiny, tmp_path, capsys):
 
 
 def test_a_recipe_that_does_not_match_is_refused(tiny):
-    assert evaluate.load_recipe(tiny / "q25") == dataclasses.replace(DRSEG, max_completion=12)
-    assert evaluate.load_recipe(tiny / "q25", DRSEG).max_completion == 12  # the checkpoint's own
+    assert folders.load_recipe(tiny / "q25") == dataclasses.replace(DRSEG, max_completion=12)
+    assert folders.load_recipe(tiny / "q25", DRSEG).max_completion == 12  # the checkpoint's own
     for override, why in [
         (dataclasses.replace(DRSEG, schema="segzero"), "schema 'drseg', and --recipe says 'segzero'"),
         (recipes.RECIPES["drseg"], "image_size 112, and --recipe says 840"),
         (dataclasses.replace(DRSEG, model=recipes.QWEN3_4B), "family 'qwen2_5_vl', and --recipe says 'qwen3_vl'"),
     ]:
         with pytest.raises(data.BadData, match=re.escape(why)):
-            evaluate.load_recipe(tiny / "q25", override)
+            folders.load_recipe(tiny / "q25", override)
     with pytest.raises(data.BadData, match="--recipe"):
-        evaluate.load_recipe(tiny / "bare")
+        folders.load_recipe(tiny / "bare")
 
 
 def test_fingerprint_follows_the_weights(tiny, tmp_path):
-    before = evaluate.fingerprint(tiny / "sam2")
+    before = folders.fingerprint(tiny / "sam2")
     state = models.load_segmenter(str(tiny / "sam2"))
     state.no_mem_embed.data += 1
     models.save_segmenter(state, models.TINY_SAM2, tmp_path)
-    assert before and before != evaluate.fingerprint(tmp_path)
+    assert before and before != folders.fingerprint(tmp_path)
 
 
 def test_choose_and_overlap(tmp_path, capsys):
     world = data.load("toy", None, "test")
-    chosen = evaluate.choose(world, (12, 5), 0, 0)
+    chosen = folders.choose(world, (12, 5), 0, 0)
     assert chosen == sorted(set(chosen)) and [world[i].no_target for i in chosen].count(True) == 5 and len(chosen) == 17
-    assert len(evaluate.choose(world, (0, 0), 9, 0)) == 9 and evaluate.choose(world, (0, 0), 9, 0) != evaluate.choose(
+    assert len(folders.choose(world, (0, 0), 9, 0)) == 9 and folders.choose(world, (0, 0), 9, 0) != folders.choose(
         world, (0, 0), 9, 1
     )
     with pytest.raises(data.BadData, match="more than there are"):
-        evaluate.choose(world, (9999, 0), 0, 0)
+        folders.choose(world, (9999, 0), 0, 0)
     asked = dict(model="oracle", recipe="genseg", toy=True, segmenter="none", limit=8, output_dir=str(tmp_path))
     out = run(capsys, **asked, overlap_with="toy", overlap_split="val")
     kept = json.loads((tmp_path / "metrics.json").read_text())

@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText
 
 import data
 import evaluate
+import folders
 import grpo
 import model as models
 import recipes
@@ -294,7 +295,7 @@ def test_lora(tmp_path, go, monkeypatch, dtype):
     assert found.keys() == learned.keys() and all(torch.equal(found[k].float(), learned[k]) for k in found)
 
     # evaluate.py reads it back: the same greedy answers, which are not those of the start
-    recipe, held = evaluate.load_recipe(out / "final"), data.load("jsonl", folder, "val")
+    recipe, held = folders.load_recipe(out / "final"), data.load("jsonl", folder, "val")
     loaded = models.load_policy(str(out / "final"), image_size=recipe.image_size, dtype=kind)
     texts = answers(policy, held, recipe)
     assert texts == answers(loaded, held, recipe) and texts != answers(start, held, recipe)
@@ -329,7 +330,7 @@ def test_the_lines_of_the_readme_merge_an_adapter(tmp_path, go, monkeypatch):
     for file in (out / "final").iterdir():  # how to ask it: processor and recipe
         if not file.name.startswith(("adapter", "config")):
             shutil.copy(file, whole)
-    recipe, held = evaluate.load_recipe(whole), data.load("jsonl", folder, "val")
+    recipe, held = folders.load_recipe(whole), data.load("jsonl", folder, "val")
     merged = models.load_policy(str(whole), image_size=recipe.image_size)
     assert not any("lora_" in k for k in merged.vlm.state_dict())
     assert answers(merged, held, recipe) == answers(policy, held, recipe)

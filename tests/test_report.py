@@ -15,6 +15,8 @@ from PIL import Image
 
 import data
 import evaluate
+import folders
+import oracle
 import report
 
 HOSTILE = '<think><script>alert(1)</script> & "quotes" <img src=x onerror=y></think><answer>[{"bbox_2d": [1</answer>'
@@ -23,7 +25,7 @@ HOSTILE = '<think><script>alert(1)</script> & "quotes" <img src=x onerror=y></th
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Twelve toy samples: the oracle's answers, but one hostile and unreadable, and one that misses its target."""
-    out, true = tmp_path_factory.mktemp("out"), evaluate.oracle_answer
+    out, true = tmp_path_factory.mktemp("out"), oracle.oracle_answer
     calls = iter(range(100))
     say = {0: HOSTILE, 1: '<think>Missed.</think><answer>{"no_target": true}</answer>'}
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +72,7 @@ def test_page_is_complete_and_self_contained(folder):
     assert len(pictures) == 12
     picture = Image.open(io.BytesIO(base64.b64decode(pictures[0].removeprefix("data:image/jpeg;base64,"))))
     assert picture.format == "JPEG" and max(picture.size) == 448
-    records = evaluate.read_records(folder / "predictions.jsonl")
+    records = folders.read_records(folder / "predictions.jsonl")
     assert all(r["id"] in page for r in records)
     bars = [int(n) for n in re.findall(r'">(\d+)</text>', page.split("<svg")[1].split('y="166"')[0])]
     assert sum(bars) == 12
@@ -97,7 +99,7 @@ def test_boxes_only_and_counts(tmp_path):
         evaluate.Options(model="oracle", recipe="genseg", toy=True, segmenter="none", limit=4, output_dir=str(tmp_path))
     )
     path = tmp_path / "predictions.jsonl"
-    records = [r | {"count": 5} for r in evaluate.read_records(path)]
+    records = [r | {"count": 5} for r in folders.read_records(path)]
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     assert " of 5 counted" in report.build(tmp_path)
 
@@ -108,7 +110,7 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
         report.main()
     (tmp_path / "p.jsonl").write_text("no json\n")
     with pytest.raises(data.BadData, match="p.jsonl"):
-        evaluate.read_records(tmp_path / "p.jsonl")
+        folders.read_records(tmp_path / "p.jsonl")
 
 
 def test_the_shipped_checkpoint_goes_all_the_way(tmp_path):
