@@ -203,7 +203,8 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         raise SystemExit(
             "LoRA and LENS train under DDP (configs/ddp.yaml): what they train, or all of a 3B policy, fits one GPU"
         )
-    torch.set_float32_matmul_precision("high")
+    if accelerator.device.type == "cuda":  # on a CPU it takes matrix products to kernels that pile up, one per shape
+        torch.set_float32_matmul_precision("high")
 
     # ---- who learns, on what, from where
     last = checkpoint.newest(output_dir)
