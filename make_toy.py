@@ -330,6 +330,7 @@ def train_policy(
     frame = data.model_frame(family, (IMAGE_SIZE[family],) * 2)
     world = [toy.toy_scene(101 if resume else 100, i) for i in tqdm(range(scenes), desc="scenes", mininterval=5)]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    # up over 100 steps, then down to a twentieth along a cosine
     warm = lambda s: min(1, (s + 1) / 100) * (0.05 + 0.95 * (1 + np.cos(np.pi * s / steps)) / 2)  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm)
     kept = watch_attention(policy)
@@ -457,6 +458,7 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
     print(f"sam2: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters")
     world = [toy.toy_scene(200, i) for i in tqdm(range(scenes), desc="scenes", mininterval=5)]
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
+    # up over 50 steps, then full, then down to a twentieth over the second half
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / 50, 0.05 + 2 * (1 - s / steps)))
     bar, log = tqdm(range(steps), desc="sam2", mininterval=5), []
     for step in bar:

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 class Prompts:
     """P encoded prompts. `inputs` is left-padded, ready to sample from, positions explicit: nothing recomputes them."""
 
-    # input_ids, attention_mask, position_ids (3, P, S), pixel_values, image_grid_thw, mm_token_type_ids
+    # input_ids, attention_mask, mm_token_type_ids (P, S), position_ids (3, P, S), image_grid_thw (P, 3), pixel_values
+    # (patches of all pictures one after the other, values of a patch)
     inputs: dict[str, Tensor]
     resized: list[tuple[int, int]]  # (width, height) of each picture as the model sees it
 
