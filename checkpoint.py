@@ -7,6 +7,7 @@ checkpoint-N/trainer.pt    optimizer, schedule, rank queue, step: what --resume 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from pathlib import Path
@@ -84,6 +85,20 @@ def restore(folder: Path, policy, optimizer: torch.optim.Optimizer, schedule, qu
     schedule.load_state_dict(state["schedule"])
     queue.load_state_dict(state["queue"])
     return state["step"]
+
+
+def history(folder: Path, step: int) -> tuple[list[dict], dict]:
+    """What the run has written beside its checkpoint `folder`: metrics.jsonl's rows up to `step`, the score before."""
+    lines = (folder.parent / "metrics.jsonl").read_text().splitlines()[:step]
+    heldout = json.loads((folder.parent / "heldout.json").read_text())
+    return [json.loads(line) for line in lines], {k: v for k, v in heldout.items() if k == "before"}
+
+
+def finish(output_dir: Path, steps: int) -> Path:
+    """The last checkpoint once more as final/, without what only --resume needs."""
+    final = output_dir / "final"
+    shutil.rmtree(final, ignore_errors=True)
+    return shutil.copytree(output_dir / f"checkpoint-{steps}", final, ignore=shutil.ignore_patterns("trainer.pt"))
 
 
 def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:

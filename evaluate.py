@@ -35,6 +35,7 @@ from tqdm import tqdm
 import data
 import grpo
 import model as models
+import pictures
 import rewards
 from folders import choose, claim, fingerprint, load_recipe, load_samples, merge_records, read_records, write_atomically
 from metrics import all_metrics, iou_of, segmentation_metrics
@@ -103,6 +104,7 @@ def predict(
     points (GenSeg Table 4); negative points go with the points.
     """
     images, sizes = [s.image for s in samples], [(s.width, s.height) for s in samples]
+    # Texts, and the frame that the numbers in each are written in. The oracle's frame is the picture itself.
     if policy == "oracle":
         texts, frames, lengths = [], sizes, [0] * len(samples)
         for s in samples:
@@ -122,7 +124,10 @@ def predict(
         ids, written = rollout.ids[:, 0], rollout.mask[:, 0]
         texts, lengths = policy.decode(ids, written), written.sum(-1).tolist()
         frames = [data.model_frame(policy.family, resized) for resized in prompts.resized]
+    # Answers: in original pixels from here on.
     answers = [to_answer(t, recipe, frame, size) for t, frame, size in zip(texts, frames, sizes, strict=True)]
+    # Masks: none; the true ones of the objects that were hit; LENS's, from the context queries that follow the text; or
+    # SAM2's, from the written boxes and points.
     if segmenter is None:
         masks = [None] * len(samples)
     elif segmenter == "truth":
@@ -147,6 +152,7 @@ def make_record(index: int, sample: data.Sample, p: Prediction) -> dict:
         return (code := data.encode_rle(mask)) | {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
 
     a, truth, ignore = p.answer, sample.mask, sample.ignore
+    # Whole pixels: sums of integers come out the same in any order, and a metric can be redone from the file.
     pixels = dict.fromkeys(("mask", "truth_mask", "intersection", "union", "area", "iou"))
     if p.mask is not None:
         pixels["mask"] = rle(p.mask)
@@ -264,7 +270,7 @@ def photo(policy, segmenter, recipe: Recipe, options: Options, how: dict) -> Non
     out, objects = Path(options.output_dir or path.parent), answer.instances
     out.mkdir(parents=True, exist_ok=True)
     dots = [[xy for o in objects for xy in o.points], [xy for o in objects for xy in o.negative_points]]
-    drawn = data.overlay(picture, mask, None, [o.box for o in objects], *dots)
+    drawn = pictures.overlay(picture, mask, None, [o.box for o in objects], *dots)
     for kind, image in (("overlay", drawn), ("mask", Image.fromarray(mask.astype(np.uint8) * 255))):
         image.save(out / f"{path.stem}.{kind}.png")
         print(f"wrote {out / path.stem}.{kind}.png")
@@ -279,6 +285,7 @@ def main(options: Options) -> None:
         raise data.BadData("name --model and --dataset, or --model, --image and --query, or --score; see --help.")
     if options.recipe and options.recipe not in RECIPES:
         raise data.BadData(f"no recipe {options.recipe!r}; there are: {', '.join(RECIPES)}")
+    # How to ask: the checkpoint's own recipe, or the one named.
     named = RECIPES[options.recipe] if options.recipe else None
     recipe = load_recipe(options.model, miniature(named) if named and options.toy else named)
     dataset = options.dataset or ("toy" if recipe.dataset == "toy" else "")
@@ -288,6 +295,7 @@ def main(options: Options) -> None:
         raise data.BadData("one photo needs a model and a SAM2: it has no truth.")
     if not options.image and not dataset:
         raise data.BadData(f"name a benchmark with --dataset ({', '.join(data.LOADERS)}), or a photo with --image.")
+    # Who answers, and who makes the masks.
     state = PartialState(timeout=datetime.timedelta(days=2))  # who has finished waits for the others at the barrier
     policy, segmenter = "oracle", "truth" if name == "truth" else None
     if options.model != "oracle":
@@ -300,6 +308,7 @@ def main(options: Options) -> None:
     if name not in ("none", "truth"):  # a LENS checkpoint has its own, with the mask decoder that was trained with it
         own = None if policy == "oracle" or options.segmenter else policy.segmenter
         segmenter = models.load_segmenter(name, state.device) if own is None else own
+    # Kept beside the predictions: whatever could change one of them, so that a run is only taken up by its like.
     how = {"prompts_mode": options.prompts, "variant": options.prompt_variant, "temperature": options.temperature}
     how["seed"] = options.seed
     if options.image:

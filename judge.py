@@ -48,6 +48,7 @@ def reward_frame(recipe: Recipe, sample: data.Sample) -> tuple[float, float]:
 def to_target(sample: data.Sample, recipe: Recipe) -> rewards.Target:
     """A sample's ground truth in the recipe's reward frame. Its mask is decoded only where the recipe looks at it."""
     frame, size = reward_frame(recipe, sample), (sample.width, sample.height)
+    # As many points per object as the answer has, or the one that the data annotate: the distance rules take both.
     k = len(rewards.SCHEMAS[recipe.schema].points)
     points = sample.positive_points(min(k, sample.points.shape[1] or k)) if k else np.zeros((len(sample.boxes), 0, 2))
     mask = sample.mask if recipe.segmenter_use != "evaluation" else None
@@ -63,7 +64,10 @@ def reward_parts(
     mask_iou: float | None,
     queue: rewards.RankQueue | None,
 ) -> dict[str, float]:
-    """The recipe's reward, by part. answer and target in the recipe's frame."""
+    """The recipe's reward, by part. answer and target in the recipe's frame.
+
+    rewards.py's functions share (answer, target, mask_iou, weights); what only some have is handed over here.
+    """
     options: dict = {"weights": recipe.weights}
     if recipe.reward == "drseg":
         options |= {"queue": queue if recipe.rank == "queue" else None, "components": recipe.components}
@@ -83,6 +87,7 @@ def check_rewards(
     indices that pass, and a line for each that does not. A frame mixed up, or a point outside its own box, shows here,
     and not as a reward that stays flat for a day.
     """
+    # The maximum follows the recipe's settings: rewards.MAXIMUM knows the papers' only.
     weights = dict(recipe.weights)
     if recipe.reward == "samr1":  # tiers may have been changed
         weights["tiered"] = weights["tiered"] * max(recipe.tier_rewards) / 4
@@ -119,7 +124,7 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
         )
         for line in [*samples.skipped[:5], *bad[:10]]:
             print(f"  skipped: {line}")
-    if len(bad) > 0.01 * (len(order) + len(bad)):
+    if len(bad) > 0.01 * (len(order) + len(bad)):  # one in a hundred may be a slip of the annotators'
         raise SystemExit(
             f"{len(bad)} of {len(order) + len(bad)} samples do not earn the maximum "
             "with their own ground truth (see above): "
@@ -154,12 +159,15 @@ def judge(
     painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None where SAM2 gets the written boxes.
     """
     G = len(texts[0])
+    # Read once, in the units that the model wrote; then looked at in two frames, the picture's pixels for SAM2 and the
+    # recipe's for the reward.
     answers = [[rewards.parse_answer(text, recipe.schema) for text in group] for group in texts]
     frames = [data.model_frame(policy.family, size) for size in batch.prompts.resized]
     sizes = [(s.width, s.height) for s in batch.samples]
     masks: dict | None = painted
     if recipe.segmenter_use == "reward":  # SAM2 in the reward: boxes and points of all completions in one batched call
         pairs = [(p, g) for p in range(len(texts)) for g in range(G)]
+        # What does not parse has no objects: its mask is empty, and SAM2 is not asked.
         prompts = [
             answers[p][g].rescaled(frames[p], sizes[p]).instances if answers[p][g].answer_ok else [] for p, g in pairs
         ]
@@ -177,11 +185,13 @@ def judge(
             parts[-1].append(reward_parts(recipe, answer, target, iou, queue))
             logged["parsed"].append(float(answer.answer_ok))
             if recipe.reward == "drseg":
+                # Its metrics, malformed ones' zeros included, join the queue when the step is over (train.py flushes):
+                # within a step all are ranked against the same history.
                 x = rewards.drseg_metrics(answer, target, recipe.released)
                 queue.push(x)
                 for name, value in zip(("box_iou", "count", "point"), x, strict=True):
                     logged.setdefault(name, []).append(value)
-            elif len(target.boxes):
+            elif len(target.boxes):  # to watch, for recipes that do not log it: the best box for each true one
                 boxes = np.array([o.box for o in answer.instances[: rewards.MAX_OBJECTS]]).reshape(-1, 4)
                 best = rewards.box_ious(boxes, target.boxes).max(0) if len(boxes) else np.zeros(len(target.boxes))
                 logged["box_iou"].append(float(best.mean()))

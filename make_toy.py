@@ -466,6 +466,7 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
         objects = [s["objects"][rng.integers(len(s["objects"]))] for s in chosen]
         truth = torch.tensor(np.stack([o["mask"] for o in objects]), device=device).float()
         boxes = np.stack([data.box_of(o["mask"]) for o in objects])
+        center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
         # True boxes alone first: with points at hand from the start it never learns to read a box.
         late = resume or step >= 0.6 * steps
         k = 0 if not late or step % 2 else int(rng.integers(1, 5))
@@ -473,21 +474,18 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
             # Then boxes as loose as the policy's, and the lesson that what is meant fills its box. The real SAM2
             # forgives a loose box; this one takes it at its word, so that pointing badly costs masks and there is much
             # to gain.
-            factor = rng.uniform(1, 1.9, (batch, 1))
-            center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * factor
+            half = half * rng.uniform(1, 1.9, (batch, 1))
             center = center + rng.uniform(-0.25, 0.25, (batch, 2)) * half
             boxes = np.concatenate([center - half, center + half], 1)
             drawn = [toy.draw_shape(o["shape"], c, h.max(), 112) for o, c, h in zip(objects, center, half, strict=True)]
             truth = torch.tensor(np.stack(drawn), device=device).float()
         points, labels = np.zeros((batch, k, 2)), np.zeros((batch, k), dtype=np.int32)
         meant = truth.bool().cpu().numpy()
-        for i, o in enumerate(objects):
+        for i in range(batch):
             for j in range(k):
-                labels[i, j] = rng.random() < 0.6  # on the shape (1) or beside it (0)
+                labels[i, j] = rng.random() < 0.6  # on the shape (1) or beside it (0), but near
                 ys, xs = np.nonzero(meant[i] if labels[i, j] else ~meant[i])
-                near = (np.abs(xs - o["center"][0]) < 1.4 * o["radius"]) & (
-                    np.abs(ys - o["center"][1]) < 1.4 * o["radius"]
-                )
+                near = (np.abs(np.stack([xs, ys], 1) - center[i]) < 1.4 * half[i].max()).all(1)
                 pick = rng.choice(np.flatnonzero(near))
                 points[i, j] = xs[pick] + 0.5, ys[pick] + 0.5
         emb = net.embed([s["image"] for s in chosen])

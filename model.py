@@ -109,6 +109,7 @@ class Policy(nn.Module):
         else:
             images = [pad_thin(image) for image in images]
             resize = {"size": {"shortest_edge": self.factor**2 * 4, "longest_edge": self.max_pixels}}
+        # The template leaves one <|image_pad|> per picture; the processor repeats it, one for each merged patch.
         chats = [
             self.processor.apply_chat_template(
                 [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
@@ -165,6 +166,8 @@ class Policy(nn.Module):
             image_grid_thw=rows.image_grid_thw,
             use_cache=False,
         ).last_hidden_state.flatten(0, 1)  # (R * L, d)
+        # Only states that predict a completion's token meet the output matrix: prompt, padding and queries need no
+        # logits, and those are what fills a GPU.
         head = self.vlm.get_output_embeddings().weight
         logp, entropy = score(
             hidden[rows.source], head, rows.target, temperature=temperature, banned_ids=self.banned_ids
@@ -182,6 +185,8 @@ class Policy(nn.Module):
         tokens that forward scores are row by row, completion by completion, token by token; query states come in the
         same order.
         """
+        # Where a row's places come from:   S prompt tokens | t_1 tokens of o_1, K places | t_2 tokens of o_2, K places
+        # `at` walks along the rows of the flattened (R, L): the place of the current completion's first token.
         K = 0 if self.context is None else len(self.context.queries)
         parts, source, target, queries = [], [], [], []
         lengths = [int(prompts.inputs["attention_mask"][i].sum()) + sum(len(o) + K for o in os) for i, os in groups]
@@ -394,6 +399,7 @@ class Segmenter(nn.Module):
         lies outside the picture moved to its edge; labels (N, k): 1 or 0.
         `chunk` objects go through the mask decoder at a time (each holds its own copy of the picture's features).
         """
+        # SAM2 squares every picture, so a fraction of the side is all that it needs to know of a coordinate.
         index_t = torch.as_tensor(list(index), device=self.device)
         sizes = torch.tensor([embeddings.sizes[i] for i in index], dtype=torch.float64).view(-1, 1, 2)
 
@@ -419,6 +425,7 @@ class Segmenter(nn.Module):
         would change them).
         """
         masks = [torch.zeros(embeddings.sizes[i][::-1], dtype=torch.bool, device=self.device) for i in index]
+        # (positive, negative points) -> the objects that have so many, each with the number of its answer
         jobs: dict[tuple[int, int], list] = {}
         for b, objects in enumerate(answers):
             for o in objects:

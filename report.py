@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import data
 import folders
+import pictures
 from metrics import all_metrics, best_box_ious
 from published import as_text, beside
 
@@ -54,7 +55,7 @@ pre { max-height: 16rem; overflow-y: auto; } svg { width: 100%; height: auto; }
 
 
 def picture_uri(record: dict, sample: data.Sample, side: int = 448) -> str:
-    """The photo with what was predicted and the outline of what is true (data.overlay), as a small JPEG data URI."""
+    """The photo with what was predicted and what is true on it (pictures.overlay), as a small JPEG data URI."""
     w, h = record["width"], record["height"]
     size = (max(1, round(w * side / max(w, h))), max(1, round(h * side / max(w, h))))
 
@@ -71,7 +72,7 @@ def picture_uri(record: dict, sample: data.Sample, side: int = 448) -> str:
             truth[y1:y2, x1:x2] = True
     points, negative = ([xy for each in record[key] for xy in moved(each)] for key in ("points", "negative_points"))
     photo, boxes, ignore = sample.image.resize(size), moved(record["boxes"]), mask(sample.ignore_mask)
-    drawn = data.overlay(photo, mask(record["mask"]), truth, boxes, points, negative, ignore)
+    drawn = pictures.overlay(photo, mask(record["mask"]), truth, boxes, points, negative, ignore)
     file = io.BytesIO()
     drawn.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -8,10 +8,11 @@ Any field of recipes.Recipe is an option (--learning_rate 2e-6 --weights.look 0)
 metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside); and
 stopped-step-N-rank-R.pt, the step's inputs, if its loss is not finite.
 
-Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded). No randomness is drawn
-from global generators: the order of samples is a function of (seed, epoch), the noise of a completion of (seed, step,
-sample, branch). So a step is a function of a checkpoint and the step's number, after any restart; on another number of
-processes it is the same up to float rounding.
+Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded).
+
+No randomness is drawn from global generators: the order of samples is a function of (seed, epoch), the noise of a
+completion of (seed, step, place in the step, branch). So a step is a function of a checkpoint and the step's number,
+after any restart; on another number of processes it is the same up to float rounding.
 """
 
 from __future__ import annotations
@@ -19,11 +20,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
 import sys
 import time
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +43,7 @@ import judge
 import model as models
 import report
 import rewards
+from networks import build
 from published import as_text
 from recipes import RECIPES, Recipe, miniature
 from step import add_reference, load_batch, make_micros, oracle_rollout, paint, update
@@ -63,88 +63,17 @@ def step_samples(order: list[int], recipe: Recipe, step: int) -> list[int]:
     return shuffled[start : start + recipe.prompts_per_step].tolist()
 
 
-def noise(recipe: Recipe, step: int, indices: list[int], T: int) -> Tensor:
-    """Uniforms (P, G, T) in [0, 1): each completion's own generator, seeded by (seed, step, sample index, branch)."""
+def noise(recipe: Recipe, step: int, places: Sequence[int], T: int) -> Tensor:
+    """Uniforms (P, G, T) in [0, 1): each completion's own generator, seeded by (seed, step, place, branch).
+
+    places: of the P prompts among those of the step, over all processes. Not their samples: a small dataset has a
+    sample twice in a step, and the same noise would write the same completions again.
+    """
     draw = lambda i, g: np.random.default_rng([recipe.seed, step, i, g]).random(T, dtype=np.float32)  # noqa: E731
-    return torch.from_numpy(np.stack([[draw(i, g) for g in range(recipe.num_samples)] for i in indices]))
+    return torch.from_numpy(np.stack([[draw(i, g) for g in range(recipe.num_samples)] for i in places]))
 
 
-# -------------------------------------------------------------------------------------------------------------- the run
-
-
-def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
-    """--recipe and --toy choose the defaults; every field of Recipe can then be overridden."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--recipe", default="drseg", choices=sorted(RECIPES))
-    first.add_argument("--toy", action="store_true")
-    first.add_argument("--output_dir", type=Path, default=None)
-    first.add_argument("--resume", action="store_true")
-    first.add_argument("--tracker", default=None, choices=["tensorboard", "wandb"])
-    args, rest = first.parse_known_args(argv)
-    recipe = miniature(RECIPES[args.recipe]) if args.toy else RECIPES[args.recipe]
-    if {"-h", "--help"} & set(rest):
-        first.print_help()
-    values = (tyro.conf.FlagConversionOff,)  # --released True, as every field is given
-    recipe = tyro.cli(Recipe, default=recipe, args=rest, prog="train.py", config=values)
-    args.output_dir = args.output_dir or Path("runs", recipe.name + ("-toy" if args.toy else ""))
-    return recipe, args
-
-
-def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, models.Segmenter]:
-    """The policy, with a context module where the recipe wants one, and the segmenter. The rest is frozen."""
-    size = {"image_size": recipe.image_size or None, "max_pixels": recipe.max_pixels}
-    # Weights that learn are float32, whatever the compute dtype: in bfloat16, steps of 1e-6 would be rounded away.
-    frozen = recipe.lora_rank and recipe.dtype == "bfloat16"
-    policy = models.load_policy(recipe.model, **size, dtype=torch.bfloat16 if frozen else torch.float32)
-    segmenter = policy.segmenter or models.load_segmenter(recipe.segmenter)
-    policy.requires_grad_(recipe.train != "context")
-    if recipe.num_queries:
-        if policy.context is None:
-            torch.manual_seed(recipe.seed)
-            d, c = policy.vlm.get_input_embeddings().weight.shape[1], segmenter.no_mem_embed.shape[-1]
-            policy.context = models.ContextModule(d, c, recipe.num_queries, recipe.connector, recipe.collapse)
-        for name in ("num_queries", "connector", "collapse"):
-            if (has := policy.context.config[name]) != getattr(recipe, name):
-                raise SystemExit(f"{recipe.model} has --{name} {has}, and this run asks for {getattr(recipe, name)}")
-        policy.segmenter = segmenter.requires_grad_(False)
-        policy.context.requires_grad_(True)
-        if recipe.train == "all" and recipe.tune_decoder:  # all but what belongs to the picture's embedding
-            segmenter.mask_decoder.requires_grad_(True)
-            segmenter.mask_decoder.conv_s0.requires_grad_(False)
-            segmenter.mask_decoder.conv_s1.requires_grad_(False)
-    else:
-        policy.context = None
-    lora = getattr(policy.vlm, "peft_config", None)  # of a checkpoint
-    if lora and lora["default"].r != recipe.lora_rank:
-        raise SystemExit(
-            f"{recipe.model} is a LoRA of rank {lora['default'].r}, and --lora_rank is {recipe.lora_rank}: "
-            "go on with its own rank, or merge it first (README)"
-        )
-    if recipe.lora_rank:
-        if find_spec("peft") is None:
-            raise SystemExit("--lora_rank needs one more package: pip install peft")
-        if not lora:
-            torch.manual_seed(recipe.seed)
-            models.add_lora(policy.vlm, recipe.lora_rank)
-        for name, p in policy.vlm.named_parameters():
-            p.requires_grad_("lora_" in name)
-    if recipe.gradient_checkpointing:
-        policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
-    policy.train()  # no dropout anywhere (load_policy): this only lets gradient checkpointing act
-    segmenter.eval()
-    return policy.to(accelerator.device), segmenter.to(accelerator.device)
-
-
-def aligned_giou(recipe: Recipe, policy: models.Policy, segmenter, samples: data.Samples, indices: list[int]) -> float:
-    """What LENS's alignment learns, held out: the mean mask IoU on ground-truth completions."""
-    ious: list[float] = []
-    for i in tqdm(range(0, len(indices), recipe.prompts_per_step), desc="held out, true text"):
-        batch = load_batch(recipe, policy, segmenter, samples, indices[i : i + recipe.prompts_per_step])
-        micros = make_micros(policy, batch.prompts, oracle_rollout(policy, batch, recipe), recipe)
-        masks = paint(policy, micros, batch, recipe)
-        truths = [torch.as_tensor(target.mask, device=policy.device) for target in batch.targets]
-        ious += [models.mask_iou(masks[p, 0], truth) for p, truth in enumerate(truths)]
-    return float(np.mean(ious))
+# ---------------------------------------------------------------------------------------------------------- the figures
 
 
 def summarize(
@@ -175,6 +104,32 @@ def over_processes(row: dict[str, float]) -> dict[str, float]:
     return means | {"length_max": max(r["length_max"] for r in rows)}
 
 
+def aligned_giou(recipe: Recipe, policy: models.Policy, segmenter, samples: data.Samples, indices: list[int]) -> float:
+    """What LENS's alignment learns, held out: the mean mask IoU on ground-truth completions."""
+    ious: list[float] = []
+    for i in tqdm(range(0, len(indices), recipe.prompts_per_step), desc="held out, true text"):
+        batch = load_batch(recipe, policy, segmenter, samples, indices[i : i + recipe.prompts_per_step])
+        micros = make_micros(policy, batch.prompts, oracle_rollout(policy, batch, recipe), recipe)
+        masks = paint(policy, micros, batch, recipe)
+        truths = [torch.as_tensor(target.mask, device=policy.device) for target in batch.targets]
+        ious += [models.mask_iou(masks[p, 0], truth) for p, truth in enumerate(truths)]
+    return float(np.mean(ious))
+
+
+def score_heldout(recipe: Recipe, policy: models.Policy, writer: models.Policy, segmenter) -> dict:
+    """Metrics (evaluate.py) on the first eval_samples that the recipe can answer. writer: policy, or its replica."""
+    held = data.load(recipe.dataset, recipe.data_root or None, recipe.eval_split)
+    chosen = judge.usable(held, recipe)[0][: recipe.eval_samples]
+    asked = policy if recipe.num_queries else writer  # a replica has no context module
+    scores = evaluate.evaluate(asked, segmenter, held, recipe, indices=chosen)
+    if recipe.train == "context":
+        scores["giou_true_text"] = aligned_giou(recipe, policy, segmenter, held, chosen)
+    return scores
+
+
+# -------------------------------------------------------------------------------------------------------------- the run
+
+
 def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
     """Warm-up, then constant, linear to 0, or cosine to 0, over `total` optimizer steps."""
 
@@ -186,8 +141,8 @@ def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
     return factor
 
 
-def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:
-    """Run a recipe. Returns {"before": ..., "after": ...}: held-out metrics (empty where eval_samples is 0)."""
+def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator:
+    """Join the other processes, if there are any. SystemExit if they cannot run this recipe together."""
     bf16, joint = recipe.dtype == "bfloat16", recipe.train == "all"
     # The mask decoder has outputs that no loss of LENS looks at. Buffers never change, and broadcasting them would make
     # every forward a collective, also where processes run different numbers of them.
@@ -195,18 +150,24 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no", log_with=tracker, project_dir=str(output_dir), kwargs_handlers=[ddp]
     )
-    main, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
-    if recipe.prompts_per_step % world:
-        raise SystemExit(f"--prompts_per_step {recipe.prompts_per_step} cannot be shared evenly by {world} processes")
-    sharded = accelerator.distributed_type == "FSDP"
-    if sharded and (recipe.lora_rank or recipe.num_queries):
+    if recipe.prompts_per_step % accelerator.num_processes:
+        processes = f"{accelerator.num_processes} processes"
+        raise SystemExit(f"--prompts_per_step {recipe.prompts_per_step} cannot be shared evenly by {processes}")
+    if accelerator.distributed_type == "FSDP" and (recipe.lora_rank or recipe.num_queries):
         raise SystemExit(
             "LoRA and LENS train under DDP (configs/ddp.yaml): what they train, or all of a 3B policy, fits one GPU"
         )
     if accelerator.device.type == "cuda":  # on a CPU it takes matrix products to kernels that pile up, one per shape
         torch.set_float32_matmul_precision("high")
+    return accelerator
 
-    # ---- who learns, on what, from where
+
+def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:
+    """Run a recipe. Returns {"before": ..., "after": ...}: held-out metrics (empty where eval_samples is 0)."""
+    accelerator = launch(recipe, output_dir, tracker)
+    main, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
+
+    # ---- who learns, on what
     last = checkpoint.newest(output_dir)
     if last and not resume:
         raise SystemExit(f"{output_dir} holds a run already ({last.name}): --resume it, or name another --output_dir")
@@ -216,20 +177,28 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     )
     order = judge.examine(samples, segmenter, recipe, main)
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
+
+    # ---- up to three sets of weights, for three questions
+    #      policy      what learns; float32 whatever the compute dtype, sharded under FSDP
+    #      replica     what writes the completions: the same weights, renewed every step, in the compute dtype and whole
+    #                  (a sharded model would have to fetch its shards again for every token)
+    #      reference   what KL holds on to: the model that the run started from, also after --resume
+    bf16 = recipe.dtype == "bfloat16"
     compute = torch.bfloat16 if bf16 else torch.float32
-    reference = None  # what KL holds on to: the model that the run started from, also after --resume
+    reference = replica = None
     needs_reference = recipe.beta > 0 and recipe.train != "context"
-    if needs_reference and not recipe.lora_rank:
+    if needs_reference and not recipe.lora_rank:  # with LoRA it is the policy itself, its adapter switched off
         reference = checkpoint.full_copy(build(recipe, accelerator)[0] if last else policy, compute)
+    sharded = accelerator.distributed_type == "FSDP"
+    if sharded or (bf16 and not recipe.lora_rank and recipe.train != "context"):
+        replica = checkpoint.full_copy(policy, compute)
 
     # ---- a checkpoint holds weights, optimizer, schedule, rank queue, step; all else is a function of the step
     optimizer = torch.optim.AdamW(
         [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    wanted = (bf16 and not recipe.lora_rank and recipe.train != "context") or sharded
-    replica = checkpoint.full_copy(policy, compute) if wanted else None  # what completions are sampled from
     policy, optimizer = accelerator.prepare(policy, optimizer)
-    bare = accelerator.unwrap_model(policy)
+    bare = accelerator.unwrap_model(policy)  # without DDP's wrapping, for everything but the update
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer.optimizer, learning_rate_factor(recipe, steps * recipe.updates_per_rollout)
     )
@@ -239,8 +208,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         first = checkpoint.restore(last, policy, optimizer.optimizer, schedule, queue)
         if first > steps:
             raise SystemExit(f"{last} is beyond --max_steps {steps}: give more steps, or another --output_dir")
-        rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()[:first]]
-        heldout = {k: v for k, v in json.loads((output_dir / "heldout.json").read_text()).items() if k == "before"}
+        rows, heldout = checkpoint.history(last, first)
         if main:
             saved = dataclasses.asdict(folders.load_recipe(last))
             other = [name for name, value in dataclasses.asdict(recipe).items() if saved[name] != value]
@@ -252,46 +220,42 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in dataclasses.asdict(recipe).items()}
         accelerator.init_trackers("runs", config=plain)  # TensorBoard takes no tuples
 
-    def score_heldout(when: str) -> None:
+    def score(when: str) -> None:
         if replica is not None:
-            checkpoint.refresh(replica, policy)
+            checkpoint.refresh(replica, policy)  # a collective where weights are sharded: every process takes part
         if main and recipe.eval_samples:
-            held = data.load(recipe.dataset, recipe.data_root or None, recipe.eval_split)
-            asked = replica if replica is not None and not recipe.num_queries else bare
-            chosen = judge.usable(held, recipe)[0][: recipe.eval_samples]
-            heldout[when] = evaluate.evaluate(asked, segmenter, held, recipe, indices=chosen)
-            if recipe.train == "context":
-                heldout[when]["giou_true_text"] = aligned_giou(recipe, bare, segmenter, held, chosen)
+            heldout[when] = score_heldout(recipe, bare, replica or bare, segmenter)
         if main:
             folders.write_atomically(output_dir / "heldout.json", json.dumps(heldout, indent=1))
         accelerator.wait_for_everyone()
 
     if "before" not in heldout:
-        score_heldout("before")
+        score("before")
 
     # ---- the loop
     P, G = recipe.prompts_per_step // world, recipe.num_samples
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=recipe.name, disable=not main)
     for step in bar:
         clock = [time.perf_counter()]
-        # whole groups, the same number on every process
-        here = step_samples(order, recipe, step)[rank * P : (rank + 1) * P]
+        # Whole groups, the same number on every process: a group's mean and deviation never cross processes.
+        places = range(rank * P, (rank + 1) * P)
+        here = [step_samples(order, recipe, step)[place] for place in places]
         batch = load_batch(recipe, bare, segmenter, samples, here)
 
         # sample: G completions per prompt from the policy as it is now
-        if recipe.train == "context":
+        if recipe.train == "context":  # LENS's alignment samples nothing: the text is the truth, the masks learn
             rollout = oracle_rollout(bare, batch, recipe)
         else:
             if replica is not None:
                 checkpoint.refresh(replica, policy)
             rollout = (fast.sample if recipe.capture else grpo.sample)(
-                (replica or bare).vlm, batch.prompts.inputs, noise(recipe, step, here, recipe.max_completion),
+                (replica or bare).vlm, batch.prompts.inputs, noise(recipe, step, places, recipe.max_completion),
                 num_samples=G, max_new_tokens=recipe.max_completion, temperature=recipe.temperature, top_p=recipe.top_p,
                 eos_token_id=bare.eos_token_id, banned_ids=bare.banned_ids,
             )  # fmt: skip
         clock.append(time.perf_counter())
 
-        # judge: texts -> answers -> masks -> reward parts
+        # judge: texts -> answers -> masks -> reward parts. Packed here already: LENS's masks come from the same rows.
         flat = bare.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
         texts = [flat[p * G : (p + 1) * G] for p in range(P)]
         micros = make_micros(bare, batch.prompts, rollout, recipe)
@@ -303,7 +267,8 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         advantages = grpo.group_advantages(reward)
         clock.append(time.perf_counter())
 
-        # update
+        # update: the log-probabilities of the first forward are pi_old, so a ratio can leave 1, and a clip act, only
+        # from the second update on the same rollout
         if needs_reference:
             add_reference(reference, bare, micros, recipe)
         rate = schedule.get_last_lr()[0]
@@ -319,12 +284,11 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             ) from error
         clock.append(time.perf_counter())
 
-        # ---- what happened, over all processes
+        # what happened, over all processes
         row = over_processes(summarize(rollout, reward, parts, measured, bare.eos_token_id) | learned)
         # sample: with reading and encoding the pictures; reward: with packing the rows
-        stages = zip(("sample", "reward", "update"), clock, clock[1:], strict=False)
-        row = {"step": step + 1} | row | {"learning_rate": rate}
-        row |= {f"seconds/{name}": b - a for name, a, b in stages}
+        stages = zip(("sample", "reward", "update"), np.diff(clock).tolist(), strict=True)
+        row = {"step": step + 1} | row | {"learning_rate": rate} | {f"seconds/{name}": took for name, took in stages}
         row["tokens_per_second"] = row["length"] * G * recipe.prompts_per_step / (clock[-1] - clock[0])
         rows.append(row)
         if main:
@@ -333,22 +297,18 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             bar.set_postfix(reward=f"{row['reward']:.2f}", parsed=f"{row['parsed']:.2f}", length=f"{row['length']:.0f}")
             if step % 20 == 0:
                 shown = ", ".join(f"{name} {value:.2f}" for name, value in parts[0][0].items())
-                bar.write(
-                    f"\n[step {step + 1}] {batch.samples[0].query!r}\n{texts[0][0]}\n"
-                    f"  -> {shown}; advantage {advantages[0, 0]:.2f}"
-                )
+                said = f"[step {step + 1}] {batch.samples[0].query!r}\n{texts[0][0]}"
+                bar.write(f"\n{said}\n  -> {shown}; advantage {advantages[0, 0]:.2f}")
         if tracker:
             accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
         if (step + 1) % recipe.save_every == 0 or step + 1 == steps:
             checkpoint.write(accelerator, policy, optimizer.optimizer, schedule, queue, recipe, output_dir, step + 1)
             if main:
                 report.plot_curves(rows, output_dir / "curves.png")
-    score_heldout("after")
+
+    score("after")
     if main:
-        final = output_dir / "final"
-        shutil.rmtree(final, ignore_errors=True)
-        shutil.copytree(output_dir / f"checkpoint-{steps}", final, ignore=shutil.ignore_patterns("trainer.pt"))
-        print(f"checkpoint: {final}")
+        print(f"checkpoint: {checkpoint.finish(output_dir, steps)}")
         for name, what in {"giou": "held-out gIoU, percent", "giou_true_text": "on ground-truth completions"}.items():
             if name in heldout.get("after", {}):
                 before, after = (as_text("giou", heldout[when][name]) for when in ("before", "after"))
@@ -356,6 +316,27 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     if tracker:
         accelerator.end_training()
     return heldout
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
+    """--recipe and --toy choose the defaults; every field of Recipe can then be overridden."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--recipe", default="drseg", choices=sorted(RECIPES))
+    first.add_argument("--toy", action="store_true")
+    first.add_argument("--output_dir", type=Path, default=None)
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--tracker", default=None, choices=["tensorboard", "wandb"])
+    args, rest = first.parse_known_args(argv)
+    recipe = miniature(RECIPES[args.recipe]) if args.toy else RECIPES[args.recipe]
+    if {"-h", "--help"} & set(rest):
+        first.print_help()
+    values = (tyro.conf.FlagConversionOff,)  # --released True, as every field is given
+    recipe = tyro.cli(Recipe, default=recipe, args=rest, prog="train.py", config=values)
+    args.output_dir = args.output_dir or Path("runs", recipe.name + ("-toy" if args.toy else ""))
+    return recipe, args
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import data
 import evaluate
 import judge
 import model as models
+import pictures
 from recipes import RECIPES, miniature
 
 
@@ -28,7 +29,7 @@ def main(trained: str, n: int = 6) -> None:
         for axis, sample, p in zip(axes[row], samples, found, strict=True):
             objects = p.answer.instances
             points = [xy for o in objects for xy in o.points]
-            axis.imshow(data.overlay(sample.image, p.mask, sample.mask, [o.box for o in objects], points))
+            axis.imshow(pictures.overlay(sample.image, p.mask, sample.mask, [o.box for o in objects], points))
             union = (p.mask | sample.mask).sum()
             axis.set_xlabel(f"IoU {(p.mask & sample.mask).sum() / max(union, 1):.2f}", fontsize=9)
             axis.set_xticks([])

@@ -17,6 +17,7 @@ import data
 import evaluate
 import grpo
 import judge
+import pictures
 import rewards
 import train
 from recipes import RECIPES, miniature
@@ -36,7 +37,7 @@ def main() -> None:
     for index in order:
         batch = load_batch(recipe, policy, segmenter, samples, [index])
         rollout = grpo.sample(
-            policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, [index], recipe.max_completion),
+            policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, [0], recipe.max_completion),
             num_samples=8, max_new_tokens=recipe.max_completion, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
         )  # fmt: skip
         texts = policy.decode(rollout.ids[0], rollout.mask[0])
@@ -59,7 +60,7 @@ def main() -> None:
         for t in texts
     ]
     boxes = [o.box for a in answers for o in a.instances]
-    picture = data.overlay(sample.image, truth=sample.mask, boxes=boxes)
+    picture = pictures.overlay(sample.image, truth=sample.mask, boxes=boxes)
     picture.resize((picture.width * 3, picture.height * 3)).save(DOCS / "one-step.png")
     L = S + sum(lengths)
     out = [

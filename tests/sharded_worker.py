@@ -35,7 +35,7 @@ samples = data.load("toy", None, "train")
 order, _ = judge.usable(samples, recipe)
 batch = load_batch(recipe, policy, segmenter, samples, order[:2])
 rollout = grpo.sample(
-    policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, order[:2], 40), num_samples=2, max_new_tokens=40,
+    policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, range(2), 40), num_samples=2, max_new_tokens=40,
     eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
 )  # fmt: skip
 advantages = torch.tensor([[1.0, -1.0], [-0.5, 0.5]])

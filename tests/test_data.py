@@ -19,6 +19,7 @@ from pycocotools.coco import COCO
 
 import data
 import layouts
+import pictures
 import toy
 
 MINI = Path(__file__).parents[1].parent / "shared" / "mini_coco"
@@ -159,7 +160,7 @@ def test_extreme_sizes_open(tmp_path, size):
     dump(tmp_path / "train.jsonl", json.dumps({"image": "x.png", "query": "it", "boxes": [[0, 0, *size]]}))
     sample = data.load("jsonl", tmp_path)[0]
     assert sample.image.size == data.open_image(path).size == (sample.width, sample.height) == size
-    assert data.contact_sheet([sample]).size == (1280, 370)
+    assert pictures.contact_sheet([sample]).size == (1280, 370)
 
 
 def test_unreadable_pictures_are_named(tmp_path):
@@ -525,9 +526,9 @@ def test_absent_and_resized_pictures(refer):
 def test_overlay_draws_each_thing_where_it_is():
     image, mask, truth = Image.new("RGB", (100, 60)), np.zeros((60, 100), dtype=bool), np.zeros((60, 100), dtype=bool)
     mask[10:20, 10:20], truth[30:50, 30:50] = True, True
-    plain = data.overlay(image)
+    plain = pictures.overlay(image)
     assert plain.tobytes() == image.tobytes() and plain is not image
-    drawn = data.overlay(image, mask, truth, [[60, 5, 90, 25]], [[70, 40]], [[[90, 50]]])
+    drawn = pictures.overlay(image, mask, truth, [[60, 5, 90, 25]], [[70, 40]], [[[90, 50]]])
     pixel = lambda x, y: drawn.getpixel((x, y))  # noqa: E731
     assert pixel(15, 15) != (0, 0, 0) and pixel(30, 40) == (255, 220, 0) and pixel(40, 40) == (0, 0, 0)
     assert pixel(60, 15) != (0, 0, 0) and pixel(75, 15) == (0, 0, 0)

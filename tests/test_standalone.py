@@ -24,7 +24,7 @@ mask[5:9, 10:16] = True
 numbers, masks = (data.box_of(mask)[None], np.zeros((1, 0, 2))), [data.encode_rle(mask)]
 sample = data.Sample("it", *numbers, "", "", 30, 20, lambda: Image.new("RGB", (30, 20)), masks)
 assert mask[tuple(sample.positive_points(1)[0, 0, ::-1].astype(int))] and np.array_equal(sample.mask, mask)
-assert data.contact_sheet([sample]).size == (1280, 370) and "it" in data.build_prompt("it", "lens", "pixels")
+assert "it" in data.build_prompt("it", "lens", "pixels")
 """,
     "grpo": """
 import torch

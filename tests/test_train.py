@@ -42,7 +42,7 @@ def setup(name, **changes):
     order, _ = judge.usable(samples, recipe)
     batch = load_batch(recipe, policy, segmenter, samples, order[:3])
     rollout = grpo.sample(
-        policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, order[:3], 60), num_samples=4, max_new_tokens=60,
+        policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, range(3), 60), num_samples=4, max_new_tokens=60,
         eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
     )  # fmt: skip
     return recipe, accelerator, policy, segmenter, batch, rollout
@@ -110,6 +110,14 @@ def test_step_samples_read_every_epoch_whole():
     assert sorted(seen[:10]) == order and sorted(seen[10:]) == order and seen[:10] != seen[10:]
     few = [train.step_samples([1, 2, 3], recipe, step) for step in range(3)]  # fewer samples than prompts per step
     assert sorted(few[0] + few[1] + few[2]) == sorted([1, 2, 3] * 4)
+
+
+def test_noise_is_of_the_place_not_of_the_sample_or_process():
+    recipe = replace(recipes.miniature(recipes.DRSEG), num_samples=3)
+    whole = train.noise(recipe, 5, range(4), 7)
+    assert len(whole.flatten(0, 1).unique(dim=0)) == 4 * 3  # a sample that comes twice in a step is answered anew
+    assert torch.equal(torch.cat([train.noise(recipe, 5, places, 7) for places in ([0, 1], [2, 3])]), whole)
+    assert not torch.equal(train.noise(recipe, 6, range(4), 7), whole)
 
 
 def test_second_update_of_a_rollout_is_clipped():
