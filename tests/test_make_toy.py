@@ -1,5 +1,7 @@
 """How the miniature's policy is taught: where a lesson's words are, and what attention to them costs."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +89,13 @@ def test_attention_loss_is_that_of_the_models_own_attention(policy):
     for _, layer, head, at, _ in wanted:
         loss[layer].append(-float(((out.attentions[layer][0, head, at] * weight).sum() + 1e-3).log()))
     assert float(got) == pytest.approx(sum(np.mean(v) for v in loss.values()), rel=1e-4)
+
+
+def test_sam2_goes_on_learning(tmp_path):
+    """A few steps of the late lessons: loose boxes, points on and beside."""
+    shutil.copytree("toy/sam2", tmp_path / "sam2")
+    make_toy.train_sam2(tmp_path / "sam2", 6, 8, 1e-4, 20, "cpu", resume=True)
+    before, after = (models.load_segmenter(str(folder)) for folder in ("toy/sam2", tmp_path / "sam2"))
+    assert not torch.equal(before.mask_decoder.mask_tokens.weight, after.mask_decoder.mask_tokens.weight)
+    said = make_toy.probe_sam2(after, 4)
+    assert said.startswith("true box 0.9") or said.startswith("true box 0.8"), said
