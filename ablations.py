@@ -1,6 +1,6 @@
 """The papers' ablations in miniature: each a handful of changed fields, over seeds, with a table and a figure.
 
-    python ablations.py                       # what there is, and how long each takes
+    python ablations.py                       # what there is
     python ablations.py tiers                 # run one (resumes; finished runs are kept in runs/ablations)
     python ablations.py tiers --seeds 0 1 2 --steps 100
     python ablations.py --words runs/lens-toy/final
@@ -124,7 +124,8 @@ STUDIES: dict[str, Study] = {
     ),
     "two-stages": Study(
         "genseg-g", "GenSeg-R1, section 5: genseg first, then genseg-g, is the recipe of its best model.",
-        {"genseg, then genseg-g": {"start": "genseg"}, "genseg-g alone": {}}, ("genseg, then genseg-g", "genseg-g alone"),
+        {"genseg, then genseg-g": {"start": "genseg"}, "genseg-g, then again": {"start": "genseg-g"}, "genseg-g once": {}},
+        ("genseg, then genseg-g", "genseg-g, then again"),
     ),
     "negative-points": Study(
         "genseg-g", "SAM-R1, left out by its authors: paying for a positive and a negative point, even inside the box, does not help the mask.",
@@ -170,13 +171,14 @@ def one_run(recipe_name: str, changes: dict, seed: int, steps: int, start_steps:
 
     recipe, start = settings(recipe_name, changes), changes.get("start")
     told = [recipe_name] + [f"{k}={v}" for k, v in changes.items() if k not in ("start", "prompts_mode")]
-    told += [f"after={start}{start_steps or ''}"] if start else []
+    before = start_steps or steps
+    told += [f"after={start}{before or miniature(RECIPES[start]).max_steps}"] if start else []
     recipe = dataclasses.replace(recipe, max_steps=steps or recipe.max_steps, seed=seed, save_every=10**6, keep=1)
     slug = re.sub(r"[^a-z0-9.=_]+", "-", "-".join(told).lower()).strip("-")
     folder = RUNS / f"{slug}-seed{seed}-{recipe.max_steps}"
     if not (folder / "done").exists():
         if start:
-            model = one_run(start, {}, seed, start_steps or steps, 0) / "final"
+            model = one_run(start, {}, seed, before, 0) / "final"
             recipe = dataclasses.replace(recipe, model=str(model))
         print(f"== {folder.name}", flush=True)
         train(recipe, folder, resume=True)
@@ -184,16 +186,14 @@ def one_run(recipe_name: str, changes: dict, seed: int, steps: int, start_steps:
     return folder
 
 
-def score(folder: Path, prompts_mode: str) -> dict:
-    """The held-out metrics of a finished run once more, with SAM2 prompted by "box", "1" or "2" points as well."""
+def score(model: str, recipe: Recipe, prompts_mode: str) -> dict:
+    """The held-out metrics of a policy once more, with SAM2 prompted by "box", "1" or "2" points as well."""
     import data
     import evaluate
-    import folders
     import judge
     import model as models
 
-    recipe = folders.load_recipe(folder)
-    policy = models.load_policy(str(folder), image_size=recipe.image_size)
+    policy = models.load_policy(model, image_size=recipe.image_size)
     segmenter = models.load_segmenter(recipe.segmenter)
     held = data.load(recipe.dataset, None, recipe.eval_split)
     chosen = judge.usable(held, recipe)[0][: recipe.eval_samples]
@@ -251,7 +251,9 @@ def run(name: str, seeds: list[int], steps: int, start_steps: int) -> None:
             folder = one_run(study.recipe, changes, seed, steps, start_steps)
             held = json.loads((folder / "heldout.json").read_text())
             if mode := changes.get("prompts_mode"):
-                held["after"] = score(folder / "final", mode)
+                recipe = settings(study.recipe, changes)
+                models = {"before": recipe.model, "after": str(folder / "final")}
+                held = {when: score(model, recipe, mode) for when, model in models.items()}
             rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             if study.metric in rows[-1]:
                 before, fifth = rows[0][study.metric], rows[-max(len(rows) // 5, 1) :]
@@ -296,6 +298,8 @@ def verdict(study: Study, results: dict) -> str:
         return "The paper claims no order here; the table is the result."
     first, second = ([run["value"] for run in results[label]] for label in study.better)
     pair = f"{study.better[0]} against {study.better[1]}: {np.mean(first) - np.mean(second):+.3f} on average"
+    if len(first) < 2:
+        return f"One seed only, {pair}: no verdict."
     if min(first) > max(second):
         return f"**Agrees**: {pair}, every seed of the one above every seed of the other."
     if max(first) < min(second):

@@ -1,6 +1,6 @@
 """Speed and memory beside the obvious alternatives, every pair in one run on one machine, as ratios.
 
-    python bench.py                                  # about 25 minutes on 2 cores
+    python bench.py                                  # about 11 minutes on 2 cores
     python bench.py --quick --json bench.json        # smaller, under 2 minutes; {"update": ..., "sample": ..., ...}
     python bench.py --size 3b                        # a GPU: the shapes of Qwen2.5-VL-3B, random weights, bf16
     python bench.py --scaling                        # how the cost grows: docs/scaling.png

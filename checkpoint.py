@@ -7,6 +7,7 @@ checkpoint-N/trainer.pt    optimizer, schedule, rank queue, step: what --resume 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -87,6 +88,24 @@ def restore(folder: Path, policy, optimizer: torch.optim.Optimizer, schedule, qu
     return state["step"]
 
 
+# What --resume cannot change: it lives in the optimizer's state, the queue, or the shape of what learns.
+KEPT = (
+    "learning_rate", "weight_decay", "queue_size", "train", "lora_rank", "num_queries", "connector", "collapse",
+    "tune_decoder",
+)  # fmt: skip
+
+
+def compare(folder: Path, recipe: Recipe) -> list[str]:
+    """Names of the settings in which a run goes on otherwise than `folder` was written. SystemExit if it cannot."""
+    saved, now = (dataclasses.asdict(r) for r in (folders.load_recipe(folder), recipe))
+    other = [name for name, value in now.items() if saved[name] != value]
+    if stuck := [f"--{name} {saved[name]}" for name in other if name in KEPT]:
+        raise SystemExit(
+            f"{folder} was trained with {', '.join(stuck)}: resume it so, or start anew with --model {folder}"
+        )
+    return other
+
+
 def history(folder: Path, step: int) -> tuple[list[dict], dict]:
     """What the run has written beside its checkpoint `folder`: metrics.jsonl's rows up to `step`, the score before."""
     lines = (folder.parent / "metrics.jsonl").read_text().splitlines()[:step]
@@ -102,8 +121,12 @@ def finish(output_dir: Path, steps: int) -> Path:
 
 
 def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
-    """A frozen copy of the VLM alone: the reference of the KL term, or the replica that is sampled from."""
-    vlm = copy.deepcopy(policy.vlm).requires_grad_(False).to(dtype)
+    """A frozen copy of the VLM alone, its weights in `dtype`: the replica that completions are sampled from.
+
+    Buffers stay what they are: rotary frequencies rounded to bfloat16 would turn a token at place 1,000 by radians.
+    """
+    copies = {id(p): torch.nn.Parameter(p.detach().to(dtype, copy=True), False) for p in policy.vlm.parameters()}
+    vlm = copy.deepcopy(policy.vlm, memo=copies)  # cast one by one: the float32 whole does not exist twice
     vlm.gradient_checkpointing_disable()
     return models.Policy(vlm, policy.processor, policy.image_size, policy.max_pixels)
 

@@ -36,13 +36,13 @@ from scipy.ndimage import distance_transform_edt
 
 # ---------------------------------------------------------------------------------------------------- coordinate frames
 
-# How each family writes coordinates, and the pixels that one of its image tokens covers on each side (patch x merge).
-FAMILIES = {"qwen2_vl": ("thousand", 28), "qwen2_5_vl": ("pixels", 28), "qwen3_vl": ("thousand", 32)}
+# How each family writes coordinates: 0-1000 on both axes, or pixels of the picture as resized for it.
+FAMILIES = {"qwen2_vl": "thousand", "qwen2_5_vl": "pixels", "qwen3_vl": "thousand"}
 
 
 def model_frame(family: str, resized: tuple[int, int]) -> tuple[float, float]:
     """The frame in which a model of `family` writes coordinates on a picture resized to `resized` (width, height)."""
-    return resized if FAMILIES[family][0] == "pixels" else (1000, 1000)
+    return resized if FAMILIES[family] == "pixels" else (1000, 1000)
 
 
 def to_frame(xy: np.ndarray, source: tuple[float, float], target: tuple[float, float]) -> np.ndarray:

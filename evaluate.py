@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import itertools
 import json
 import math
 import sys
@@ -29,7 +28,6 @@ import torch
 import tyro
 from accelerate import PartialState
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 import data
@@ -42,6 +40,7 @@ from metrics import all_metrics, iou_of, segmentation_metrics
 from oracle import oracle_answer, true_mask
 from published import show
 from recipes import RECIPES, Recipe, miniature
+from step import make_micros, paint
 
 # ----------------------------------------------------------------------------------------------- text to mask to record
 
@@ -56,23 +55,6 @@ def to_answer(text: str, recipe: Recipe, frame: tuple[float, float], size: tuple
     numbers = [v for o in answer.instances for xy in (o.box, *o.points, *o.negative_points) for v in xy]
     ok = answer.answer_ok and all(map(math.isfinite, numbers))  # 1e308 is finite as written, and not after rescaling
     return answer if ok else dataclasses.replace(answer, instances=[], answer_ok=False)
-
-
-def context_masks(
-    policy: models.Policy, segmenter: models.Segmenter, prompts: models.Prompts, completions: Sequence[Tensor],
-    embeddings: models.Embeddings, index: Sequence[int],
-) -> list[Tensor]:  # fmt: skip
-    """LENS (Eq. 2-4): masks from the context queries, which read the finished sequence. With gradient if it is on.
-
-    completions: B token tensors (t_i,), end token included; index: B, the prompt (and picture) of each; neighbours of
-    one prompt share a packed row. Returns B mask logits (H, W), float32, at original size: the mask is logits > 0.
-    The written box plays no part, so a malformed text has a mask too. segmenter: the policy's own.
-    """
-    pairs = itertools.groupby(zip(index, completions, strict=True), key=lambda pair: pair[0])
-    rows = policy.pack(prompts, [(i, [o for _, o in group]) for i, group in pairs], grpo.pack_group)
-    pictures = torch.as_tensor(list(index), device=segmenter.device)
-    _, _, logits = policy(rows, grpo.token_logprobs, embeddings=embeddings, index=pictures)
-    return [segmenter.resize(logit, embeddings.sizes[i]) for logit, i in zip(logits, index, strict=True)]
 
 
 class Prediction(NamedTuple):
@@ -113,7 +95,7 @@ def predict(
             except rewards.CannotSay:  # what the schema cannot say is a parse failure, as it would be for any model
                 texts.append("")
     else:
-        space, T = data.FAMILIES[policy.family][0], max_new_tokens or recipe.max_completion
+        space, T = data.FAMILIES[policy.family], max_new_tokens or recipe.max_completion
         asked = [data.build_prompt(s.query, recipe.schema, space) + VARIANTS[variant] for s in samples]
         prompts = policy.encode(images, asked)
         uniforms = torch.from_numpy(np.stack([np.random.default_rng([seed, i]).random((1, T)) for i in indices]))
@@ -121,8 +103,7 @@ def predict(
             policy.vlm, prompts.inputs, uniforms, num_samples=1, max_new_tokens=T, temperature=temperature,
             eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
         )  # fmt: skip
-        ids, written = rollout.ids[:, 0], rollout.mask[:, 0]
-        texts, lengths = policy.decode(ids, written), written.sum(-1).tolist()
+        texts, lengths = policy.decode(rollout.ids[:, 0], rollout.mask[:, 0]), rollout.mask.sum((1, 2)).tolist()
         frames = [data.model_frame(policy.family, resized) for resized in prompts.resized]
     # Answers: in original pixels from here on.
     answers = [to_answer(t, recipe, frame, size) for t, frame, size in zip(texts, frames, sizes, strict=True)]
@@ -135,8 +116,8 @@ def predict(
     else:
         embeddings, each = segmenter.embed(images), range(len(samples))
         if policy != "oracle" and policy.context is not None:
-            completions = [row[keep] for row, keep in zip(ids, written, strict=True)]
-            found = [logit > 0 for logit in context_masks(policy, segmenter, prompts, completions, embeddings, each)]
+            painted = paint(policy, make_micros(policy, prompts, rollout, recipe), embeddings)
+            found = [painted[p, 0] for p in each]
         else:
             k = {"box": 0, "1": 1, "2": 2}[prompts_mode]
             cut = lambda o: rewards.Instance(o.box, o.points[:k], o.negative_points if k else [])  # noqa: E731
@@ -201,7 +182,7 @@ class Options:
     split: str = "val"
     data_root: str = "data"  # where the dataset lies
     segmenter: str = ""  # SAM2 (default: the recipe's); "truth": the true mask of each box hit; "none": boxes only
-    output_dir: str = ""  # default: CKPT/eval-DATASET-SPLIT
+    output_dir: str = ""  # default: eval-CKPT-DATASET-SPLIT beside the checkpoint, or in runs/
     limit: int = 0  # a seeded draw of this many samples (0: all)
     make_up: tuple[int, int] = (0, 0)  # ... of this many with and without target (GenSeg's gRefCOCO: 642 358)
     one_expression: bool = False  # one sentence per object, drawn by seed (Dr. Seg's and GenSeg's RefCOCO figures)
@@ -218,7 +199,7 @@ class Options:
     query: str = ""  # ... and what to find on it
 
 
-def summarize(records: list[dict], run: dict, options: Options) -> dict:
+def report_metrics(records: list[dict], run: dict, options: Options) -> dict:
     """All metrics, printed and returned. From a file or after a run: the same records, the same figures."""
     metrics = all_metrics(records, run["dataset"])
     print(show(metrics, run["dataset"], run["split"]))
@@ -253,7 +234,7 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
             file.flush()
     state.wait_for_everyone()
     if state.is_main_process:
-        metrics = summarize(merge_records(out), run, options)
+        metrics = report_metrics(merge_records(out), run, options)
         write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
         print(f"\n{merged}, metrics.json and run.json written; to look at it: python report.py {out}")
 
@@ -279,7 +260,7 @@ def photo(policy, segmenter, recipe: Recipe, options: Options, how: dict) -> Non
 def main(options: Options) -> None:
     if options.score:
         run = json.loads(Path(options.score).with_name("run.json").read_text())
-        summarize(read_records(options.score), run, options)
+        report_metrics(read_records(options.score), run, options)
         return
     if not options.model or bool(options.image) != bool(options.query):
         raise data.BadData("name --model and --dataset, or --model, --image and --query, or --score; see --help.")
@@ -316,12 +297,14 @@ def main(options: Options) -> None:
     asked = "split data_root one_expression limit make_up seed temperature prompts prompt_variant model".split()
     run = {"dataset": dataset, "segmenter": name, **{field: getattr(options, field) for field in asked}} | {
         "weights": fingerprint(options.model), "image_size": recipe.image_size, "max_pixels": recipe.max_pixels,
-        "prompt_hash": None if policy == "oracle" else data.prompt_hash(recipe.schema, data.FAMILIES[policy.family][0]),
+        "prompt_hash": None if policy == "oracle" else data.prompt_hash(recipe.schema, data.FAMILIES[policy.family]),
         "recipe": dataclasses.asdict(recipe),
         "versions": {package: version(package) for package in ("torch", "transformers", "sam2", "numpy")},
     }  # fmt: skip
-    home = Path(options.model) if Path(options.model).is_dir() else Path("runs", options.model)
-    out = Path(options.output_dir or home / f"eval-{dataset}-{options.split}")
+    # Beside a checkpoint, not in it: train.py renews final/ and takes old checkpoints away.
+    home, what = Path(options.model), f"{dataset}-{options.split}"
+    own = home.parent / f"eval-{home.name}-{what}" if (home / "recipe.json").exists() else None
+    out = Path(options.output_dir or own or Path("runs", home.name, f"eval-{what}"))
     benchmark(policy, segmenter, recipe, run, out, options, how, state)
 
 

@@ -46,7 +46,6 @@ def static_sample(
     top_p: float = 1.0,
     eos_token_id: int,
     banned_ids: Sequence[int] = (),
-    progress=None,
     capture: bool,
 ) -> grpo.Rollout:
     """grpo.sample with nothing that grows. capture: replay the step as a CUDA graph; without it the same step runs as
@@ -110,8 +109,6 @@ def static_sample(
         step()
         if n % LOOK_EVERY == 0:
             ended = int((ids[:, :n] == eos_token_id).any(-1).sum())
-            if progress is not None:
-                progress(ended)
             if ended == P * G:
                 break
 
@@ -119,7 +116,5 @@ def static_sample(
     end = ids == eos_token_id
     drawn = torch.arange(T, device=device) < t  # an early break leaves the rest undrawn
     mask = (end.cumsum(-1) - end.long() == 0) & drawn
-    if progress is not None:
-        progress(int((end & mask).any(-1).sum()))
     model.train(training)
     return grpo.Rollout(ids.where(mask, 0).view(P, G, T), mask.view(P, G, T), logp.where(mask, 0.0).view(P, G, T))

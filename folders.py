@@ -29,7 +29,7 @@ from recipes import Recipe
 
 def save_recipe(recipe: Recipe, policy: Policy, folder: str | Path) -> None:
     """Write recipe.json into a checkpoint: the run's settings, and in which coordinates its model writes."""
-    extra = {"family": policy.family, "space": data.FAMILIES[policy.family][0]}
+    extra = {"family": policy.family, "space": data.FAMILIES[policy.family]}
     Path(folder, "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe) | extra, indent=1))
 
 
@@ -49,7 +49,7 @@ def load_recipe(folder: str | Path, override: Recipe | None = None) -> Recipe:
     recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
     model = Path(folder, "config.json")  # a LoRA's folder has none: it names the model that it belongs to
     config = json.loads(model.read_text())["model_type"] if model.exists() else family
-    checks = [("family", family, config, "config.json"), ("space", space, data.FAMILIES[config][0], "config.json")]
+    checks = [("family", family, config, "config.json"), ("space", space, data.FAMILIES[config], "config.json")]
     if override is not None:
         checks += [(f, getattr(recipe, f), getattr(override, f), "--recipe") for f in ("schema", "image_size")]
         # The family is in the name of the policy that a recipe starts from; a folder's name need not tell.

@@ -100,14 +100,12 @@ def sample(
     top_p: float = 1.0,
     eos_token_id: int,
     banned_ids: Sequence[int] = (),
-    progress=None,
 ) -> Rollout:
     """G completions for each of P prompts, from any Hugging Face causal or image-text model.
 
     inputs: what the processor made, LEFT-padded, with explicit `position_ids`, (3, P, S) for the Qwen-VL families or
     (P, S). uniforms (P, G, >= max_new_tokens): all the randomness there is. banned_ids can never be drawn (a policy
-    that writes an image token crashes its own next forward). progress: called with the number of finished rows after
-    each token, or None.
+    that writes an image token crashes its own next forward).
 
     Prefill runs once per prompt, vision tower included; only its cache is copied G times. Rows that have ended leave
     the batch.
@@ -137,8 +135,6 @@ def sample(
         # The end token belongs to the completion: else stopping would get no gradient, an empty completion no weight.
         ids[rows, t], mask[rows, t], logp[rows, t] = tokens, True, token_logp
         alive = (tokens != eos_token_id).nonzero()[:, 0]
-        if progress is not None:
-            progress(P * G - len(alive))
         if len(alive) == 0 or t == T - 1:
             break
         if len(alive) < len(rows):
@@ -156,6 +152,8 @@ def sample(
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
+    for layer in growing:
+        del layer.update  # a function that knows its layer: a circle, which would keep the cache through the update
     model.train(training)
     return Rollout(ids.view(P, G, T), mask.view(P, G, T), logp.view(P, G, T))
 
@@ -170,7 +168,7 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     equal teaches nothing and gets exactly 0. That is decided by its range: twelve float rewards of 0.3 have a standard
     deviation of about 6e-17, and dividing by a tiny eps would turn that rounding into a training signal.
     """
-    r = rewards.double()  # a reward of 1e8 and one of 1e8 + 1 differ
+    r = rewards.double()
     if r.shape[-1] < 2:
         return torch.zeros_like(rewards)
     A = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + eps)
@@ -226,10 +224,11 @@ def grpo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped GRPO objective as a loss: the sum over tokens of weights * (-min(rho A, clip(rho) A) + beta kl).
 
-    logp, old_logp, ref_logp, weights (P, G, T), or the same slice of each; advantages (P, G). Log-probabilities of the
-    tokens sampled under the policy now, when sampled, and the reference's (None: no KL). weights come from
-    token_weights, so micro-batches simply add up, and the metrics (weighted sums: kl, clip_low, clip_high, ratio) do
-    too. Padding has weight 0; its log-probabilities must be finite.
+    logp, old_logp, ref_logp, weights (P, G, T), or the same slice of each, of any shape (..., T); advantages (P, G), or
+    (...). Log-probabilities of the sampled tokens under the policy now; under the policy that sampled them, as the
+    first update on them finds it; under the reference (None: no KL). weights come from token_weights, so micro-batches
+    simply add up, and the metrics (weighted sums: kl, clip_low, clip_high, ratio) do too. Padding has weight 0; its
+    log-probabilities must be finite.
 
     clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2): a token that did well may grow by more than a token that
     did badly may shrink, so rare good tokens are not held back. With one update per rollout rho is identically 1 and

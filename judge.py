@@ -36,8 +36,6 @@ def usable(samples: data.Samples, recipe: Recipe, progress: bool = False) -> tup
             kept.append(i)
         else:
             left[why] = left.get(why, 0) + 1
-    if recipe.limit and recipe.limit < len(kept):
-        kept = sorted(np.random.default_rng(recipe.seed).choice(kept, recipe.limit, replace=False).tolist())
     return kept, left
 
 
@@ -46,12 +44,17 @@ def reward_frame(recipe: Recipe, sample: data.Sample) -> tuple[float, float]:
 
 
 def to_target(sample: data.Sample, recipe: Recipe) -> rewards.Target:
-    """A sample's ground truth in the recipe's reward frame. Its mask is decoded only where the recipe looks at it."""
+    """A sample's ground truth in the recipe's reward frame. Its mask is decoded only where the recipe looks at it.
+
+    data.BadData where the recipe needs points or a mask that the data do not have.
+    """
     frame, size = reward_frame(recipe, sample), (sample.width, sample.height)
     # As many points per object as the answer has, or the one that the data annotate: the distance rules take both.
     k = len(rewards.SCHEMAS[recipe.schema].points)
     points = sample.positive_points(min(k, sample.points.shape[1] or k)) if k else np.zeros((len(sample.boxes), 0, 2))
     mask = sample.mask if recipe.segmenter_use != "evaluation" else None
+    if mask is None and recipe.segmenter_use != "evaluation":
+        raise data.BadData(f"sample {sample.id} has no mask, which {recipe.name} needs")
     return rewards.Target(
         data.to_frame(sample.boxes, size, frame), data.to_frame(points, size, frame), mask, sample.no_target, frame
     )
@@ -84,15 +87,17 @@ def check_rewards(
     """Before step 0: does the data's own ground truth, written in the recipe's format, earn the maximum?
 
     It is written and parsed as a model's text would be; where a mask is judged, its IoU is put in as 1. Returns the
-    indices that pass, and a line for each that does not. A frame mixed up, or a point outside its own box, shows here,
-    and not as a reward that stays flat for a day.
+    indices that pass, and a line for each that does not. A point outside its own box, or points and boxes in different
+    units, show here, and not as a reward that stays flat for a day. (The way from the model's own frame is not of the
+    data, and not in this check: tests hold it.)
     """
     # The maximum follows the recipe's settings: rewards.MAXIMUM knows the papers' only.
     weights = dict(recipe.weights)
     if recipe.reward == "samr1":  # tiers may have been changed
-        weights["tiered"] = weights["tiered"] * max(recipe.tier_rewards) / 4
+        weights["tiered"] = weights.get("tiered", 1.0) * max(recipe.tier_rewards) / 4
     if recipe.reward == "drseg" and recipe.released:
-        weights |= {"answer": 2 * weights["answer"], "accuracy": len(recipe.components) * weights["accuracy"]}
+        most = {"answer": 2, "accuracy": len(recipe.components)}
+        weights |= {name: value * weights.get(name, 1.0) for name, value in most.items()}
     good, bad = [], []
     for i in tqdm(indices, desc="reward check", disable=not progress, mininterval=1):
         sample = samples[i]
@@ -101,12 +106,16 @@ def check_rewards(
             answer = rewards.parse_answer(oracle_answer(sample, recipe.schema, frame), recipe.schema)
             # Repetition is judged on whole numbers, as a model writes them: "." ends a sentence, and decimals coincide.
             answer.text = oracle_answer(sample, recipe.schema, frame, digits=0)
-            parts = reward_parts(recipe, answer, target, 1.0, rewards.RankQueue(initial_zeros=1))
+            parts = reward_parts(recipe, answer, target, 1.0, None)  # raw: in a young queue any answer ranks 1
         except data.BadData as error:
             bad.append(f"{sample.id}: {error}")
             continue
         most = rewards.maximum(recipe.reward, sample.no_target, weights)
-        if sum(parts.values()) < most - 1e-6:
+        if not rewards.points_inside(target.points, target.boxes).all():  # not every reward looks at that
+            bad.append(
+                f"{sample.id}: a point lies outside its own box, {target.points.tolist()}, {target.boxes.tolist()}"
+            )
+        elif sum(parts.values()) < most - 1e-6:
             bad.append(f"{sample.id}: earns {sum(parts.values()):.3f} of {most:g}, {parts}")
         else:
             good.append(i)
@@ -116,6 +125,8 @@ def check_rewards(
 def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> list[int]:
     """The indices to train on; says what was left out and why; SystemExit if the data do not fit the recipe."""
     order, left = usable(samples, recipe, main)
+    if recipe.limit and recipe.limit < len(order):
+        order = sorted(np.random.default_rng(recipe.seed).choice(order, recipe.limit, replace=False).tolist())
     order, bad = check_rewards(samples, order, recipe, main)
     if main:
         print(
@@ -180,7 +191,8 @@ def judge(
             answer = answers[p][g].rescaled(frames[p], target.frame)
             iou = None
             if masks is not None:
-                iou = models.mask_iou(masks[p, g], truth)
+                # Nothing in either mask is right only if the answer says so.
+                iou = float(answer.no_target) if target.no_target else models.mask_iou(masks[p, g], truth)
                 logged.setdefault("mask_iou", []).append(iou)
             parts[-1].append(reward_parts(recipe, answer, target, iou, queue))
             logged["parsed"].append(float(answer.answer_ok))

@@ -328,7 +328,7 @@ def train_policy(
         f"{len(policy.processor.tokenizer)} tokens"
     )
     schemas, odds = zip(*SCHEMA_MIX.items(), strict=True)
-    space, tokenizer = data.FAMILIES[family][0], policy.processor.tokenizer
+    space, tokenizer = data.FAMILIES[family], policy.processor.tokenizer
     frame = data.model_frame(family, (IMAGE_SIZE[family],) * 2)
     world = [toy.toy_scene(101 if resume else 100, i) for i in tqdm(range(scenes), desc="scenes", mininterval=5)]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
@@ -426,7 +426,7 @@ def probe(policy: models.Policy, family: str, schemas: tuple[str, ...], n: int =
         ][:n]
         prompts = policy.encode(
             [s["image"] for s in picked],
-            [data.build_prompt(s["query"], schema, data.FAMILIES[family][0]) for s in picked],
+            [data.build_prompt(s["query"], schema, data.FAMILIES[family]) for s in picked],
         )
         rollout = grpo.sample(
             policy.vlm, prompts.inputs, torch.zeros(len(picked), 1, 200), num_samples=1, max_new_tokens=200,

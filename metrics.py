@@ -52,7 +52,8 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
     """gIoU and its relatives for the records with a true mask. Fractions; None where there is nothing to count.
 
     With I_i, U_i the pixels in both masks and in either, of sample i, and IoU_i = I_i / U_i (iou_of):
-    giou          mean IoU_i over all samples                 (ReasonSeg; Dr. Seg Table 2 and SAM-R1 Table 1)
+    mask_n        how many records have a true mask
+    giou          mean IoU_i over all of them                 (ReasonSeg; Dr. Seg Table 2 and SAM-R1 Table 1)
     ciou          sum I_i / sum U_i                           (RefCOCO's "cIoU" or "oIoU"; LENS Table 1)
     miou, target_miou, target_ciou   of the samples with a target; two names of one figure   (GenSeg section 4.5)
     p50, 70, 90   share with IoU_i >= 0.5, ...                (GenSeg Table 2)
@@ -63,7 +64,7 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
     target, empty = ([r for r in records if r["truth_none"] == none] for none in (False, True))
     miou = mean([iou for iou, r in zip(ious, records, strict=True) if not r["truth_none"]])
     return counts(records) | {
-        "giou": mean(ious), "ciou": cumulative_iou(records), "miou": miou,
+        "mask_n": len(records), "giou": mean(ious), "ciou": cumulative_iou(records), "miou": miou,
         **{f"p{round(100 * t)}": mean([float(iou >= t) for iou in ious]) for t in (0.5, 0.7, 0.9)},
         "target_miou": miou, "target_ciou": cumulative_iou(target),
         "n_acc": mean([float(r["predicted_none"] and r["area"] == 0) for r in empty]),
@@ -147,9 +148,11 @@ def coco_metrics(records: Sequence[dict], by_query: bool) -> dict:
         run.evaluate()
         run.accumulate()
         run.summarize()
-    # Row 0 of the matches is IoU 0.5: one-to-one, the largest box first. A box on a crowd is matched and ignored.
+    # Row 0 of the matches is IoU 0.5: one-to-one, the largest box first. A box on a crowd is matched and ignored; one
+    # that is only huge (over 1e10 square pixels) pycocotools ignores as well, but it is wrong.
     matches = [e for e in run.evalImgs if e is not None and e["aRng"] == run.params.areaRng[0]]
-    ignored = int(sum(e["dtIgnore"][0].sum() for e in matches))
+    on_crowd = [(e["dtMatches"][0] > 0) & e["dtIgnore"][0].astype(bool) for e in matches]
+    ignored = int(sum(found.sum() for found in on_crowd))
     hits = int(sum((e["dtMatches"][0] > 0).sum() for e in matches)) - ignored
     n_written, n_true = len(written) - ignored, sum(not a["iscrowd"] for a in true)
     return {

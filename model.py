@@ -107,7 +107,7 @@ class Policy(nn.Module):
             images = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]
             resize = {"do_resize": False}
         else:
-            images = [pad_thin(image) for image in images]
+            images = [widen_thin(image) for image in images]
             resize = {"size": {"shortest_edge": self.factor**2 * 4, "longest_edge": self.max_pixels}}
         # The template leaves one <|image_pad|> per picture; the processor repeats it, one for each merged patch.
         chats = [
@@ -139,44 +139,6 @@ class Policy(nn.Module):
         # The size is read off the grid, never recomputed: it is what the coordinates mean to this family.
         resized = [(int(w) * self.patch, int(h) * self.patch) for _, h, w in inputs["image_grid_thw"].tolist()]
         return Prompts(inputs, resized)
-
-    def forward(
-        self,
-        rows: Rows,
-        score: Callable,
-        temperature: float = 1.0,
-        embeddings: Embeddings | None = None,
-        index: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Score packed completions: logp (M,), entropy (M,); for LENS also each completion's mask logits (B, h, w).
-
-        score: grpo.token_logprobs, handed in so that this file stands alone. embeddings, index (B,): SAM2's view of the
-        pictures and which of them each completion is about; without them no mask is made.
-        """
-        embeds = self.vlm.get_input_embeddings()(rows.ids)
-        if rows.queries is not None:  # LENS: learned vectors in the places that `pack` left for them
-            B, K = rows.queries.shape
-            queries = self.context.queries.to(embeds.dtype).expand(B, K, -1).reshape(B * K, -1)
-            embeds = embeds.flatten(0, 1).index_put((rows.queries.flatten(),), queries).view_as(embeds)
-        hidden = self.vlm.model(
-            inputs_embeds=embeds,
-            attention_mask=rows.mask,
-            position_ids=rows.positions,
-            pixel_values=rows.pixel_values,
-            image_grid_thw=rows.image_grid_thw,
-            use_cache=False,
-        ).last_hidden_state.flatten(0, 1)  # (R * L, d)
-        # Only states that predict a completion's token meet the output matrix: prompt, padding and queries need no
-        # logits, and those are what fills a GPU.
-        head = self.vlm.get_output_embeddings().weight
-        logp, entropy = score(
-            hidden[rows.source], head, rows.target, temperature=temperature, banned_ids=self.banned_ids
-        )
-        if rows.queries is None or embeddings is None:
-            return logp, entropy, None
-        # LENS Eq. 2-4: states of the queries -> connector -> SAM2's sparse prompt tokens -> its single-mask output.
-        tokens = self.context(hidden[rows.queries])
-        return logp, entropy, self.segmenter.decode(embeddings, index, tokens)[0][:, 0]
 
     def pack(self, prompts: Prompts, groups: Sequence[tuple[int, Sequence[Tensor]]], pack_group: Callable) -> Rows:
         """Each (prompt index, its completions) in one row: [prompt | o_1 | q.. | o_2 | q.. ], K places q for queries.
@@ -216,6 +178,44 @@ class Policy(nn.Module):
             torch.cat(source), torch.cat(target), torch.stack(queries) if K else None,
         )  # fmt: skip
 
+    def forward(
+        self,
+        rows: Rows,
+        score: Callable,
+        temperature: float = 1.0,
+        embeddings: Embeddings | None = None,
+        index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Score packed completions: logp (M,), entropy (M,); for LENS also each completion's mask logits (B, h, w).
+
+        score: grpo.token_logprobs, handed in so that this file stands alone. embeddings, index (B,): SAM2's view of the
+        pictures and which of them each completion is about; without them no mask is made.
+        """
+        embeds = self.vlm.get_input_embeddings()(rows.ids)
+        if rows.queries is not None:  # LENS: learned vectors in the places that `pack` left for them
+            B, K = rows.queries.shape
+            queries = self.context.queries.to(embeds.dtype).expand(B, K, -1).reshape(B * K, -1)
+            embeds = embeds.flatten(0, 1).index_put((rows.queries.flatten(),), queries).view_as(embeds)
+        hidden = self.vlm.model(
+            inputs_embeds=embeds,
+            attention_mask=rows.mask,
+            position_ids=rows.positions,
+            pixel_values=rows.pixel_values,
+            image_grid_thw=rows.image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state.flatten(0, 1)  # (R * L, d)
+        # Only states that predict a completion's token meet the output matrix: prompt, padding and queries need no
+        # logits, and those are what fills a GPU.
+        head = self.vlm.get_output_embeddings().weight
+        logp, entropy = score(
+            hidden[rows.source], head, rows.target, temperature=temperature, banned_ids=self.banned_ids
+        )
+        if rows.queries is None or embeddings is None:
+            return logp, entropy, None
+        # LENS Eq. 2-4: states of the queries -> connector -> SAM2's sparse prompt tokens -> its single-mask output.
+        tokens = self.context(hidden[rows.queries])
+        return logp, entropy, self.segmenter.decode(embeddings, index, tokens)[0][:, 0]
+
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
         """(B, T) ids and mask -> the completions' texts, without their end token."""
         return [
@@ -246,8 +246,9 @@ def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def pad_thin(image: Image.Image, ratio: int = 150) -> Image.Image:
-    """Widen a picture whose sides differ by more than `ratio` (the processors refuse 200). The frame is relative."""
+def widen_thin(image: Image.Image, ratio: int = 150) -> Image.Image:
+    """Widen a picture whose sides differ by more than `ratio` (the processors refuse 200). Boxes stay right: frames
+    scale each axis by itself."""
     w, h = image.size
     if max(w, h) <= ratio * min(w, h):
         return image
@@ -347,18 +348,22 @@ class Segmenter(nn.Module):
     def device(self) -> torch.device:
         return self.no_mem_embed.device
 
-    def embed(self, images: Sequence[Image.Image]) -> Embeddings:
-        """I RGB pictures of any sizes -> Embeddings. One pass of the image encoder; everything after it is cheap."""
-        batch = [
-            torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None].float() / 255 for image in images
-        ]
+    def embed(self, images: Sequence[Image.Image], chunk: int = 16) -> Embeddings:
+        """I RGB pictures of any sizes -> Embeddings. The image encoder sees each once (`chunk` at a time); everything
+        after it is cheap."""
         size = (self.image_size, self.image_size)  # SAM2 squares every picture
-        batch = torch.cat([F.interpolate(x, size, mode="bilinear", antialias=True) for x in batch])
-        mean, std = batch.new_tensor(self.MEAN)[:, None, None], batch.new_tensor(self.STD)[:, None, None]
-        levels = self.image_encoder(((batch - mean) / std).to(self.no_mem_embed.dtype))["backbone_fpn"]
-        fine = [self.mask_decoder.conv_s0(levels[0]), self.mask_decoder.conv_s1(levels[1])]
-        # "No memory of earlier frames", which SAM2 adds for still pictures.
-        return Embeddings(levels[2] + self.no_mem_embed.view(1, -1, 1, 1), fine, [image.size for image in images])
+        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.MEAN, self.STD))
+        parts = []
+        for at in range(0, len(images), chunk):
+            batch = [torch.from_numpy(np.array(image)).to(self.device) / 255 for image in images[at : at + chunk]]
+            batch = [x.permute(2, 0, 1)[None] for x in batch]
+            batch = torch.cat([F.interpolate(x, size, mode="bilinear", antialias=True) for x in batch])
+            levels = self.image_encoder(((batch - mean) / std).to(self.no_mem_embed.dtype))["backbone_fpn"]
+            # "No memory of earlier frames", which SAM2 adds for still pictures.
+            features = levels[2] + self.no_mem_embed.view(1, -1, 1, 1)
+            parts.append((features, self.mask_decoder.conv_s0(levels[0]), self.mask_decoder.conv_s1(levels[1])))
+        features, *fine = map(torch.cat, zip(*parts, strict=True))
+        return Embeddings(features, fine, [image.size for image in images])
 
     def decode(self, embeddings: Embeddings, index: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Sparse prompt tokens (N, n, c) for pictures index (N,) -> mask logits (N, 4, h, w) and predicted IoUs (N, 4).

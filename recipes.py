@@ -1,9 +1,8 @@
 """The papers as data: one frozen dataclass, one value per recipe.
 
-Every field can be overridden on the command line: train.py --recipe samr1 --tiers 0.5
---tier_rewards 4. Most values are the papers' own. [C]: the paper is silent and the released code does it; [D]: decided
-here because nothing says. Two tables of the README, "Paper and released code" and "What the papers leave open", list
-these.
+Every field can be overridden on the command line: train.py --recipe samr1 --tiers 0.5 --tier_rewards 4. Most values are
+the papers' own. [C]: the paper is silent and the released code does it. What neither says was decided here: two tables
+of the README, "Paper and released code" and "What the papers leave open", list it all.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Recipe:
     name: str = ""  # the recipe's name; kept in checkpoints
     model: str = QWEN25_7B  # the policy: Hub id or folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL
     segmenter: str = SAM2_LARGE  # Hub id, checkpoint or folder of a SAM2
-    segmenter_use: Literal["evaluation", "reward", "trained"] = "evaluation"  # what SAM2 does in training
+    segmenter_use: Literal["evaluation", "reward", "loss"] = "evaluation"  # where SAM2's masks are wanted in training
     # what learns: the VLM; the context module alone; VLM + context module + mask decoder
     train: Literal["policy", "context", "all"] = "policy"
     # --- on what
@@ -44,7 +43,8 @@ class Recipe:
     schema: str = "drseg"  # answer format: rewards.SCHEMAS, data.PROMPTS
     reward: str = "drseg"  # which of rewards.REWARDS
     reward_frame: tuple[int, int] = (840, 840)  # frame of answer and target in the reward; (0, 0): original pixels
-    # weight of each part of the reward (1 if not named); metrics.jsonl has the parts with their weights, so 0 reads 0
+    # weight of each part of the reward (not named: 1, or genseg-g's own); metrics.jsonl has the parts with their
+    # weights, so 0 reads 0
     weights: dict[str, float] = field(default_factory=dict)
     tiers: tuple[float, ...] = (0.5, 0.7, 0.8)  # SAM-R1: IoU thresholds (exclusive) ...
     tier_rewards: tuple[float, ...] = (2.0, 3.0, 4.0)  # ... and what passing each is worth
@@ -122,7 +122,8 @@ DRSEG = Recipe(
 # SAM-R1. SAM2 sits in the reward: boxes and points are turned into a mask, and its IoU with the truth is paid in tiers
 # (section 3.3: more than 0.5, 0.7, 0.8 earn 2, 3, 4), finer where answers are already good. GRPO changes in two ways
 # (section 3.2.2, Eq. 4): clip-higher, epsilon_high = 0.3, and the token average. 3,000 samples of RefCOCOg. KL is kept:
-# without it training collapses after about 100 steps. Two updates per rollout [D], or clipping could never act.
+# without it training collapses after about 100 steps. Two updates per rollout (decided here), or clipping could never
+# act.
 SAMR1 = Recipe(
     name="samr1", segmenter_use="reward", dataset="refcocog", data_root="data", limit=3000, schema="samr1",
     reward="samr1", average="token", clip_high=0.3, updates_per_rollout=2, beta=5e-3, max_prompt=2048,
@@ -154,7 +155,7 @@ GENSEG_G = dataclasses.replace(
 # L_GRPO + lambda L_seg (Eq. 7), with the reward format + box IoU^2 + mask IoU^2 (Eq. 6): the reasoning is paid for the
 # mask that it leads to.
 LENS_ALIGN = Recipe(
-    name="lens-align", model=QWEN25_3B, segmenter_use="trained", train="context", dataset="refcoco,refcoco+,refcocog",
+    name="lens-align", model=QWEN25_3B, segmenter_use="loss", train="context", dataset="refcoco,refcoco+,refcocog",
     data_root="data", schema="lens", reward="lens", reward_frame=(0, 0), image_size=0, num_queries=64,
     num_samples=1, prompts_per_step=128, beta=0.0, learning_rate=3e-5, schedule="cosine", warmup_steps=150,
     weight_decay=0.0, epochs=25, max_prompt=2048, max_completion=768, tune_decoder=False,

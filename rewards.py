@@ -121,7 +121,8 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     """
     spec = SCHEMAS[schema]
     answer = Answer(text=text)
-    # think-then-answer: nothing before, between but space, or after. What stands inside the tags is not looked at.
+    # think-then-answer: <think> opens the text, </answer> ends it, only space is between the blocks. What stands inside
+    # the tags is not looked at.
     # Three separate searches, not one pattern with two wildcards: on a megabyte of "</think><answer>" that would take
     # quadratic time.
     joint = re.search(r"</think>\s*<answer>", text)
@@ -275,7 +276,7 @@ def point_distances(points: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return d.min((-1, -2))
 
 
-def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def points_inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(N,) bool: all of an object's points (N, k, 2) lie in its own box (N, 4), edges included."""
     low, high = boxes[:, None, :2], boxes[:, None, 2:]
     return ((points >= low) & (points <= high)).all((-1, -2))
@@ -305,7 +306,7 @@ def match(answer: Answer, target: Target, box_l1: float, point: float, extra: fl
     iou = box_ious(boxes, true_boxes, extra)
     l1 = np.abs(boxes[:, None] - true_boxes[None]).mean(-1)
     distance = point_distances(points, true_points)
-    hits = np.stack([iou > 0.5, l1 < box_l1, (distance < point) & _inside(points, boxes)[:, None]], -1)
+    hits = np.stack([iou > 0.5, l1 < box_l1, (distance < point) & points_inside(points, boxes)[:, None]], -1)
     rows, cols = linear_sum_assignment(3 - hits.sum(-1))
     return Matched(iou[rows, cols], l1[rows, cols], distance[rows, cols], hits[rows, cols].astype(float), max(N, M))
 
@@ -360,7 +361,7 @@ def segzero_reward(answer: Answer, target: Target, mask_iou=None, *, weights=Non
         parts["box_iou"] = box_ious(boxes[:1], true_boxes[:1], float(released))[0, 0] > 0.5
         parts["box_l1"] = np.abs(boxes[0] - true_boxes[0]).mean() < 10
         if answer.answer_ok:
-            parts["point"] = _inside(points, boxes)[0] and point_distances(points, true_points)[0, 0] < 100
+            parts["point"] = points_inside(points, boxes)[0] and point_distances(points, true_points)[0, 0] < 100
     return _weighted(parts, weights)
 
 
@@ -397,7 +398,7 @@ class RankQueue:
 
     rank(x) = mean over j of q_j,  q_j = (1/Q) sum_m 1(s_m <= x_j): the fraction of the queue's Q rows that x equals or
     beats, per component. It starts with zeros (released code): at first every answer ranks 1, a malformed one too, and
-    only the other parts teach; after a step or two of real vectors that is over.
+    only the other parts teach; that fades as real vectors come in, and is over once they fill it (16 steps of 128).
 
     New vectors wait in `pending` and enter together at the step's end (flush), so that all completions of a step are
     ranked against the same history. On several processes: gather every process's pending rows, then flush(rows) the

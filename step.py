@@ -49,7 +49,7 @@ def load_batch(recipe: Recipe, policy: models.Policy, segmenter, samples: data.S
     """
     chosen = [samples[i] for i in indices]
     images = [s.image for s in chosen]
-    space = data.FAMILIES[policy.family][0]
+    space = data.FAMILIES[policy.family]
     with torch.no_grad():
         prompts = policy.encode(images, [data.build_prompt(s.query, recipe.schema, space) for s in chosen])
         lengths = prompts.inputs["attention_mask"].sum(-1).tolist()
@@ -105,15 +105,19 @@ def make_micros(policy: models.Policy, prompts: models.Prompts, rollout: grpo.Ro
     return micros
 
 
-def paint(policy: models.Policy, micros: list[Micro], batch: Batch, recipe: Recipe) -> dict[tuple[int, int], Tensor]:
-    """LENS: the mask of every completion, (p, g) -> (H, W) bool; without gradient, since the reward needs it first."""
+def paint(policy, micros: list[Micro], embeddings: models.Embeddings) -> dict[tuple[int, int], Tensor]:
+    """LENS (Eq. 2-4): the mask of every completion from its context queries, (p, g) -> (H, W) bool, at original size.
+
+    The written box plays no part, so a text that does not parse has a mask too. Without gradient: reward and evaluation
+    look at it; the loss makes its own. policy: a Policy with a context module, bare or as Accelerate wrapped it.
+    """
     masks = {}
     with torch.no_grad():
         for micro in micros:
-            index = torch.tensor([p for p, _ in micro.branches], device=policy.device)
-            logits = policy(micro.rows, grpo.token_logprobs, recipe.temperature, batch.embeddings, index)[2]
+            index = torch.tensor([p for p, _ in micro.branches], device=embeddings.features.device)
+            logits = policy(micro.rows, grpo.token_logprobs, embeddings=embeddings, index=index)[2]
             for (p, g), logit in zip(micro.branches, logits, strict=True):
-                masks[p, g] = models.Segmenter.resize(logit, batch.embeddings.sizes[p]) > 0
+                masks[p, g] = models.Segmenter.resize(logit, embeddings.sizes[p]) > 0
     return masks
 
 
@@ -171,7 +175,8 @@ def update(
             if recipe.train != "context":
                 if micro.old_logp is None:  # the first update: pi_old is the policy itself, no second forward is run
                     micro.old_logp = logp.detach()
-                # A token is a completion of length one here: (M, 1) log-probabilities, (M,) advantages.
+                # The micro-batch's tokens are in one line, (M,); grpo_loss takes (..., T) with an advantage for each
+                # (...): (M, 1) with (M,) advantages. The sum is the same in any shape.
                 column = lambda x: None if x is None else x[:, None]  # noqa: E731
                 loss, terms = grpo.grpo_loss(
                     column(logp), column(micro.old_logp), column(micro.ref_logp), per_token[micro.at], column(w),
@@ -190,7 +195,10 @@ def update(
     norm = accelerator.clip_grad_norm_(trained, recipe.max_grad_norm)
     totals["grad_norm"] = norm if isinstance(norm, Tensor) else torch.tensor(float(norm))
     values = {name: float(value) for name, value in totals.items()}
-    if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+    finite = bool(np.isfinite([values["loss"], values["grad_norm"]]).all())
+    if accelerator.num_processes > 1:  # all stop, or none: nobody is left waiting for the others
+        finite = all(gather_object([finite]))
+    if not finite:
         raise FloatingPointError(f"loss {values['loss']}, gradient norm {values['grad_norm']}")
     optimizer.step()
     return values

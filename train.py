@@ -10,7 +10,7 @@ stopped-step-N-rank-R.pt, the step's inputs, if its loss is not finite.
 
 Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded).
 
-No randomness is drawn from global generators: the order of samples is a function of (seed, epoch), the noise of a
+The loop draws nothing from global generators: the order of samples is a function of (seed, epoch), the noise of a
 completion of (seed, step, place in the step, branch). So a step is a function of a checkpoint and the step's number,
 after any restart; on another number of processes it is the same up to float rounding.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 import sys
 import time
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,7 +44,7 @@ import judge
 import model as models
 import report
 import rewards
-from networks import build
+from networks import build, build_reference
 from published import as_text
 from recipes import RECIPES, Recipe, miniature
 from step import add_reference, load_batch, make_micros, oracle_rollout, paint, update
@@ -110,7 +111,7 @@ def aligned_giou(recipe: Recipe, policy: models.Policy, segmenter, samples: data
     for i in tqdm(range(0, len(indices), recipe.prompts_per_step), desc="held out, true text"):
         batch = load_batch(recipe, policy, segmenter, samples, indices[i : i + recipe.prompts_per_step])
         micros = make_micros(policy, batch.prompts, oracle_rollout(policy, batch, recipe), recipe)
-        masks = paint(policy, micros, batch, recipe)
+        masks = paint(policy, micros, batch.embeddings)
         truths = [torch.as_tensor(target.mask, device=policy.device) for target in batch.targets]
         ious += [models.mask_iou(masks[p, 0], truth) for p, truth in enumerate(truths)]
     return float(np.mean(ious))
@@ -143,12 +144,14 @@ def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
 
 def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator:
     """Join the other processes, if there are any. SystemExit if they cannot run this recipe together."""
-    bf16, joint = recipe.dtype == "bfloat16", recipe.train == "all"
-    # The mask decoder has outputs that no loss of LENS looks at. Buffers never change, and broadcasting them would make
-    # every forward a collective, also where processes run different numbers of them.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=joint, broadcast_buffers=False)
+    # Buffers never change, and broadcasting them would make every forward a collective, also where processes run
+    # different numbers of them.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    # The others wait while the first process scores and saves, which may take longer than the default ten minutes.
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=2))
+    precision = "bf16" if recipe.dtype == "bfloat16" else "no"
     accelerator = Accelerator(
-        mixed_precision="bf16" if bf16 else "no", log_with=tracker, project_dir=str(output_dir), kwargs_handlers=[ddp]
+        mixed_precision=precision, log_with=tracker, project_dir=str(output_dir), kwargs_handlers=[ddp, patience]
     )
     if recipe.prompts_per_step % accelerator.num_processes:
         processes = f"{accelerator.num_processes} processes"
@@ -171,6 +174,9 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     last = checkpoint.newest(output_dir)
     if last and not resume:
         raise SystemExit(f"{output_dir} holds a run already ({last.name}): --resume it, or name another --output_dir")
+    if not last and (output_dir / "final").exists():
+        raise SystemExit(f"{output_dir} holds a finished run, and no checkpoint to resume: name another --output_dir")
+    differ = checkpoint.compare(last, recipe) if last else []
     policy, segmenter = build(dataclasses.replace(recipe, model=str(last)) if last else recipe, accelerator)
     samples = data.load(
         recipe.dataset, recipe.data_root or None, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
@@ -178,27 +184,29 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     order = judge.examine(samples, segmenter, recipe, main)
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
 
-    # ---- up to three sets of weights, for three questions
+    # ---- up to three sets of weights
     #      policy      what learns; float32 whatever the compute dtype, sharded under FSDP
     #      replica     what writes the completions: the same weights, renewed every step, in the compute dtype and whole
     #                  (a sharded model would have to fetch its shards again for every token)
     #      reference   what KL holds on to: the model that the run started from, also after --resume
-    bf16 = recipe.dtype == "bfloat16"
-    compute = torch.bfloat16 if bf16 else torch.float32
     reference = replica = None
     needs_reference = recipe.beta > 0 and recipe.train != "context"
-    if needs_reference and not recipe.lora_rank:  # with LoRA it is the policy itself, its adapter switched off
-        reference = checkpoint.full_copy(build(recipe, accelerator)[0] if last else policy, compute)
-    sharded = accelerator.distributed_type == "FSDP"
-    if sharded or (bf16 and not recipe.lora_rank and recipe.train != "context"):
-        replica = checkpoint.full_copy(policy, compute)
+    if needs_reference and not recipe.lora_rank:
+        reference = build_reference(recipe, accelerator.device)
+    elif needs_reference and Path(recipe.model, "adapter_config.json").exists():
+        # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
+        raise SystemExit(f"{recipe.model} is a LoRA, which KL would not see: merge it first (README), or --beta 0")
+    # The policy itself can write where it is whole and in the compute dtype already.
+    ready = accelerator.distributed_type != "FSDP" and (recipe.dtype == "float32" or recipe.lora_rank)
+    if not ready and recipe.train != "context":
+        replica = checkpoint.full_copy(policy, getattr(torch, recipe.dtype))
 
     # ---- a checkpoint holds weights, optimizer, schedule, rank queue, step; all else is a function of the step
     optimizer = torch.optim.AdamW(
         [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     policy, optimizer = accelerator.prepare(policy, optimizer)
-    bare = accelerator.unwrap_model(policy)  # without DDP's wrapping, for everything but the update
+    bare = accelerator.unwrap_model(policy)  # what samples, packs, and is saved; forwards go through the wrapping
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer.optimizer, learning_rate_factor(recipe, steps * recipe.updates_per_rollout)
     )
@@ -210,9 +218,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             raise SystemExit(f"{last} is beyond --max_steps {steps}: give more steps, or another --output_dir")
         rows, heldout = checkpoint.history(last, first)
         if main:
-            saved = dataclasses.asdict(folders.load_recipe(last))
-            other = [name for name, value in dataclasses.asdict(recipe).items() if saved[name] != value]
-            print(f"going on from {last}: step {first} of {steps}; settings that differ: {', '.join(other) or 'none'}")
+            print(f"going on from {last}: step {first} of {steps}; settings that differ: {', '.join(differ) or 'none'}")
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
         folders.write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
@@ -229,7 +235,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             folders.write_atomically(output_dir / "heldout.json", json.dumps(heldout, indent=1))
         accelerator.wait_for_everyone()
 
-    if "before" not in heldout:
+    if first == 0 and "before" not in heldout:
         score("before")
 
     # ---- the loop
@@ -259,7 +265,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         flat = bare.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
         texts = [flat[p * G : (p + 1) * G] for p in range(P)]
         micros = make_micros(bare, batch.prompts, rollout, recipe)
-        painted = paint(policy, micros, batch, recipe) if recipe.num_queries else None
+        painted = paint(policy, micros, batch.embeddings) if recipe.num_queries else None
         reward, parts, measured = judge.judge(recipe, bare, segmenter, batch, texts, queue, painted)
         queue.flush(gather_object(queue.pending))  # the same rows, in the same order, on every process
 
@@ -310,9 +316,9 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     if main:
         print(f"checkpoint: {checkpoint.finish(output_dir, steps)}")
         for name, what in {"giou": "held-out gIoU, percent", "giou_true_text": "on ground-truth completions"}.items():
-            if name in heldout.get("after", {}):
-                before, after = (as_text("giou", heldout[when][name]) for when in ("before", "after"))
-                print(f"{what}: {before} before, {after} after (up to {recipe.eval_samples} samples)")
+            told = [f"{as_text('giou', scores[name])} {when}" for when, scores in heldout.items() if name in scores]
+            if told:
+                print(f"{what}: {', '.join(told)} (up to {recipe.eval_samples} samples)")
     if tracker:
         accelerator.end_training()
     return heldout
@@ -335,6 +341,8 @@ def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
         first.print_help()
     values = (tyro.conf.FlagConversionOff,)  # --released True, as every field is given
     recipe = tyro.cli(Recipe, default=recipe, args=rest, prog="train.py", config=values)
+    if len(recipe.tiers) != len(recipe.tier_rewards):
+        raise SystemExit(f"--tiers {recipe.tiers} and --tier_rewards {recipe.tier_rewards} differ in number")
     args.output_dir = args.output_dir or Path("runs", recipe.name + ("-toy" if args.toy else ""))
     return recipe, args
 
@@ -344,12 +352,12 @@ def main() -> None:
     try:
         train(recipe, args.output_dir, args.resume, args.tracker)
     except (data.BadData, OSError) as error:
-        missing = isinstance(error, data.BadData) or "could not load" in str(error)
-        hint = (
-            f"\n(The miniature needs nothing but this folder: python train.py --recipe {args.recipe} --toy)"
-            if missing
-            else ""
-        )
+        hint, toy = "", " --toy" if args.toy else ""
+        if "could not load the policy" in str(error) and recipe.train == "all" and recipe.model.startswith("runs/"):
+            first = args.recipe.replace("lens", "lens-align")
+            hint = f"\n(It is what the stage before makes: python train.py --recipe {first}{toy})"
+        elif not toy and (isinstance(error, data.BadData) or "could not load" in str(error)):
+            hint = f"\n(The miniature needs nothing but this folder: python train.py --recipe {args.recipe} --toy)"
         raise SystemExit(f"{error}{hint}") from error
 
 

@@ -94,7 +94,7 @@ def main() -> None:
         "## 3. Compared with each other (`grpo.group_advantages`)",
         "",
         f"mean {mean:.4f}, standard deviation {std:.4f} (unbiased). So completion 1 gets ({reward[0, 0]:g} − {mean:.4f}) / ({std:.4f} + 0.0001) = {A[0, 0]:+.3f}. "
-        f"The advantages sum to {A.sum():.6f}: what is good is good only next to its siblings.",
+        f"The advantages sum to {abs(A.sum()):.6f}: what is good is good only next to its siblings.",
         "",
         "## 4. How much each token weighs (`grpo.token_weights`)",
         "",

@@ -36,6 +36,8 @@ def test_runs_are_shared_and_named_by_what_they_change(tmp_path, monkeypatch):
     assert ablations.one_run("samr1", {}, 1, 5, 0) != base
     ablations.one_run("genseg-g", {"start": "genseg"}, 0, 5, 3)
     assert started[-2][1] == "genseg-seed0-3" and started[-1][0] == str(tmp_path / "genseg-seed0-3" / "final")
+    one = ablations.one_run("lens", {"start": "lens-align"}, 0, 5, 0)
+    assert ablations.one_run("lens", {"start": "lens-align"}, 0, 5, 7) != one  # after a longer alignment
 
 
 def test_overlapping_seeds_are_no_difference(tmp_path, monkeypatch):
@@ -44,6 +46,7 @@ def test_overlapping_seeds_are_no_difference(tmp_path, monkeypatch):
     assert "Agrees" in ablations.verdict(study, {"ranked": runs(0.5, 0.6), "raw": runs(0.4, 0.49)})
     assert "Disagrees" in ablations.verdict(study, {"ranked": runs(0.4, 0.49), "raw": runs(0.5, 0.6)})
     assert "No difference" in ablations.verdict(study, {"ranked": runs(0.4, 0.6), "raw": runs(0.3, 0.5)})
+    assert "no verdict" in ablations.verdict(study, {"ranked": runs(0.5), "raw": runs(0.4)})
     monkeypatch.setattr(ablations, "DOCS", tmp_path)
     (tmp_path / "ablations").mkdir()
     (tmp_path / "ablations" / "rank.json").write_text(json.dumps({"ranked": runs(0.4, 0.6), "raw": runs(0.3, 0.5)}))

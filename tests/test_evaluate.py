@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from PIL import Image
 import data
 import evaluate
 import folders
+import grpo
 import make_toy
 import metrics
 import model as models
 import published
 import recipes
 import rewards
+import step
 import toy
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +62,7 @@ def test_segmentation_rules_by_hand():
     ]
     m = metrics.segmentation_metrics(table)
     expected = dict(
-        n=8, n_target=4, n_no_target=4, parse_failures=2, explicit_empty=2, giou=2.5 / 8, ciou=70 / 215, miou=1.5 / 4,
+        n=8, mask_n=8, n_target=4, n_no_target=4, parse_failures=2, explicit_empty=2, giou=2.5 / 8, ciou=70 / 215, miou=1.5 / 4,
         p50=3 / 8, p70=2 / 8, p90=2 / 8, target_miou=1.5 / 4, target_ciou=70 / 190, n_acc=1 / 4, t_acc=2 / 4,
     )  # fmt: skip
     assert m == expected
@@ -165,6 +168,12 @@ def test_detection_against_pycocotools_on_its_own_format(tmp_path):
     m = metrics.box_metrics(table, by_query=True)
     assert 0.1 < m["ap"] < 0.9
     assert [m["ap"], m["ap50"], m["ap75"]] == pytest.approx(run.stats[:3], abs=1e-12)
+
+
+def test_a_huge_box_is_wrong_and_not_ignored():
+    r = record(0, boxes=[[0, 0, 10, 10], [0, 0, 1e6, 1e6]], truth_boxes=[[0, 0, 10, 10]])
+    m = metrics.coco_metrics([r], by_query=False)
+    assert (m["precision"], m["recall"], m["f1"]) == (0.5, 1.0, 2 / 3)
 
 
 def test_precision_and_recall_against_loops():
@@ -298,21 +307,33 @@ def test_batch_size_does_not_change_answers(tiny, temperature):
     assert temperature == 0 or len({t[1] for t in texts[0]}) == 4  # each sample has noise of its own
 
 
-def test_context_masks_packed_as_alone_and_with_gradient(tiny):
+def test_lens_masks_packed_as_alone(tiny):
+    """Four completions of two prompts in two rows, and each in a row of its own: the same masks' logits."""
     policy, segmenter = tiny_models(tiny, "lens")
     world = toy.ToyWorld("val")
     images = [world[0].image, world[1].image]
     prompts = policy.encode(images, [data.build_prompt("the red cross", "lens", "pixels"), "hi"])
-    embeddings, index = segmenter.embed(images), [0, 0, 1]
-    completions = [torch.tensor(ids) for ids in ([300, 301, 302], [400], [310, 311])]
-    together = evaluate.context_masks(policy, segmenter, prompts, completions, embeddings, index)
-    for b in range(3):
-        alone = evaluate.context_masks(
-            policy, segmenter, prompts, completions[b : b + 1], embeddings, index[b : b + 1]
-        )[0]
-        assert together[b].shape == (112, 112) and torch.allclose(together[b], alone, atol=1e-4)
-    assert not torch.allclose(together[0], together[1])  # the completion matters
-    together[0].sum().backward()
+    embeddings = segmenter.embed(images)
+    ids = torch.tensor([[[300, 301, 302], [400, 0, 0]], [[310, 311, 312], [310, 305, 304]]])
+    rollout = grpo.Rollout(ids, torch.ones(2, 2, 3, dtype=torch.bool), torch.zeros(2, 2, 3))
+    rollout.mask[0, 1, 1:] = False  # a shorter one
+    found = []
+    for longest in (10_000, 1):  # tokens of a row
+        for micro in step.make_micros(policy, prompts, rollout, replace(LENS, max_row_tokens=longest)):
+            index = torch.tensor([p for p, _ in micro.branches])
+            logits = policy(micro.rows, grpo.token_logprobs, embeddings=embeddings, index=index)[2]
+            found.append(dict(zip(micro.branches, logits, strict=True)))
+    together, alone = {}, {}
+    for part in found:
+        (together if len(together) < 4 else alone).update(part)
+    assert together.keys() == alone.keys() == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    for at, logits in together.items():
+        assert torch.allclose(logits, alone[at], atol=1e-4)
+    assert not torch.allclose(together[0, 0], together[0, 1])  # the completion matters
+    painted = step.paint(policy, step.make_micros(policy, prompts, rollout, LENS), embeddings)
+    for at, mask in painted.items():
+        assert mask.shape == (112, 112) and torch.equal(mask, segmenter.resize(together[at], (112, 112)) > 0)
+    together[0, 0].sum().backward()
     assert policy.context.queries.grad.abs().sum() > 0
 
 

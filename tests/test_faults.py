@@ -128,7 +128,7 @@ def test_a_broken_picture_is_named_and_once_mended_the_run_goes_on(tmp_path, go,
         assert [r["step"] for r in go(folder, out, *more, "--resume")] == [1, 2, 3]
 
 
-def test_data_that_are_not_there_are_said_in_a_sentence(tmp_path, go):
+def test_data_that_are_not_there_are_said_in_a_sentence(tmp_path, go, capsys):
     folder, out = draw(tmp_path / "data"), tmp_path / "run"
     for text in ("", "\n \n"):
         (folder / "empty.jsonl").write_text(text)
@@ -146,6 +146,11 @@ def test_data_that_are_not_there_are_said_in_a_sentence(tmp_path, go):
     (folder / "gone.jsonl").write_text(json.dumps(entry))
     with pytest.raises(SystemExit, match="no picture found: gone.jpg is in none of .*Put or link them there"):
         go(folder, out, "--split", "gone")
+    entry = {"image": "train-0.jpg", "query": "the blue diamond", "boxes": [[9, 9, 60, 60]], "points": [[[30, 30]]]}
+    (folder / "boxes.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(SystemExit, match="1 of 1 samples do not earn the maximum"):
+        go(folder, out, "--split", "boxes", "--recipe", "samr1")
+    assert "has no mask, which samr1 needs" in capsys.readouterr().out
     assert not out.exists()
 
 
@@ -199,6 +204,45 @@ def test_equal_rewards_move_no_weight(tmp_path, go, monkeypatch, branches):
         assert row["parsed"] == 0.25 and row["grad_norm"] > 0 and not same
 
 
+# --------------------------------------------------------------------------------------------------------------- resume
+
+
+def test_lens_resumed_equals_uninterrupted(tmp_path, go):
+    """Of its mask decoder some layers never get a gradient, so the optimizer has no state for them."""
+    folder, out, cut = draw(tmp_path / "data", n=4), tmp_path / "run", tmp_path / "cut"
+    more = "--recipe lens --model toy/qwen2_5_vl --num_queries 3 --prompts_per_step 2 --max_steps 3".split()
+    rows = go(folder, out, *more)
+    shutil.copytree(out, cut, ignore=shutil.ignore_patterns("checkpoint-[23]", "final"))
+    again = go(folder, cut, *more, "--resume")
+    steady = [[{k: v for k, v in r.items() if not k.startswith(TIMING)} for r in group] for group in (rows, again)]
+    assert steady[0] == steady[1]
+    for file in ("model.safetensors", "lens.safetensors"):
+        whole, resumed = (load_file(run / "final" / file) for run in (out, cut))
+        assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_resume_refuses_what_it_could_not_change(tmp_path, go):
+    folder, out = draw(tmp_path / "data", n=4), tmp_path / "run"
+    more = "--prompts_per_step 2 --beta 0 --eval_split train".split()
+    go(folder, out, *more, "--max_steps", "1")
+    for option, value, was in (
+        ("learning_rate", "0.5", "0.00015"),
+        ("queue_size", "64", "2048"),
+        ("lora_rank", "8", "0"),
+    ):
+        with pytest.raises(SystemExit, match=f"was trained with --{option} {was}: resume it so, or start anew with"):
+            go(folder, out, *more, "--max_steps", "2", "--resume", f"--{option}", value)
+    # what is scored for the first time half-way is no "before"
+    go(folder, out, *more, "--max_steps", "2", "--resume", "--eval_samples", "2", "--temperature", "0.9")
+    assert set(json.loads((out / "heldout.json").read_text())) == {"after"}
+    # finished, and its checkpoints thrown away: neither resumed nor overwritten
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    for resume in ([], ["--resume"]):
+        with pytest.raises(SystemExit, match="holds a finished run, and no checkpoint to resume"):
+            go(folder, out, *more, "--max_steps", "2", *resume)
+
+
 # ---------------------------------------------------------------------------------------------------- several processes
 
 
@@ -212,7 +256,7 @@ def test_fewer_samples_than_processes_and_a_checkpoint_of_two_in_one(tmp_path, m
     heldout = json.loads((out / "heldout.json").read_text())
     monkeypatch.chdir(ROOT)
     evaluate.main(evaluate.Options(model=str(out / "final"), dataset="jsonl", data_root=str(folder)))
-    alone = json.loads((out / "final" / "eval-jsonl-val" / "metrics.json").read_text())
+    alone = json.loads((out / "eval-final-jsonl-val" / "metrics.json").read_text())
     assert {k: alone[k] for k in heldout["after"]} == heldout["after"] and alone["n"] == 3
     assert heldout["after"] != heldout["before"]  # or the start's weights would pass, too
 
@@ -327,10 +371,7 @@ def test_the_lines_of_the_readme_merge_an_adapter(tmp_path, go, monkeypatch):
         assert f'"{there}"' in lines
         lines = lines.replace(f'"{there}"', repr(str(here)))
     exec(lines, {})
-    for file in (out / "final").iterdir():  # how to ask it: processor and recipe
-        if not file.name.startswith(("adapter", "config")):
-            shutil.copy(file, whole)
-    recipe, held = folders.load_recipe(whole), data.load("jsonl", folder, "val")
+    recipe, held = folders.load_recipe(out / "final"), data.load("jsonl", folder, "val")
     merged = models.load_policy(str(whole), image_size=recipe.image_size)
     assert not any("lora_" in k for k in merged.vlm.state_dict())
     assert answers(merged, held, recipe) == answers(policy, held, recipe)
@@ -338,9 +379,23 @@ def test_the_lines_of_the_readme_merge_an_adapter(tmp_path, go, monkeypatch):
     # an adapter taken for a whole model would train the weights beside it, and not save them
     with pytest.raises(SystemExit, match="is a LoRA of rank 4, and --lora_rank is 0.*merge it first"):
         go(folder, tmp_path / "full", "--model", str(out / "final"))
+    # KL's reference is the adapter switched off, which is not where a run that starts from an adapter begins
+    with pytest.raises(SystemExit, match="is a LoRA, which KL would not see: merge it first"):
+        go(folder, tmp_path / "second", *LORA, "--model", str(out / "final"))
+    with pytest.raises(SystemExit, match="trains the context module alone: leave --lora_rank out"):
+        go(folder, tmp_path / "third", "--recipe", "lens-align", "--lora_rank", "4")
 
 
 # --------------------------------------------------------------------------------------------------------- command line
+
+
+def test_mistaken_options_are_said_in_a_sentence(tmp_path, go):
+    folder = draw(tmp_path / "data")
+    with pytest.raises(SystemExit, match=r"--tiers \(0.5, 0.7\) and --tier_rewards \(2.0, 3.0, 4.0\) differ in number"):
+        go(folder, tmp_path / "run", "--recipe", "samr1", "--tiers", "0.5", "0.7")
+    stage = r"(?s)could not load the policy .*stage before makes: python train.py --recipe lens-align --toy"
+    with pytest.raises(SystemExit, match=stage):
+        go(folder, tmp_path / "run", "--recipe", "lens", "--model", "runs/nowhere/final")
 
 
 def test_every_switch_of_the_readme_is_one():
@@ -349,6 +404,6 @@ def test_every_switch_of_the_readme_is_one():
     switches = re.findall(r"`(--[^`]+)`", table)
     assert len(switches) >= 8
     for switch in switches:
-        name = "lens" if any(word in switch for word in ("collapse", "clip", "format", "top_p", "epochs")) else "drseg"
+        name = "lens" if any(word in switch for word in ("collapse", "format", "top_p", "epochs")) else "drseg"
         recipe, _ = train.parse_command_line(["--recipe", name, *switch.split()])
         assert recipe != recipes.RECIPES[name], switch

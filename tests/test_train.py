@@ -21,6 +21,7 @@ import data
 import grpo
 import judge
 import model as models
+import networks
 import recipes
 import rewards
 import train
@@ -372,16 +373,48 @@ def test_nan_stops_the_step():
         gradients(setting, torch.full((3, 4), float("nan")))
 
 
-def test_reward_check_finds_a_wrong_frame(monkeypatch):
-    recipe, samples = recipes.miniature(recipes.VISIONREASONER), data.load("toy", None, "train")
+@pytest.mark.parametrize("name", ["drseg", "visionreasoner", "segzero", "samr1", "genseg", "genseg-g"])
+def test_reward_check_finds_points_in_another_unit_than_boxes(name):
+    recipe, samples = recipes.miniature(recipes.RECIPES[name]), data.load("toy", None, "train")
     order, left = judge.usable(samples, recipe)
     assert sum(left.values()) + len(order) == len(samples)
-    good, bad = judge.check_rewards(samples, order[:50], recipe)
-    assert len(good) >= 49
-    frames = iter([(840, 840), (840, 420)] * 1000)  # the answer in one frame, the target in another
-    monkeypatch.setattr(judge, "reward_frame", lambda recipe, sample: next(frames))
-    good, bad = judge.check_rewards(samples, order[:50], recipe)
-    assert len(bad) == 50 and "earns" in bad[0]
+    chosen = [samples[i] for i in order if not samples[i].no_target][:20]
+    good, bad = judge.check_rewards(chosen, range(20), recipe)
+    assert len(good) >= 19 and len(good) + len(bad) == 20
+    shifted = [replace(s, points=s.positive_points(2) * 0.3) for s in chosen]
+    _, bad = judge.check_rewards(shifted, range(20), recipe)
+    assert len(bad) >= 18 and "a point lies outside its own box" in bad[0]
+
+
+def test_reward_check_takes_weights_left_out():
+    for name in ("samr1", "drseg", "genseg-g"):
+        recipe = replace(recipes.miniature(recipes.RECIPES[name]), weights={}, released=name == "drseg")
+        samples = data.load("toy", None, "train")
+        good, _ = judge.check_rewards(samples, judge.usable(samples, recipe)[0][:5], recipe)
+        assert good, name
+
+
+def test_replica_has_weights_in_16_bits_and_frequencies_in_32():
+    policy = setup("drseg")[2]
+    copied = checkpoint.full_copy(policy, torch.bfloat16).vlm
+    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in copied.parameters())
+    assert copied.state_dict().keys() == policy.vlm.state_dict().keys()
+    for (name, copy), kept in zip(copied.named_buffers(), policy.vlm.buffers(), strict=True):
+        assert copy.dtype == torch.float32 and torch.equal(copy, kept) and copy is not kept, name
+    reference = networks.build_reference(replace(recipes.miniature(recipes.DRSEG), dtype="bfloat16"), "cpu").vlm
+    for one, other in zip(reference.state_dict().values(), copied.state_dict().values(), strict=True):
+        assert torch.equal(one, other) and one.dtype == other.dtype
+    for one, other in zip(reference.buffers(), copied.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_lens_checkpoint_starts_another_recipe_by_its_vlm_alone(tmp_path):
+    recipe, _, policy, *_ = setup("lens")
+    policy.save(tmp_path / "lens")
+    other = replace(recipes.miniature(recipes.SAMR1), model=str(tmp_path / "lens"))
+    policy, segmenter = networks.build(other, Accelerator(cpu=True))
+    assert policy.context is None and policy.segmenter is None and segmenter.name == other.segmenter
+    assert {name.split(".")[0] for name, p in policy.named_parameters()} == {"vlm"}
 
 
 PHOTOGRAPHS = ROOT.parent / "shared" / "mini_coco"
