@@ -6,6 +6,7 @@ checkpoint-N/trainer.pt    optimizer, schedule, rank queue, step: what --resume 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -80,7 +81,8 @@ def write(accelerator, policy, optimizer, schedule, queue, recipe: Recipe, outpu
 
 def restore(folder: Path, policy, optimizer: torch.optim.Optimizer, schedule, queue) -> int:
     """What write() saved beside the weights, back into its places. Returns the step to go on with."""
-    state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+    # mmap: the processes of a machine share the pages of the file, where each would hold all of it
+    state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
     whole = StateDictOptions(full_state_dict=True)
     set_optimizer_state_dict(policy, optimizer, state["optimizer"], options=whole)
     schedule.load_state_dict(state["schedule"])
@@ -129,6 +131,14 @@ def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
     vlm = copy.deepcopy(policy.vlm, memo=copies)  # cast one by one: the float32 whole does not exist twice
     vlm.gradient_checkpointing_disable()
     return models.Policy(vlm, policy.processor, policy.image_size, policy.max_pixels)
+
+
+@contextlib.contextmanager
+def at_work(frozen: models.Policy, device: torch.device, park: bool):
+    """A frozen copy, on `device` while it is needed; then, with `park`, back to the CPU's memory."""
+    yield frozen.to(device)
+    if park:
+        frozen.to("cpu")
 
 
 @torch.no_grad()

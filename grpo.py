@@ -71,15 +71,20 @@ def pick_tokens(
     return ids, logp.gather(-1, ids[:, None])[:, 0]
 
 
-def reserve(layer, room: int) -> None:
-    """Give a layer of transformers' DynamicCache room for `room` more tokens, written in place.
+def reserve(layer, room: int = 256) -> None:
+    """Give a layer of transformers' DynamicCache room for `room` more tokens, written in place; then for as many again.
 
     Its own update concatenates, that is, copies the whole cache for every token drawn: nearly half of a decode step.
+    Room for all tokens at once would be tens of gigabytes, most of it for rows that end early.
     """
     store = [F.pad(x, (0, 0, 0, room)) for x in (layer.keys, layer.values)]  # (B, heads, S + room, width)
+    layer.keys, layer.values = (whole[:, :, :-room] for whole in store)  # the old ones go now, not at the next token
 
     def update(keys: Tensor, values: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
         n = layer.keys.shape[2]
+        if n + keys.shape[2] > store[0].shape[2]:
+            reserve(layer, room)
+            return layer.update(keys, values)
         for whole, new in zip(store, (keys, values), strict=True):
             whole[:, :, n : n + new.shape[2]] = new
         layer.keys, layer.values = (whole[:, :, : n + keys.shape[2]] for whole in store)
@@ -119,7 +124,7 @@ def sample(
     cache.batch_repeat_interleave(G)
     growing = [layer for layer in cache.layers if type(layer).__name__ == "DynamicLayer"]  # sliding windows do not grow
     for layer in growing:
-        reserve(layer, T)
+        reserve(layer)
     attention_mask = inputs["attention_mask"].repeat_interleave(G, 0)  # (B, S + t)
     # The last position of each row, (3, B) or (B,).
     position = inputs["position_ids"].amax(dim=-1).repeat_interleave(G, -1)
@@ -140,9 +145,10 @@ def sample(
         if len(alive) < len(rows):
             rows, tokens, attention_mask = rows[alive], tokens[alive], attention_mask[alive]
             position = position[..., alive]
-            cache.batch_select_indices(alive)
-            for layer in growing:
-                reserve(layer, T - t)
+            for layer in cache.layers:  # one by one, so that no more than a layer is there twice
+                layer.batch_select_indices(alive)
+                if layer in growing:
+                    reserve(layer)
         position = position + 1
         attention_mask = F.pad(attention_mask, (0, 1), value=1)
         logits = model(

@@ -47,6 +47,15 @@ class Prompts:
         pixels = self.inputs["pixel_values"][end - grid[i].prod() : end]
         return self.inputs["input_ids"][i, real], self.inputs["position_ids"][:, i, real], pixels, grid[i : i + 1]
 
+    def part(self, i: int, j: int) -> dict[str, Tensor]:
+        """The inputs of prompts i to j - 1, padded as they are."""
+        ends = (
+            self.inputs["image_grid_thw"].prod(-1).cumsum(0).tolist()
+        )  # rows of pixel_values up to each picture's end
+        pixels = slice(ends[i - 1] if i else 0, ends[min(j, len(ends)) - 1])
+        cut = {"position_ids": lambda x: x[:, i:j], "pixel_values": lambda x: x[pixels]}
+        return {name: cut.get(name, lambda x: x[i:j])(x) for name, x in self.inputs.items()}
+
 
 @dataclasses.dataclass
 class Rows:
@@ -63,7 +72,7 @@ class Rows:
 
 
 class Policy(nn.Module):
-    """A Qwen-VL and its processor as one module. All training goes through `forward`: DDP and FSDP see nothing else."""
+    """A Qwen-VL and its processor as one module. All training goes through `forward`, which FSDP and autocast wrap."""
 
     def __init__(
         self,

@@ -82,10 +82,12 @@ class Recipe:
     seg_weight: float = 1.0  # lambda of L = L_GRPO + lambda L_seg (Eq. 7)
     tune_decoder: bool = True  # train SAM2's mask decoder in the joint stage (Table A3)
     # --- how it runs (of these only dtype and lora_rank change results, the others at most their rounding)
+    prompts_at_once: int = 0  # prompts sampled together (0: all of a process); fewer need less memory
     max_row_tokens: int = 8192  # longest packed row; a group that does not fit takes several
     rows_per_batch: int = 1  # packed rows per forward
     gradient_checkpointing: bool = True
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; master weights are float32 either way
+    park: bool = False  # keep reference and replica in the CPU's memory while they are not in use
     capture: bool = False  # on a GPU, sample with fast.py's captured decode step
     lora_rank: int = 0  # train a LoRA of this rank instead of all weights (needs peft)
     save_every: int = 50  # steps between checkpoints
@@ -163,7 +165,7 @@ LENS_ALIGN = Recipe(
 )  # fmt: skip
 LENS = dataclasses.replace(
     LENS_ALIGN, name="lens", model="runs/lens-align/final", train="all", num_samples=8, prompts_per_step=64, beta=0.04,
-    learning_rate=3e-6, schedule="linear", warmup_steps=0, epochs=16, one_expression=True, tune_decoder=True,
+    learning_rate=3e-6, schedule="linear", warmup_steps=0, epochs=16, one_expression=True, tune_decoder=True, park=True,
 )  # fmt: skip
 LENS_ALIGN_2B = dataclasses.replace(LENS_ALIGN, name="lens-align-2b", model=QWEN2_2B)
 LENS_2B = dataclasses.replace(LENS, name="lens-2b", model="runs/lens-align-2b/final")

@@ -15,7 +15,6 @@ a micro-batch, B its completions.
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -143,8 +142,9 @@ def update(
 ) -> dict[str, float]:
     """One optimizer step on a rollout: grpo_loss (and LENS's L_seg) summed over micro-batches, clip, step.
 
-    Every process holds the same number of whole groups, so the mean that DDP and FSDP take over processes of these
-    sums, each with weights that sum to 1, is the loss over all prompts; no other denominator is needed.
+    Every process holds the same number of whole groups, so the mean over processes of these sums, each with weights
+    that sum to 1, is the loss over all prompts; no other denominator is needed. Where weights are sharded, FSDP takes
+    that mean after every backward; where each process has them whole, it is taken once, at the end.
 
     Returns what to log. Means over tokens, weighted as in the loss: entropy (nats), ratio, kl, clip_low and clip_high
     (fractions clipped), gap (|log-probability now less when sampled|; without meaning for alignment's written
@@ -156,42 +156,42 @@ def update(
     per_token = advantages.to(weights.device).flatten().repeat_interleave(rollout.mask.shape[-1])
     sampled = rollout.logp.flatten()
     totals: dict[str, Tensor] = {}
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad()
-    # Processes may need different numbers of rows; under FSDP every forward is a collective, so the short ones repeat a
-    # row at weight 0.
-    rounds = len(micros)
-    if accelerator.num_processes > 1:
+    # Processes may need different numbers of rows. Where weights are sharded every forward is a collective, so those
+    # with fewer repeat a row at weight 0.
+    rounds, sharded = len(micros), hasattr(trained[0], "full_tensor")
+    if sharded:
         rounds = max(gather_object([rounds]))
     for i in range(rounds):
         micro, real = micros[i % len(micros)], float(i < len(micros))
-        last = i == rounds - 1
-        with nullcontext() if last else accelerator.no_sync(policy):
-            index = torch.tensor([p for p, _ in micro.branches], device=weights.device)
-            painting = batch.embeddings if recipe.num_queries else None
-            logp, entropy, masks = policy(micro.rows, grpo.token_logprobs, recipe.temperature, painting, index)
-            w = weights[micro.at] * real
-            metrics = {"entropy": (w * entropy).sum(), "gap": (w * (logp.detach() - sampled[micro.at]).abs()).sum()}
-            loss = torch.zeros((), device=weights.device)
-            if recipe.train != "context":
-                if micro.old_logp is None:  # the first update: pi_old is the policy itself, no second forward is run
-                    micro.old_logp = logp.detach()
-                # The micro-batch's tokens are in one line, (M,); grpo_loss takes (..., T) with an advantage for each
-                # (...): (M, 1) with (M,) advantages. The sum is the same in any shape.
-                column = lambda x: None if x is None else x[:, None]  # noqa: E731
-                loss, terms = grpo.grpo_loss(
-                    column(logp), column(micro.old_logp), column(micro.ref_logp), per_token[micro.at], column(w),
-                    clip_low=recipe.clip_low, clip_high=recipe.clip_high, beta=recipe.beta,
-                )  # fmt: skip
-                metrics |= terms
-            if masks is not None:  # LENS Eq. 7: L_GRPO + lambda L_seg, the mean over all rollouts
-                seg = segmentation_loss(masks, micro, batch) / (P * G) * real
-                metrics["seg_loss"] = seg.detach()
-                loss = loss + recipe.seg_weight * seg
-            metrics["loss"] = loss.detach()
-            accelerator.backward(loss)
+        index = torch.tensor([p for p, _ in micro.branches], device=weights.device)
+        painting = batch.embeddings if recipe.num_queries else None
+        logp, entropy, masks = policy(micro.rows, grpo.token_logprobs, recipe.temperature, painting, index)
+        w = weights[micro.at] * real
+        metrics = {"entropy": (w * entropy).sum(), "gap": (w * (logp.detach() - sampled[micro.at]).abs()).sum()}
+        loss = torch.zeros((), device=weights.device)
+        if recipe.train != "context":
+            if micro.old_logp is None:  # the first update: pi_old is the policy itself, no second forward is run
+                micro.old_logp = logp.detach()
+            # The micro-batch's tokens are in one line, (M,); grpo_loss takes (..., T) with an advantage for each
+            # (...): (M, 1) with (M,) advantages. The sum is the same in any shape.
+            column = lambda x: None if x is None else x[:, None]  # noqa: E731
+            loss, terms = grpo.grpo_loss(
+                column(logp), column(micro.old_logp), column(micro.ref_logp), per_token[micro.at], column(w),
+                clip_low=recipe.clip_low, clip_high=recipe.clip_high, beta=recipe.beta,
+            )  # fmt: skip
+            metrics |= terms
+        if masks is not None:  # LENS Eq. 7: L_GRPO + lambda L_seg, the mean over all rollouts
+            seg = segmentation_loss(masks, micro, batch) / (P * G) * real
+            metrics["seg_loss"] = seg.detach()
+            loss = loss + recipe.seg_weight * seg
+        metrics["loss"] = loss.detach()
+        accelerator.backward(loss)
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0) + value.detach()
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    if accelerator.num_processes > 1 and not sharded:
+        average_gradients(trained)
     norm = accelerator.clip_grad_norm_(trained, recipe.max_grad_norm)
     totals["grad_norm"] = norm if isinstance(norm, Tensor) else torch.tensor(float(norm))
     values = {name: float(value) for name, value in totals.items()}
@@ -202,6 +202,14 @@ def update(
         raise FloatingPointError(f"loss {values['loss']}, gradient norm {values['grad_norm']}")
     optimizer.step()
     return values
+
+
+def average_gradients(parameters: list[Tensor]) -> None:
+    """The mean over processes, in place: what DDP does, without its buckets, which hold every gradient twice."""
+    for p in parameters:
+        if p.grad is not None:
+            torch.distributed.all_reduce(p.grad)
+            p.grad /= torch.distributed.get_world_size()
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ after any restart; on another number of processes it is the same up to float rou
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -30,8 +31,9 @@ import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, gather_object
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm import tqdm
 
 import checkpoint
@@ -44,6 +46,7 @@ import judge
 import model as models
 import report
 import rewards
+from checkpoint import at_work
 from networks import build, build_reference
 from published import as_text
 from recipes import RECIPES, Recipe, miniature
@@ -144,31 +147,53 @@ def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
 
 def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator:
     """Join the other processes, if there are any. SystemExit if they cannot run this recipe together."""
-    # Buffers never change, and broadcasting them would make every forward a collective, also where processes run
-    # different numbers of them.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     # The others wait while the first process scores and saves, which may take longer than the default ten minutes.
     patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=2))
+    uncached = AutocastKwargs(
+        cache_enabled=False
+    )  # else a second copy of all weights, in bf16, lives through a forward
     precision = "bf16" if recipe.dtype == "bfloat16" else "no"
     accelerator = Accelerator(
-        mixed_precision=precision, log_with=tracker, project_dir=str(output_dir), kwargs_handlers=[ddp, patience]
+        mixed_precision=precision,
+        log_with=tracker,
+        project_dir=str(output_dir),
+        kwargs_handlers=[patience, uncached],
     )
     if recipe.prompts_per_step % accelerator.num_processes:
         processes = f"{accelerator.num_processes} processes"
         raise SystemExit(f"--prompts_per_step {recipe.prompts_per_step} cannot be shared evenly by {processes}")
     if accelerator.distributed_type == "FSDP" and (recipe.lora_rank or recipe.num_queries):
         raise SystemExit(
-            "LoRA and LENS train under DDP (configs/ddp.yaml): what they train, or all of a 3B policy, fits one GPU"
+            "LoRA and LENS train with configs/ddp.yaml: what they train, or all of a 3B policy, fits one GPU"
         )
+    if accelerator.distributed_type == "FSDP" and precision == "bf16":
+        # Weights are gathered in bf16, gradients summed in float32. Accelerate's own policy would also round what goes
+        # into every layer (the rotary cosines with it) and the log-probabilities that come out.
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
     if accelerator.device.type == "cuda":  # on a CPU it takes matrix products to kernels that pile up, one per shape
         torch.set_float32_matmul_precision("high")
     return accelerator
+
+
+def complete(recipe: Recipe, writer: models.Policy, prompts: models.Prompts, uniforms: Tensor) -> grpo.Rollout:
+    """G completions per prompt, from uniforms (P, G, T). A few prompts at a time where their caches need the room."""
+    sampler, parts = fast.sample if recipe.capture else grpo.sample, []
+    few = recipe.prompts_at_once or len(uniforms)
+    for i in range(0, len(uniforms), few):
+        parts.append(sampler(
+            writer.vlm, prompts.part(i, i + few), uniforms[i : i + few], num_samples=recipe.num_samples,
+            max_new_tokens=recipe.max_completion, temperature=recipe.temperature, top_p=recipe.top_p,
+            eos_token_id=writer.eos_token_id, banned_ids=writer.banned_ids,
+        ))  # fmt: skip
+    return grpo.Rollout(*(torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "mask", "logp")))
 
 
 def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:
     """Run a recipe. Returns {"before": ..., "after": ...}: held-out metrics (empty where eval_samples is 0)."""
     accelerator = launch(recipe, output_dir, tracker)
     main, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
+    device = accelerator.device
 
     # ---- who learns, on what
     last = checkpoint.newest(output_dir)
@@ -192,20 +217,25 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     reference = replica = None
     needs_reference = recipe.beta > 0 and recipe.train != "context"
     if needs_reference and not recipe.lora_rank:
-        reference = build_reference(recipe, accelerator.device)
+        reference = build_reference(recipe, device)
     elif needs_reference and Path(recipe.model, "adapter_config.json").exists():
         # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
         raise SystemExit(f"{recipe.model} is a LoRA, which KL would not see: merge it first (README), or --beta 0")
     # The policy itself can write where it is whole and in the compute dtype already.
-    ready = accelerator.distributed_type != "FSDP" and (recipe.dtype == "float32" or recipe.lora_rank)
+    sharded = accelerator.distributed_type == "FSDP"
+    ready = not sharded and (recipe.dtype == "float32" or recipe.lora_rank)
     if not ready and recipe.train != "context":
         replica = checkpoint.full_copy(policy, getattr(torch, recipe.dtype))
 
     # ---- a checkpoint holds weights, optimizer, schedule, rank queue, step; all else is a function of the step
     optimizer = torch.optim.AdamW(
-        [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    policy, optimizer = accelerator.prepare(policy, optimizer)
+        [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
+        fused=accelerator.device.type == "cuda",  # the default there needs room for one more copy of the weights
+    )  # fmt: skip
+    if sharded:
+        policy, optimizer = accelerator.prepare(policy, optimizer)
+    else:  # no DDP around it (step.average_gradients): what is left of "preparing" is autocast
+        policy, optimizer = accelerator.prepare_model(policy, evaluation_mode=True), accelerator.prepare(optimizer)
     bare = accelerator.unwrap_model(policy)  # what samples, packs, and is saved; forwards go through the wrapping
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer.optimizer, learning_rate_factor(recipe, steps * recipe.updates_per_rollout)
@@ -226,11 +256,18 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in dataclasses.asdict(recipe).items()}
         accelerator.init_trackers("runs", config=plain)  # TensorBoard takes no tuples
 
+    @contextlib.contextmanager
+    def writing():
+        """Who writes completions, its weights up to date: the replica, where there is one, or the policy itself."""
+        with at_work(replica or bare, device, recipe.park and replica is not None) as writer:
+            if replica is not None:
+                checkpoint.refresh(replica, policy)  # a collective where weights are sharded: every process takes part
+            yield writer
+
     def score(when: str) -> None:
-        if replica is not None:
-            checkpoint.refresh(replica, policy)  # a collective where weights are sharded: every process takes part
-        if main and recipe.eval_samples:
-            heldout[when] = score_heldout(recipe, bare, replica or bare, segmenter)
+        with writing() as writer:
+            if main and recipe.eval_samples:
+                heldout[when] = score_heldout(recipe, bare, writer, segmenter)
         if main:
             folders.write_atomically(output_dir / "heldout.json", json.dumps(heldout, indent=1))
         accelerator.wait_for_everyone()
@@ -252,13 +289,8 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         if recipe.train == "context":  # LENS's alignment samples nothing: the text is the truth, the masks learn
             rollout = oracle_rollout(bare, batch, recipe)
         else:
-            if replica is not None:
-                checkpoint.refresh(replica, policy)
-            rollout = (fast.sample if recipe.capture else grpo.sample)(
-                (replica or bare).vlm, batch.prompts.inputs, noise(recipe, step, places, recipe.max_completion),
-                num_samples=G, max_new_tokens=recipe.max_completion, temperature=recipe.temperature, top_p=recipe.top_p,
-                eos_token_id=bare.eos_token_id, banned_ids=bare.banned_ids,
-            )  # fmt: skip
+            with writing() as writer:
+                rollout = complete(recipe, writer, batch.prompts, noise(recipe, step, places, recipe.max_completion))
         clock.append(time.perf_counter())
 
         # judge: texts -> answers -> masks -> reward parts. Packed here already: LENS's masks come from the same rows.
@@ -276,7 +308,8 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         # update: the log-probabilities of the first forward are pi_old, so a ratio can leave 1, and a clip act, only
         # from the second update on the same rollout
         if needs_reference:
-            add_reference(reference, bare, micros, recipe)
+            with at_work(reference or bare, device, recipe.park and reference is not None):
+                add_reference(reference, bare, micros, recipe)
         rate = schedule.get_last_lr()[0]
         try:
             for _ in range(recipe.updates_per_rollout):

@@ -234,6 +234,26 @@ def test_rows_that_end_leave_and_change_nothing(policy, sampler):
     assert 0 < ended < 9
 
 
+def test_a_cache_that_grows_by_two_tokens_draws_the_same(policy, monkeypatch):
+    inputs, stock = encode(policy).inputs, grpo.reserve
+    whole = grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy))
+    calls = []
+    monkeypatch.setattr(grpo, "reserve", lambda layer, room=2: calls.append(room) or stock(layer, 2))
+    grown = grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy))
+    layers = policy.vlm.config.get_text_config().num_hidden_layers
+    assert len(calls) == 5 * layers  # at the start, and four times on the way to 10 tokens
+    assert torch.equal(grown.ids, whole.ids) and torch.equal(grown.logp, whole.logp)
+
+
+def test_prompts_in_parts_are_the_prompts(policy):
+    prompts = encode(policy)
+    inputs = prompts.inputs
+    for bounds in ([0, 1, 2, 3], [0, 2, 9], [0, 3]):
+        parts = [prompts.part(i, j) for i, j in zip(bounds, bounds[1:], strict=False)]
+        for name, x in inputs.items():
+            assert torch.equal(torch.cat([part[name] for part in parts], 1 if name == "position_ids" else 0), x), name
+
+
 def test_sampling_leaves_no_cache_behind(policy):
     """Not even until the garbage collector comes: on a GPU the update needs the room."""
     caches = lambda: sum(type(x).__name__ == "DynamicLayer" for x in gc.get_objects())  # noqa: E731

@@ -113,6 +113,14 @@ def test_step_samples_read_every_epoch_whole():
     assert sorted(few[0] + few[1] + few[2]) == sorted([1, 2, 3] * 4)
 
 
+def test_prompts_sampled_a_few_at_a_time_write_the_same():
+    recipe, _, policy, _, batch, rollout = setup("drseg")
+    few = train.complete(
+        replace(recipe, prompts_at_once=2), policy, batch.prompts, train.noise(recipe, 0, range(3), 60)
+    )
+    assert torch.equal(few.ids, rollout.ids) and torch.equal(few.mask, rollout.mask)
+
+
 def test_noise_is_of_the_place_not_of_the_sample_or_process():
     recipe = replace(recipes.miniature(recipes.DRSEG), num_samples=3)
     whole = train.noise(recipe, 5, range(4), 7)
