@@ -103,6 +103,7 @@ STUDIES: dict[str, Study] = {
     "look": Study(
         "drseg", "Dr. Seg, Tables 5 and 9: rewarding <look> helps.",
         {"rewarded": {}, "not rewarded": {"weights": {"look": 0.0}}}, ("rewarded", "not rewarded"),
+        remark="With another word in its place (Table 9) there is no run: the miniature's policy can write this one only.",
     ),
     "entropy": Study(
         "drseg", "Dr. Seg, section 3.2: entropy falls in training; it falls less with <look> rewarded.",
@@ -295,7 +296,7 @@ def plot(name: str, results: dict) -> None:
 def verdict(study: Study, results: dict) -> str:
     """Compare the two labels that the paper's claim names: only ranges that do not overlap count as a difference."""
     if study.better is None:
-        return "The paper claims no order here; the table is the result."
+        return "No order claimed: the table is the result."
     first, second = ([run["value"] for run in results[label]] for label in study.better)
     pair = f"{study.better[0]} against {study.better[1]}: {np.mean(first) - np.mean(second):+.3f} on average"
     if len(first) < 2:
@@ -318,7 +319,7 @@ def page() -> str:
         "Held-out figures: 200 pictures (those that the recipe can answer), greedy. Spread: half the range over seeds.",
         "",
     ]
-    missing = []
+    missing, verdicts = [], {}
     for name, study in STUDIES.items():
         file = DOCS / "ablations" / f"{name}.json"
         if not file.exists():
@@ -341,10 +342,14 @@ def page() -> str:
                 f"| {label} | {'' if before is None else f'{before:.3f}'} | {np.mean(values):.3f} | "
                 f"{(max(values) - min(values)) / 2:.3f} | {', '.join(f'{v:.3f}' for v in values)} |"
             )
-        out += ["", f"{verdict(study, results)} {study.remark}".strip(), "", f"![{name}](ablations/{name}.png)", ""]
+        found = verdict(study, results)
+        verdicts.setdefault(found.split(":")[0].strip("*"), []).append(f"[{name}](#{name})")
+        out += ["", f"{found} {study.remark}".strip(), "", f"![{name}](ablations/{name}.png)", ""]
     if missing:
         out += ["## Not run yet", "", f"{', '.join(missing)}: `python ablations.py NAME` runs any of them.", ""]
-    return "\n".join(out)
+    summary = [f"- {kind}: {', '.join(names)}" for kind, names in sorted(verdicts.items())]
+    at = out.index(next((line for line in out if line.startswith("## ")), out[-1]))
+    return "\n".join([*out[:at], *summary, "", *out[at:]])
 
 
 def main() -> None:
