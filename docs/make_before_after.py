@@ -1,4 +1,4 @@
-"""Writes docs/before-after.png: the first held-out requests of the miniature, answered before and after a training run.
+"""Writes docs/before-after.jpg: the first held-out requests of the miniature, answered before and after a training run.
 
 python docs/make_before_after.py runs/drseg-toy/final
 """
@@ -37,7 +37,7 @@ def main(trained: str, n: int = 6) -> None:
             if row == 0:
                 axis.set_title(sample.query, fontsize=8, wrap=True)
         axes[row, 0].set_ylabel(when)
-    figure.savefig(Path(__file__).with_name("before-after.png"), dpi=100)
+    figure.savefig(Path(__file__).with_name("before-after.jpg"), dpi=100, pil_kwargs={"quality": 88})
 
 
 if __name__ == "__main__":

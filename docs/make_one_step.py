@@ -88,6 +88,12 @@ def main() -> None:
         iou = measured["mask_iou"][g]
         cells = " | ".join(f"{v:g}" for v in parts[0][g].values())
         out.append(f"| {g + 1} | `{texts[g]}` | {iou:.3f} | {cells} | {reward[0, g]:g} | {A[0, g]:+.3f} |")
+    for g, answer in enumerate(answers):
+        if not answer.answer_ok:
+            out += [
+                "",
+                f"Completion {g + 1} does not parse: it has no objects, so SAM2 is not asked and its mask is empty; its tokens are trained all the same.",
+            ]
     mean, std = reward.mean().item(), reward.std().item()
     out += [
         "",
