@@ -1,7 +1,7 @@
 """The papers' ablations in miniature: each a handful of changed fields, over seeds, with a table and a figure.
 
     python ablations.py                       # what there is
-    python ablations.py tiers                 # run one (resumes; finished runs are kept in runs/ablations)
+    python ablations.py tiers                 # run one (finished runs are kept in runs/ablations)
     python ablations.py tiers --seeds 0 1 2 --steps 100
     python ablations.py --words runs/lens-toy/final
     python ablations.py --page                # write docs/ablations.md from all that has been run
@@ -300,7 +300,7 @@ def verdict(study: Study, results: dict) -> str:
     first, second = ([run["value"] for run in results[label]] for label in study.better)
     pair = f"{study.better[0]} against {study.better[1]}: {np.mean(first) - np.mean(second):+.3f} on average"
     if len(first) < 2:
-        return f"One seed only, {pair}: no verdict."
+        return f"No verdict: one seed only; {pair}."
     if min(first) > max(second):
         return f"**Agrees**: {pair}, every seed of the one above every seed of the other."
     if max(first) < min(second):

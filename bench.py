@@ -388,7 +388,11 @@ def bench_step(size: Size, table: Table, quick: bool) -> None:
         policy = build_policy(size)
         twin = copy.deepcopy(policy)
         how = ", as it comes" if default else ", same settings"
-        ours = "train.py's stages" + (", checkpointing as in the recipes" if default else "")
+        ours = (
+            "train.py's stages"
+            + (", --capture True" if DEVICE == "cuda" else "")
+            + (", checkpointing as in the recipes" if default else "")
+        )
         sides = {
             ours: our_step(size, policy, checkpointing=default),
             "TRL GRPOTrainer" + how: trl_step(size, twin, default),

@@ -98,7 +98,7 @@ KEPT = (
 
 
 def compare(folder: Path, recipe: Recipe) -> list[str]:
-    """Names of the settings in which a run goes on otherwise than `folder` was written. SystemExit if it cannot."""
+    """Names of the settings that differ from the checkpoint's. SystemExit if one of them is in KEPT."""
     saved, now = (dataclasses.asdict(r) for r in (folders.load_recipe(folder), recipe))
     other = [name for name, value in now.items() if saved[name] != value]
     if stuck := [f"--{name} {saved[name]}" for name in other if name in KEPT]:
@@ -134,11 +134,11 @@ def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
 
 
 @contextlib.contextmanager
-def at_work(frozen: models.Policy, device: torch.device, park: bool):
-    """A frozen copy, on `device` while it is needed; then, with `park`, back to the CPU's memory."""
-    yield frozen.to(device)
+def at_work(model: models.Policy, device: torch.device, park: bool):
+    """`model`, on `device` while it is needed; then, with `park`, back to the CPU's memory."""
+    yield model.to(device)
     if park:
-        frozen.to("cpu")
+        model.to("cpu")
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def refresh(replica: models.Policy, policy: torch.nn.Module) -> None:
     """Copy the weights of a policy, wrapped or sharded, into its replica: once per step, not once per token."""
     target = dict(replica.named_parameters())
     for name, p in policy.named_parameters():
-        name = name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
+        name = name.replace("_checkpoint_wrapped_module.", "")
         full = p.full_tensor() if hasattr(p, "full_tensor") else p  # a collective: every process walks the same list
         if name in target:
             target[name].copy_(full)

@@ -182,7 +182,8 @@ class Options:
     split: str = "val"
     data_root: str = "data"  # where the dataset lies
     segmenter: str = ""  # SAM2 (default: the recipe's); "truth": the true mask of each box hit; "none": boxes only
-    output_dir: str = ""  # default: eval-CKPT-DATASET-SPLIT beside the checkpoint, or in runs/
+    # default: eval-CKPT-DATASET-SPLIT beside a checkpoint of train.py, else runs/MODEL/eval-DATASET-SPLIT
+    output_dir: str = ""
     limit: int = 0  # a seeded draw of this many samples (0: all)
     make_up: tuple[int, int] = (0, 0)  # ... of this many with and without target (GenSeg's gRefCOCO: 642 358)
     one_expression: bool = False  # one sentence per object, drawn by seed (Dr. Seg's and GenSeg's RefCOCO figures)
@@ -289,11 +290,11 @@ def main(options: Options) -> None:
     if name not in ("none", "truth"):  # a LENS checkpoint has its own, with the mask decoder that was trained with it
         own = None if policy == "oracle" or options.segmenter else policy.segmenter
         segmenter = models.load_segmenter(name, state.device) if own is None else own
-    # Kept beside the predictions: whatever could change one of them, so that a run is only taken up by its like.
     how = {"prompts_mode": options.prompts, "variant": options.prompt_variant, "temperature": options.temperature}
     how["seed"] = options.seed
     if options.image:
         return photo(policy, segmenter, recipe, options, how)
+    # Kept beside the predictions: whatever could change one of them, so that a run is only taken up by its like.
     asked = "split data_root one_expression limit make_up seed temperature prompts prompt_variant model".split()
     run = {"dataset": dataset, "segmenter": name, **{field: getattr(options, field) for field in asked}} | {
         "weights": fingerprint(options.model), "image_size": recipe.image_size, "max_pixels": recipe.max_pixels,

@@ -72,7 +72,7 @@ def pick_tokens(
 
 
 def reserve(layer, room: int = 256) -> None:
-    """Give a layer of transformers' DynamicCache room for `room` more tokens, written in place; then for as many again.
+    """Let a layer of transformers' DynamicCache append in place: space for `room` more tokens, and again once it is full.
 
     Its own update concatenates, that is, copies the whole cache for every token drawn: nearly half of a decode step.
     Room for all tokens at once would be tens of gigabytes, most of it for rows that end early.
@@ -146,6 +146,8 @@ def sample(
             rows, tokens, attention_mask = rows[alive], tokens[alive], attention_mask[alive]
             position = position[..., alive]
             for layer in cache.layers:  # one by one, so that no more than a layer is there twice
+                if layer in growing:
+                    del layer.update  # and with it the old room
                 layer.batch_select_indices(alive)
                 if layer in growing:
                     reserve(layer)

@@ -9,7 +9,7 @@ Who learns:
     most            all of it         none               nothing
     --lora_rank     adapters in it    none               nothing
     lens-align      nothing           all of it          nothing
-    lens            all of it         all of it          its mask decoder
+    lens            all of it         all of it          its mask decoder (--tune_decoder)
 """
 
 from __future__ import annotations

@@ -83,10 +83,10 @@ class Recipe:
     tune_decoder: bool = True  # train SAM2's mask decoder in the joint stage (Table A3)
     # --- how it runs (of these only dtype and lora_rank change results, the others at most their rounding)
     prompts_at_once: int = 0  # prompts sampled together (0: all of a process); fewer need less memory
-    max_row_tokens: int = 8192  # longest packed row; a group that does not fit takes several
+    max_row_tokens: int = 8192  # longest packed row; larger groups take several, a completion is never cut
     rows_per_batch: int = 1  # packed rows per forward
     gradient_checkpointing: bool = True
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; master weights are float32 either way
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; weights that learn are float32 either way
     park: bool = False  # keep reference and replica in the CPU's memory while they are not in use
     capture: bool = False  # on a GPU, sample with fast.py's captured decode step
     lora_rank: int = 0  # train a LoRA of this rank instead of all weights (needs peft)

@@ -142,9 +142,9 @@ def update(
 ) -> dict[str, float]:
     """One optimizer step on a rollout: grpo_loss (and LENS's L_seg) summed over micro-batches, clip, step.
 
-    Every process holds the same number of whole groups, so the mean over processes of these sums, each with weights
-    that sum to 1, is the loss over all prompts; no other denominator is needed. Where weights are sharded, FSDP takes
-    that mean after every backward; where each process has them whole, it is taken once, at the end.
+    Processes hold equally many groups, and each one's token weights sum to 1: so the mean of their losses is the loss
+    over all prompts. FSDP takes that mean of the gradients after every backward; without it average_gradients does,
+    once, at the end.
 
     Returns what to log. Means over tokens, weighted as in the loss: entropy (nats), ratio, kl, clip_low and clip_high
     (fractions clipped), gap (|log-probability now less when sampled|; without meaning for alignment's written

@@ -159,13 +159,13 @@ def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator
         project_dir=str(output_dir),
         kwargs_handlers=[patience, uncached],
     )
+    if tracker and not accelerator.log_with:  # it is left out silently where its package is absent
+        raise SystemExit(f"--tracker {tracker} needs one more package: pip install {tracker}")
     if recipe.prompts_per_step % accelerator.num_processes:
         processes = f"{accelerator.num_processes} processes"
         raise SystemExit(f"--prompts_per_step {recipe.prompts_per_step} cannot be shared evenly by {processes}")
     if accelerator.distributed_type == "FSDP" and (recipe.lora_rank or recipe.num_queries):
-        raise SystemExit(
-            "LoRA and LENS train with configs/ddp.yaml: what they train, or all of a 3B policy, fits one GPU"
-        )
+        raise SystemExit("LoRA and LENS cannot be sharded: use configs/ddp.yaml, where each GPU holds the whole policy")
     if accelerator.distributed_type == "FSDP" and precision == "bf16":
         # Weights are gathered in bf16, gradients summed in float32. Accelerate's own policy would also round what goes
         # into every layer (the rotary cosines with it) and the log-probabilities that come out.
@@ -265,14 +265,15 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             yield writer
 
     def score(when: str) -> None:
-        with writing() as writer:
-            if main and recipe.eval_samples:
-                heldout[when] = score_heldout(recipe, bare, writer, segmenter)
+        if recipe.eval_samples:
+            with writing() as writer:
+                if main:
+                    heldout[when] = score_heldout(recipe, bare, writer, segmenter)
         if main:
             folders.write_atomically(output_dir / "heldout.json", json.dumps(heldout, indent=1))
         accelerator.wait_for_everyone()
 
-    if first == 0 and "before" not in heldout:
+    if first == 0:
         score("before")
 
     # ---- the loop
@@ -282,7 +283,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         clock = [time.perf_counter()]
         # Whole groups, the same number on every process: a group's mean and deviation never cross processes.
         places = range(rank * P, (rank + 1) * P)
-        here = [step_samples(order, recipe, step)[place] for place in places]
+        here = step_samples(order, recipe, step)[rank * P : (rank + 1) * P]
         batch = load_batch(recipe, bare, segmenter, samples, here)
 
         # sample: G completions per prompt from the policy as it is now

@@ -46,7 +46,7 @@ def test_overlapping_seeds_are_no_difference(tmp_path, monkeypatch):
     assert "Agrees" in ablations.verdict(study, {"ranked": runs(0.5, 0.6), "raw": runs(0.4, 0.49)})
     assert "Disagrees" in ablations.verdict(study, {"ranked": runs(0.4, 0.49), "raw": runs(0.5, 0.6)})
     assert "No difference" in ablations.verdict(study, {"ranked": runs(0.4, 0.6), "raw": runs(0.3, 0.5)})
-    assert "no verdict" in ablations.verdict(study, {"ranked": runs(0.5), "raw": runs(0.4)})
+    assert "No verdict" in ablations.verdict(study, {"ranked": runs(0.5), "raw": runs(0.4)})
     monkeypatch.setattr(ablations, "DOCS", tmp_path)
     (tmp_path / "ablations").mkdir()
     (tmp_path / "ablations" / "rank.json").write_text(json.dumps({"ranked": runs(0.4, 0.6), "raw": runs(0.3, 0.5)}))
