@@ -72,7 +72,7 @@ def pick_tokens(
 
 
 def reserve(layer, room: int = 256) -> None:
-    """Let a layer of transformers' DynamicCache append in place: space for `room` more tokens, and again once it is full.
+    """Let a layer of transformers' DynamicCache append in place: space for `room` more tokens, and again when full.
 
     Its own update concatenates, that is, copies the whole cache for every token drawn: nearly half of a decode step.
     Room for all tokens at once would be tens of gigabytes, most of it for rows that end early.
