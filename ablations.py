@@ -121,7 +121,7 @@ STUDIES: dict[str, Study] = {
     "negatives": Study(
         "genseg-g", "GenSeg-R1: negative points sharpen the mask.",
         {"rewarded": {}, "not rewarded": {"weights": {"negative": 0.0}}}, ("rewarded", "not rewarded"),
-        remark="A negative point counts as valid in its own written box: a weak policy earns more by boxes beside the object than by good ones.",
+        remark="A negative point counts as valid in its own written box: a weak policy earns more by boxes beside the object than by good ones. Without it seed 1 ends by saying \"nothing fits\" to everything.",
     ),
     "two-stages": Study(
         "genseg-g", "GenSeg-R1, section 5: genseg first, then genseg-g, is the recipe of its best model.",
@@ -263,7 +263,8 @@ def run(name: str, seeds: list[int], steps: int, start_steps: int) -> None:
                 before, value = (held[when][study.metric] for when in ("before", "after"))
             column = next(k for k in ("metric/mask_iou", "metric/box_iou") if k in rows[-1])
             curve = [round(r[column], 4) for r in rows]
-            one = {"seed": seed, "value": value, "before": before, "steps": len(rows), "curve": curve}
+            one = {"seed": seed, "value": value, "before": before, "steps": len(rows), "start_steps": start_steps}
+            one["curve"] = curve
             results.setdefault(label, []).append(one)
     folder = DOCS / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
@@ -326,13 +327,15 @@ def page() -> str:
             missing.append(f"`{name}`")
             continue
         results = json.loads(file.read_text())
-        steps, seeds = next(iter(results.values()))[0]["steps"], len(next(iter(results.values())))
+        runs = next(iter(results.values()))
+        told = f"{name} --seeds {' '.join(str(r['seed']) for r in runs)} --steps {runs[0]['steps']}"
+        told += f" --start_steps {n}" if (n := runs[0].get("start_steps")) else ""
         out += [
             f"## {name}",
             "",
             f"{study.claim}",
             "",
-            f"`python ablations.py {name} --steps {steps}`: recipe `{study.recipe}`, {seeds} seeds.",
+            f"`python ablations.py {told}`: recipe `{study.recipe}`, {len(runs)} seeds.",
         ]
         out += ["", f"| | {study.metric} before | after | spread | seeds |", "|---|---|---|---|---|"]
         for label, runs in results.items():
