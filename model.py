@@ -49,9 +49,8 @@ class Prompts:
 
     def part(self, i: int, j: int) -> dict[str, Tensor]:
         """The inputs of prompts i to j - 1, padded as they are."""
-        ends = (
-            self.inputs["image_grid_thw"].prod(-1).cumsum(0).tolist()
-        )  # rows of pixel_values up to each picture's end
+        # Rows of pixel_values up to each picture's end.
+        ends = self.inputs["image_grid_thw"].prod(-1).cumsum(0).tolist()
         pixels = slice(ends[i - 1] if i else 0, ends[min(j, len(ends)) - 1])
         cut = {"position_ids": lambda x: x[:, i:j], "pixel_values": lambda x: x[pixels]}
         return {name: cut.get(name, lambda x: x[i:j])(x) for name, x in self.inputs.items()}

@@ -108,6 +108,14 @@ def over_processes(row: dict[str, float]) -> dict[str, float]:
     return means | {"length_max": max(r["length_max"] for r in rows)}
 
 
+def tell(bar, row: dict[str, float], query: str, text: str, parts: dict[str, float], advantage: float) -> None:
+    """The step on the progress bar; every 20 steps its first completion above it, with what it earned."""
+    bar.set_postfix(reward=f"{row['reward']:.2f}", parsed=f"{row['parsed']:.2f}", length=f"{row['length']:.0f}")
+    if (row["step"] - 1) % 20 == 0:
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+        bar.write(f"\n[step {row['step']}] {query!r}\n{text}\n  -> {shown}; advantage {advantage:.2f}")
+
+
 def aligned_giou(recipe: Recipe, policy: models.Policy, segmenter, samples: data.Samples, indices: list[int]) -> float:
     """What LENS's alignment learns, held out: the mean mask IoU on ground-truth completions."""
     ious: list[float] = []
@@ -149,15 +157,11 @@ def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator
     """Join the other processes, if there are any. SystemExit if they cannot run this recipe together."""
     # The others wait while the first process scores and saves, which may take longer than the default ten minutes.
     patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=2))
-    uncached = AutocastKwargs(
-        cache_enabled=False
-    )  # else a second copy of all weights, in bf16, lives through a forward
+    # Autocast's cache would keep a second copy of all weights, in bf16, through a forward.
+    handlers = [patience, AutocastKwargs(cache_enabled=False)]
     precision = "bf16" if recipe.dtype == "bfloat16" else "no"
     accelerator = Accelerator(
-        mixed_precision=precision,
-        log_with=tracker,
-        project_dir=str(output_dir),
-        kwargs_handlers=[patience, uncached],
+        mixed_precision=precision, log_with=tracker, project_dir=str(output_dir), kwargs_handlers=handlers
     )
     if tracker and not accelerator.log_with:  # it is left out silently where its package is absent
         raise SystemExit(f"--tracker {tracker} needs one more package: pip install {tracker}")
@@ -174,6 +178,43 @@ def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator
     if accelerator.device.type == "cuda":  # on a CPU it takes matrix products to kernels that pile up, one per shape
         torch.set_float32_matmul_precision("high")
     return accelerator
+
+
+def frozen_copies(recipe: Recipe, accelerator: Accelerator, policy: models.Policy, needs_reference: bool):
+    """(reference, replica), each a frozen VLM or None where it is not needed: up to three sets of weights.
+
+    policy      what learns; float32 whatever the compute dtype, sharded under FSDP
+    replica     what writes the completions: the same weights, renewed every step, in the compute dtype and whole (a
+                sharded model would have to fetch its shards again for every token)
+    reference   what KL holds on to: the model that the run started from, also after --resume
+    """
+    reference = replica = None
+    if needs_reference and not recipe.lora_rank:
+        reference = build_reference(recipe, accelerator.device)
+    elif needs_reference and Path(recipe.model, "adapter_config.json").exists():
+        # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
+        raise SystemExit(f"{recipe.model} is a LoRA, which KL would not see: merge it first (README), or --beta 0")
+    # The policy itself can write where it is whole and in the compute dtype already.
+    ready = accelerator.distributed_type != "FSDP" and (recipe.dtype == "float32" or recipe.lora_rank)
+    if not ready and recipe.train != "context":
+        replica = checkpoint.full_copy(policy, getattr(torch, recipe.dtype))
+    return reference, replica
+
+
+def prepare(recipe: Recipe, accelerator: Accelerator, policy: models.Policy, steps: int):
+    """(policy, optimizer, schedule) for `steps` steps: the policy sharded, or with autocast around its forward."""
+    optimizer = torch.optim.AdamW(
+        [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
+        fused=accelerator.device.type == "cuda",  # the default there needs room for one more copy of the weights
+    )  # fmt: skip
+    if accelerator.distributed_type == "FSDP":
+        policy, optimizer = accelerator.prepare(policy, optimizer)
+    else:  # no DDP around it (step.average_gradients): what is left of "preparing" is autocast
+        policy, optimizer = accelerator.prepare_model(policy, evaluation_mode=True), accelerator.prepare(optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer.optimizer, learning_rate_factor(recipe, steps * recipe.updates_per_rollout)
+    )
+    return policy, optimizer, schedule
 
 
 def complete(recipe: Recipe, writer: models.Policy, prompts: models.Prompts, uniforms: Tensor) -> grpo.Rollout:
@@ -209,37 +250,12 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     order = judge.examine(samples, segmenter, recipe, main)
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
 
-    # ---- up to three sets of weights
-    #      policy      what learns; float32 whatever the compute dtype, sharded under FSDP
-    #      replica     what writes the completions: the same weights, renewed every step, in the compute dtype and whole
-    #                  (a sharded model would have to fetch its shards again for every token)
-    #      reference   what KL holds on to: the model that the run started from, also after --resume
-    reference = replica = None
     needs_reference = recipe.beta > 0 and recipe.train != "context"
-    if needs_reference and not recipe.lora_rank:
-        reference = build_reference(recipe, device)
-    elif needs_reference and Path(recipe.model, "adapter_config.json").exists():
-        # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
-        raise SystemExit(f"{recipe.model} is a LoRA, which KL would not see: merge it first (README), or --beta 0")
-    # The policy itself can write where it is whole and in the compute dtype already.
-    sharded = accelerator.distributed_type == "FSDP"
-    ready = not sharded and (recipe.dtype == "float32" or recipe.lora_rank)
-    if not ready and recipe.train != "context":
-        replica = checkpoint.full_copy(policy, getattr(torch, recipe.dtype))
+    reference, replica = frozen_copies(recipe, accelerator, policy, needs_reference)
 
     # ---- a checkpoint holds weights, optimizer, schedule, rank queue, step; all else is a function of the step
-    optimizer = torch.optim.AdamW(
-        [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
-        fused=accelerator.device.type == "cuda",  # the default there needs room for one more copy of the weights
-    )  # fmt: skip
-    if sharded:
-        policy, optimizer = accelerator.prepare(policy, optimizer)
-    else:  # no DDP around it (step.average_gradients): what is left of "preparing" is autocast
-        policy, optimizer = accelerator.prepare_model(policy, evaluation_mode=True), accelerator.prepare(optimizer)
+    policy, optimizer, schedule = prepare(recipe, accelerator, policy, steps)
     bare = accelerator.unwrap_model(policy)  # what samples, packs, and is saved; forwards go through the wrapping
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer.optimizer, learning_rate_factor(recipe, steps * recipe.updates_per_rollout)
-    )
     queue = rewards.RankQueue(recipe.queue_size, 3, recipe.queue_zeros)
     first, rows, heldout = 0, [], {}
     if last:
@@ -334,11 +350,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         if main:
             with open(output_dir / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
-            bar.set_postfix(reward=f"{row['reward']:.2f}", parsed=f"{row['parsed']:.2f}", length=f"{row['length']:.0f}")
-            if step % 20 == 0:
-                shown = ", ".join(f"{name} {value:.2f}" for name, value in parts[0][0].items())
-                said = f"[step {step + 1}] {batch.samples[0].query!r}\n{texts[0][0]}"
-                bar.write(f"\n{said}\n  -> {shown}; advantage {advantages[0, 0]:.2f}")
+            tell(bar, row, batch.samples[0].query, texts[0][0], parts[0][0], advantages[0, 0].item())
         if tracker:
             accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
         if (step + 1) % recipe.save_every == 0 or step + 1 == steps:
