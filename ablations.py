@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+import oracle
 import rewards
 from recipes import RECIPES, Recipe, miniature
 
@@ -67,7 +68,7 @@ def negative_points(inside: bool | None):
 for _name, _inside in {"samr1-any": None, "samr1-negative": False, "samr1-negative-inside": True}.items():
     rewards.REWARDS[_name] = negative_points(_inside)
     _most = {"tiered": 4, "think": 1, "format": 1}
-    rewards.MAXIMUM[_name] = (_most if _inside is None else _most | {"both_points": 1}, _most)
+    oracle.MAXIMUM[_name] = (_most if _inside is None else _most | {"both_points": 1}, _most)
 
 STUDIES: dict[str, Study] = {
     "tiers": Study(

@@ -37,7 +37,7 @@ import pictures
 import rewards
 from folders import choose, claim, fingerprint, load_recipe, load_samples, merge_records, read_records, write_atomically
 from metrics import all_metrics, iou_of, segmentation_metrics
-from oracle import oracle_answer, true_mask
+from oracle import CannotSay, oracle_answer, true_mask
 from published import show
 from recipes import RECIPES, Recipe, miniature
 from step import make_micros, paint
@@ -92,7 +92,7 @@ def predict(
         for s in samples:
             try:
                 texts.append(oracle_answer(s, recipe.schema, (s.width, s.height)))
-            except rewards.CannotSay:  # what the schema cannot say is a parse failure, as it would be for any model
+            except CannotSay:  # what the schema cannot say is a parse failure, as it would be for any model
                 texts.append("")
     else:
         space, T = data.FAMILIES[policy.family], max_new_tokens or recipe.max_completion

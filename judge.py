@@ -17,7 +17,7 @@ from tqdm import tqdm
 import data
 import model as models
 import rewards
-from oracle import oracle_answer
+from oracle import maximum, oracle_answer
 from recipes import Recipe
 
 
@@ -91,7 +91,7 @@ def check_rewards(
     units, show here, and not as a reward that stays flat for a day. (The way from the model's own frame is not of the
     data, and not in this check: tests hold it.)
     """
-    # The maximum follows the recipe's settings: rewards.MAXIMUM knows the papers' only.
+    # The maximum follows the recipe's settings: oracle.MAXIMUM knows the papers' only.
     weights = dict(recipe.weights)
     if recipe.reward == "samr1":  # tiers may have been changed
         weights["tiered"] = weights.get("tiered", 1.0) * max(recipe.tier_rewards) / 4
@@ -110,7 +110,7 @@ def check_rewards(
         except data.BadData as error:
             bad.append(f"{sample.id}: {error}")
             continue
-        most = rewards.maximum(recipe.reward, sample.no_target, weights)
+        most = maximum(recipe.reward, sample.no_target, weights)
         if not rewards.points_inside(target.points, target.boxes).all():  # not every reward looks at that
             bad.append(
                 f"{sample.id}: a point lies outside its own box, {target.points.tolist()}, {target.boxes.tolist()}"

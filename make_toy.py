@@ -32,6 +32,7 @@ miniature.
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -39,11 +40,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 import data
 import grpo
 import model as models
+import oracle
 import rewards
 import toy
 
@@ -53,6 +56,7 @@ SCHEMA_MIX = {
     "genseg-g": 0.16,
 }  # fmt: skip
 IMAGE_SIZE = {"qwen2_5_vl": 112, "qwen3_vl": 128}
+SAM2_CONFIG = Path(__file__).resolve().parent / "toy" / "sam2" / "segmenter.yaml"
 
 DESCRIBE = "Describe the picture."
 CHAT_TEMPLATE = (
@@ -209,7 +213,7 @@ def imprecise_answer(scene: dict, schema: str, frame: tuple[int, int], rng: np.r
             negatives.append(rng.uniform(np.maximum(box[:2], 0), np.minimum(box[2:], size - 1)))
         scale = lambda xy: data.to_frame(np.clip(xy, 0, size), (size, size), frame)  # noqa: E731
         instances.append(rewards.Instance(scale(box), [scale(p) for p in points], [scale(p) for p in negatives]))
-    return rewards.write_answer(instances, schema, thought_of(scene, schema))
+    return oracle.write_answer(instances, schema, thought_of(scene, schema))
 
 
 def describe(scene: dict, frame: tuple[int, int]) -> str:
@@ -455,7 +459,7 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
     IoUs."""
     torch.manual_seed(0)
     rng = np.random.default_rng(2)
-    net = models.load_segmenter(str(out)).requires_grad_(True) if resume else models.build_segmenter(**models.TINY_SAM2)
+    net = models.load_segmenter(str(out)).requires_grad_(True) if resume else models.build_segmenter(SAM2_CONFIG)
     net = net.to(device).train()
     print(f"sam2: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters")
     world = [toy.toy_scene(200, i) for i in tqdm(range(scenes), desc="scenes", mininterval=5)]
@@ -510,8 +514,17 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
         if step % 20 == 0:
             bar.set_postfix(iou=f"{np.mean(log[-50:]):.3f}")
     net.eval()
-    models.save_segmenter(net, models.TINY_SAM2, out)
+    save_segmenter(net, out)
     print(f"sam2: IoU on held-out objects: {probe_sam2(net)}")
+
+
+def save_segmenter(net: models.Segmenter, out: Path) -> None:
+    """The folder that models.load_segmenter reads, weights in half precision: half the megabytes."""
+    out.mkdir(parents=True, exist_ok=True)
+    if out.resolve() != SAM2_CONFIG.parent:
+        shutil.copy(SAM2_CONFIG, out)
+    halves = {name: value.detach().cpu().half().contiguous() for name, value in net.state_dict().items()}
+    save_file(halves, out / "segmenter.safetensors")
 
 
 def probe_sam2(net: models.Segmenter, scenes: int = 100) -> str:

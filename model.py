@@ -346,10 +346,10 @@ class Segmenter(nn.Module):
 
     MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-    def __init__(self, image_encoder, prompt_encoder, mask_decoder, no_mem_embed: nn.Parameter, image_size: int):
+    def __init__(self, image_encoder, prompt_encoder, mask_decoder, no_mem_embed: Tensor, image_size: int):
         super().__init__()
         self.image_encoder, self.prompt_encoder, self.mask_decoder = image_encoder, prompt_encoder, mask_decoder
-        self.no_mem_embed, self.image_size = no_mem_embed, image_size
+        self.no_mem_embed, self.image_size = nn.Parameter(no_mem_embed), image_size
         self.name = ""  # where it was loaded from
 
     @property
@@ -466,57 +466,26 @@ def mask_iou(a: Tensor, b: Tensor) -> float:
     return (a & b).sum().item() / union if union else 1.0
 
 
-# SAM2 at a size for a laptop: 128 x 128 input, 1.6 M parameters, no memory modules (still pictures do not use them).
-TINY_SAM2 = {
-    "image_size": 128,
-    "width": 64,
-    "trunk": {
-        "embed_dim": 24,
-        "num_heads": 1,
-        "stages": [1, 2, 3, 1],
-        "window_spec": [8, 4, 8, 4],
-        "global_att_blocks": [4, 5],
-        "window_pos_embed_bkg_spatial_size": [4, 4],
-    },
-    "channels": [192, 96, 48, 24],
-}
+def build_segmenter(config: str | Path) -> Segmenter:
+    """A Segmenter with random weights from a YAML file that names the classes of its parts (as toy/sam2/segmenter.yaml).
 
+    Such a file, like the package's own, says what code to run: build none that you would not run.
+    """
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
-def build_segmenter(image_size: int, width: int, trunk: dict, channels: list[int]) -> Segmenter:
-    """A Segmenter with random weights from a few numbers (TINY_SAM2 shows them), made of the sam2 package's classes."""
-    from sam2.modeling.backbones.hieradet import Hiera
-    from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
-    from sam2.modeling.position_encoding import PositionEmbeddingSine
-    from sam2.modeling.sam.mask_decoder import MaskDecoder
-    from sam2.modeling.sam.prompt_encoder import PromptEncoder
-    from sam2.modeling.sam.transformer import TwoWayTransformer
-
-    neck = FpnNeck(PositionEmbeddingSine(width), width, channels, fpn_top_down_levels=[2, 3])
-    grid = (image_size // 16, image_size // 16)
-    return Segmenter(
-        ImageEncoder(Hiera(**trunk), neck, scalp=1),
-        PromptEncoder(width, grid, (image_size, image_size), mask_in_chans=16),
-        MaskDecoder(
-            transformer_dim=width,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=4 * width, num_heads=4),
-            iou_head_hidden_dim=width,
-            use_high_res_features=True,
-            iou_prediction_use_sigmoid=True,
-        ),
-        nn.Parameter(torch.zeros(1, 1, width)),
-        image_size,
-    )
+    return Segmenter(**instantiate(OmegaConf.load(config), _convert_="all"))
 
 
 def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
     """SAM2, frozen and in eval mode, from one of: a Hub id ("facebook/sam2-hiera-large"); one of the package's
-    checkpoint files, known by its file name, or "CONFIG.yaml:FILE.pt" for any other; a folder written by
-    `save_segmenter`.
+    checkpoint files, known by its file name, or "CONFIG.yaml:FILE.pt" for any other; a folder with segmenter.yaml
+    (build_segmenter) and segmenter.safetensors.
 
     Raises OSError with one sentence where it cannot be had.
     """
-    if Path(name, "segmenter.json").exists():
-        segmenter = build_segmenter(**json.loads(Path(name, "segmenter.json").read_text()))
+    if Path(name, "segmenter.yaml").exists():
+        segmenter = build_segmenter(Path(name, "segmenter.yaml"))
         segmenter.load_state_dict(load_file(Path(name, "segmenter.safetensors")))
     else:
         from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2, build_sam2_hf
@@ -538,14 +507,6 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
         )
     segmenter.name = name
     return segmenter.eval().requires_grad_(False).to(device)
-
-
-def save_segmenter(segmenter: Segmenter, config: dict, folder: str | Path) -> None:
-    """Write a segmenter of `build_segmenter(**config)` as a folder for `load_segmenter`."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, "segmenter.json").write_text(json.dumps(config, indent=1))
-    halves = {k: v.detach().cpu().half().contiguous() for k, v in segmenter.state_dict().items()}  # half the megabytes
-    save_file(halves, Path(folder, "segmenter.safetensors"))
 
 
 # ------------------------------------------------------------------------------------------------- LENS: context module

@@ -179,44 +179,6 @@ def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> N
     answer.instances = instances if valid or schema == "segzero" else []
 
 
-class CannotSay(ValueError):
-    """A schema has no words for this answer."""
-
-
-def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", digits: int | None = 0) -> str:
-    """The inverse of parse_answer: a completion, for supervised targets and for the oracle that checks rewards.
-
-    Coordinates are rounded to `digits` decimals (0 writes integers, None writes them in full). Raises CannotSay
-    where the schema has no words for it: none or several objects where it has one. ValueError for another number of
-    points than it has keys for (negative points may be left out).
-    """
-    spec = SCHEMAS[schema]
-    if spec.look and not thought:
-        thought = "<look>the object</look>"
-
-    def numbers(values: Sequence[float]) -> list[float]:
-        rounded = [float(v) if digits is None else round(float(v), digits) for v in values]
-        # Whole ones without ".0": the repeats rule below ends a sentence at every ".", and would take "0.0, 0.0, 0.0"
-        # for babble.
-        return [int(v) if v.is_integer() else v for v in rounded]
-
-    objects = []
-    for o in instances:
-        fields: dict = {spec.box: numbers(o.box)}
-        fields |= {key: numbers(p) for key, p in zip(spec.points, o.points, strict=True)}
-        if len(o.negative_points):  # all or none: half-written ones would be malformed
-            fields |= {key: numbers(p) for key, p in zip(spec.negatives, o.negative_points, strict=True)}
-        if spec.label:
-            fields[spec.label] = "object"
-        objects.append(fields)
-    if not objects and not spec.listed:
-        raise CannotSay(f"schema {schema!r} has no way to say that nothing fits")
-    if len(objects) > 1 and not spec.many:
-        raise CannotSay(f"schema {schema!r} has no way to name {len(objects)} objects, only one")
-    value = {"no_target": True} if not objects and spec.no_target else objects if spec.listed else objects[0]
-    return f"<think>{thought}</think><answer>{json.dumps(value)}</answer>"
-
-
 # ----------------------------------------------------------------------------------------------- targets and geometry
 
 
@@ -566,24 +528,3 @@ REWARDS = {
     "genseg-g": genseg_g_reward,
     "lens": lens_reward,
 }
-# What an honest right answer earns, part by part before weights: with a target, and without one where the recipe has
-# such requests.
-_GENSEG = {"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1, "non_repeat": 1}
-MAXIMUM: dict[str, tuple[dict[str, float], dict[str, float] | None]] = {
-    "segzero": ({"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1}, None),
-    "visionreasoner": ({"think": 1, "answer": 2, "accuracy": 3, "non_repeat": 1}, None),
-    "drseg": ({"look": 1, "think": 1, "answer": 1, "non_repeat": 1, "accuracy": 1}, None),
-    "samr1": ({"tiered": 4, "think": 1, "format": 1}, None),
-    "genseg": (_GENSEG, _GENSEG),
-    "genseg-g": (_GENSEG | {"mask_iou": 1, "negative": 1}, _GENSEG | {"no_target": 1}),
-    "lens": ({"format": 1, "box_iou": 1, "mask_iou": 1}, None),
-}
-
-
-def maximum(reward: str, no_target: bool = False, weights: dict[str, float] | None = None) -> float:
-    """The total that an honest right answer earns. ValueError where the recipe has no requests of that kind."""
-    parts = MAXIMUM[reward][no_target]
-    if parts is None:
-        raise ValueError(f"the {reward} recipe has no answer to a request without target")
-    weights = (GENSEG_G_WEIGHTS if reward == "genseg-g" else {}) | (weights or {})
-    return sum(value * weights.get(name, 1.0) for name, value in parts.items())

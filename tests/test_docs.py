@@ -86,6 +86,7 @@ def test_the_readme_says_what_its_blocks_print():
 def test_a_recipe_of_your_own_passes_the_reward_check():
     import data
     import judge
+    import oracle
     import rewards
 
     block = next(b for b in BLOCKS if "tight_reward" in b)
@@ -98,7 +99,7 @@ def test_a_recipe_of_your_own_passes_the_reward_check():
         good, bad = judge.check_rewards(samples, order[:40], recipe)
         assert len(good) >= 39, bad
     finally:
-        del rewards.REWARDS["tight"], rewards.MAXIMUM["tight"], recipes.RECIPES["tight"]
+        del rewards.REWARDS["tight"], oracle.MAXIMUM["tight"], recipes.RECIPES["tight"]
 
 
 DOCUMENTED = "grpo rewards model data layouts toy judge train checkpoint recipes report".split()

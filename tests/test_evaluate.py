@@ -281,7 +281,7 @@ def tiny(tmp_path_factory) -> Path:
     for name in ("q25", "bare"):
         policy.save(folder / name)
     folders.save_recipe(dataclasses.replace(DRSEG, max_completion=12), policy, folder / "q25")
-    models.save_segmenter(models.build_segmenter(**models.TINY_SAM2), models.TINY_SAM2, folder / "sam2")
+    make_toy.save_segmenter(models.build_segmenter(make_toy.SAM2_CONFIG), folder / "sam2")
     policy.context = models.ContextModule(128, 64, num_queries=4, layers=1)
     policy.segmenter = models.load_segmenter(str(folder / "sam2"))
     policy.save(folder / "lens")
@@ -447,7 +447,7 @@ def test_fingerprint_follows_the_weights(tiny, tmp_path):
     before = folders.fingerprint(tiny / "sam2")
     state = models.load_segmenter(str(tiny / "sam2"))
     state.no_mem_embed.data += 1
-    models.save_segmenter(state, models.TINY_SAM2, tmp_path)
+    make_toy.save_segmenter(state, tmp_path)
     assert before and before != folders.fingerprint(tmp_path)
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import data
+import oracle
 import rewards
-from rewards import Answer, Instance, RankQueue, Target, parse_answer, write_answer
+from oracle import write_answer
+from rewards import Answer, Instance, RankQueue, Target, parse_answer
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the worked examples lie beside the project, not in it")
@@ -696,9 +698,9 @@ def test_no_trick_beats_the_right_answer(name, no_target):
             parse_answer(text, name).rescaled(target.frame, target.frame), target, iou, **o
         )
         best = score(text, 1.0)
-        assert sum(best.values()) == rewards.maximum(name, no_target), best
+        assert sum(best.values()) == oracle.maximum(name, no_target), best
         if not no_target:
-            most = rewards.MAXIMUM[name][no_target]
+            most = oracle.MAXIMUM[name][no_target]
             weights = rewards.GENSEG_G_WEIGHTS if name == "genseg-g" else {}
             assert {k: v for k, v in best.items() if v} == {k: v * weights.get(k, 1) for k, v in most.items()}
         seen = 0
@@ -725,7 +727,7 @@ def test_tricks_that_each_reward_names(name, no_target):
     score = {
         what: rewards.REWARDS[name](parse_answer(t, name), target, iou) for what, t, iou in tricks(name, target, right)
     }
-    total, best = {what: sum(parts.values()) for what, parts in score.items()}, rewards.maximum(name)
+    total, best = {what: sum(parts.values()) for what, parts in score.items()}, oracle.maximum(name)
     assert total["no reasoning"] < best and total["prose after"] < best  # think-then-answer and nothing else
     if name in ("visionreasoner", "drseg", "genseg", "genseg-g"):
         assert total["right answer twice"] < best and total["said often"] < best and total["said for a megabyte"] < best
@@ -755,9 +757,9 @@ def test_maximum_refuses_what_cannot_be_answered():
     for name in NAMES:
         if not rewards.SCHEMAS[name].no_target:
             with pytest.raises(ValueError, match="without target"):
-                rewards.maximum(name, no_target=True)
-    assert rewards.maximum("genseg-g") == 21 and rewards.maximum("genseg-g", True) == 16
-    assert rewards.maximum("genseg-g", weights={"negative": 0, "think": 3}) == 13
+                oracle.maximum(name, no_target=True)
+    assert oracle.maximum("genseg-g") == 21 and oracle.maximum("genseg-g", True) == 16
+    assert oracle.maximum("genseg-g", weights={"negative": 0, "think": 3}) == 13
 
 
 # ------------------------------------------------------------------------------------------------------- Dr. Seg's
