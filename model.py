@@ -467,7 +467,7 @@ def mask_iou(a: Tensor, b: Tensor) -> float:
 
 
 def build_segmenter(config: str | Path) -> Segmenter:
-    """A Segmenter with random weights from a YAML file that names the classes of its parts (as toy/sam2/segmenter.yaml).
+    """A Segmenter with random weights from a YAML file that names the classes of its parts (toy/sam2 has one).
 
     Such a file, like the package's own, says what code to run: build none that you would not run.
     """
