@@ -210,8 +210,8 @@ def words(folder: Path) -> str:
     """
     import torch
 
-    import evaluate
     import folders
+    import inference
     import model as models
     import toy
 
@@ -230,7 +230,7 @@ def words(folder: Path) -> str:
     moved, ious = [], []
     for i in range(0, len(pairs), 16):
         samples = [s for pair in pairs[i : i + 16] for s in pair]
-        found = evaluate.predict(policy, segmenter, samples, recipe, range(len(samples)))
+        found = inference.predict(policy, segmenter, samples, recipe, range(len(samples)))
         masks = [torch.as_tensor(p.mask) for p in found]
         true = [torch.as_tensor(s.mask) for s in samples]
         for a in range(0, len(samples), 2):

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from torch.distributed.checkpoint.state_dict import (
 import folders
 import model as models
 from recipes import Recipe
+
+if TYPE_CHECKING:
+    from state import Run
 
 
 def save(
@@ -62,31 +66,31 @@ def newest(output_dir: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
 
 
-def write(accelerator, policy, optimizer, schedule, queue, recipe: Recipe, output_dir: Path, step: int) -> None:
+def write(run: Run, step: int) -> None:
     """checkpoint-STEP with everything that --resume needs, readable whatever the number of processes; the oldest go."""
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = {
-        "optimizer": get_optimizer_state_dict(policy, optimizer, options=whole),
-        "schedule": schedule.state_dict(), "queue": queue.state_dict(), "step": step,
+        "optimizer": get_optimizer_state_dict(run.policy, run.optimizer.optimizer, options=whole),
+        "schedule": run.schedule.state_dict(), "queue": run.queue.state_dict(), "step": step,
     }  # fmt: skip
-    sharded = any(hasattr(p, "full_tensor") for p in policy.parameters())
-    weights = get_model_state_dict(policy, options=whole) if sharded else None
-    if accelerator.is_main_process:
-        save(output_dir / f"checkpoint-{step}", state, accelerator.unwrap_model(policy), recipe, weights)
-        kept = sorted(output_dir.glob("checkpoint-*[0-9]"), key=lambda p: int(p.name.split("-")[1]))
-        for old in kept[: -recipe.keep]:
+    sharded = any(hasattr(p, "full_tensor") for p in run.policy.parameters())
+    weights = get_model_state_dict(run.policy, options=whole) if sharded else None
+    if run.accelerator.is_main_process:
+        save(run.output_dir / f"checkpoint-{step}", state, run.bare, run.recipe, weights)
+        kept = sorted(run.output_dir.glob("checkpoint-*[0-9]"), key=lambda p: int(p.name.split("-")[1]))
+        for old in kept[: -run.recipe.keep]:
             shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+    run.accelerator.wait_for_everyone()
 
 
-def restore(folder: Path, policy, optimizer: torch.optim.Optimizer, schedule, queue) -> int:
+def restore(folder: Path, run: Run) -> int:
     """What write() saved beside the weights, back into its places. Returns the step to go on with."""
     # mmap: the processes of a machine share the pages of the file, where each would hold all of it
     state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
     whole = StateDictOptions(full_state_dict=True)
-    set_optimizer_state_dict(policy, optimizer, state["optimizer"], options=whole)
-    schedule.load_state_dict(state["schedule"])
-    queue.load_state_dict(state["queue"])
+    set_optimizer_state_dict(run.policy, run.optimizer.optimizer, state["optimizer"], options=whole)
+    run.schedule.load_state_dict(state["schedule"])
+    run.queue.load_state_dict(state["queue"])
     return state["step"]
 
 

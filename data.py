@@ -17,20 +17,16 @@ Boxes are continuous [x1, y1, x2, y2] with area (x2 - x1)(y2 - y1): the pixel in
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import dataclasses
 import hashlib
 import importlib
-import io
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.ndimage import distance_transform_edt
 
@@ -52,43 +48,8 @@ def to_frame(xy: np.ndarray, source: tuple[float, float], target: tuple[float, f
     return xy * np.tile(scale, xy.shape[-1] // 2)
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
 class BadData(Exception):
     """A file or folder that cannot be used as given. The message names it and says what to do."""
-
-
-@contextlib.contextmanager
-def _reading(name):
-    """Whatever goes wrong with a picture inside this block becomes a BadData that names it."""
-    try:
-        yield
-    except FileNotFoundError:
-        advice = "Is --data_root the folder that the dataset's paths start from?"
-        raise BadData(f"picture not found: {name}. {advice}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        advice = "Fetch the file again, or take its entry out."
-        raise BadData(f"picture cannot be read: {name} ({error}). {advice}") from None
-
-
-def open_image(path: str | Path | io.BytesIO, name: str = "") -> Image.Image:
-    """A picture as upright RGB, whatever its mode (grey, palette, CMYK, RGBA) or EXIF rotation; or BadData."""
-    with _reading(name or path), Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file)
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")  # over white: a plain convert() shows whatever colour hides underneath
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        if picture.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        return picture.convert("RGB")
-
-
-def picture_size(path: str | Path | io.BytesIO, name: str = "") -> tuple[int, int]:
-    """(width, height) of the upright picture, from its header alone."""
-    with _reading(name or path), Image.open(path) as picture:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return picture.size[::-1] if turned else picture.size
 
 
 # -------------------------------------------------------------------------------------------------------------- samples
@@ -336,26 +297,5 @@ def load(
     return Samples(makers, skipped)
 
 
-# --------------------------------------------------------------------------------------------------------- command line
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Count what a dataset holds, try its pictures, draw a contact sheet.")
-    parser.add_argument("--check", action="store_true", required=True)
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LOADERS)}, or several joined by commas")
-    parser.add_argument("--data_root")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--out", type=Path, default=Path("contact_sheet.png"))
-    parser.add_argument("--limit", type=int, default=200, help="how many pictures to open")
-    args = parser.parse_args()
-    check = importlib.import_module("pictures").check  # as with the layouts: wanted here, and nowhere above
-    try:
-        sys.exit(1 if check(load(args.dataset, args.data_root, args.split), args.out, args.limit) else 0)
-    except BadData as error:
-        sys.exit(str(error))
-
-
 if __name__ == "__main__":
-    import data  # run as the imported module, so that its BadData is the one that layouts.py raises
-
-    data.main()
+    importlib.import_module("pictures").main()  # --check

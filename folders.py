@@ -5,7 +5,7 @@ Files, all of them text:
     CKPT/recipe.json              how the checkpoint is asked and read
     OUT/run.json                  what was evaluated, and how
     OUT/metrics.json              every metric
-    OUT/predictions.jsonl         one record a line (evaluate.make_record), appended while the run goes on
+    OUT/predictions.jsonl         one record a line (inference.make_record), appended while the run goes on
     OUT/predictions.N.jsonl       ... by process N of several; merged at the end, or when the run is taken up again
 """
 

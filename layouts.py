@@ -31,7 +31,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data import BadData, Sample, Wanted, decode_rle, encode_rle, open_image, picture_size, to_frame
+from data import BadData, Sample, Wanted, decode_rle, encode_rle, to_frame
+from pictures import open_image, picture_size
 
 Makers = Iterator[Callable[[], Sample] | str]  # what a reader yields
 

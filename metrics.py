@@ -1,4 +1,4 @@
-"""Every metric, as a pure function of records: the lines of predictions.jsonl that evaluate.make_record writes.
+"""Every metric, as a pure function of records: the lines of predictions.jsonl that inference.make_record writes.
 
 Integers and float64 throughout, so that each figure can be recomputed from the file to the last digit. The rules where
 public code disagrees most:
@@ -123,7 +123,7 @@ def all_metrics(records: Sequence[dict], dataset: str) -> dict:
 
 
 def coco_metrics(records: Sequence[dict], by_query: bool) -> dict:
-    """AP, AP50, AP75; precision, recall and F1 at IoU 0.5. From records (evaluate.make_record), some with true boxes.
+    """AP, AP50, AP75; precision, recall and F1 at IoU 0.5. From records (inference.make_record), some with true boxes.
 
     A written box's score is its area over the picture's (VisionReasoner; Dr. Seg Table 7): text has no confidence.
     Precision, recall and F1 use it only as the order in which boxes are matched, of which pycocotools reads the first

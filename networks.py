@@ -1,7 +1,8 @@
-"""From a recipe to its networks: what is loaded, what is added to it, and which of its weights learn.
+"""From a recipe to its networks: what is loaded, what is added to it, which of its weights learn, and by what.
 
     policy, segmenter = build(recipe, accelerator)
-    reference = build_reference(recipe, device)          # only where there is a KL term
+    reference, replica = frozen_copies(recipe, accelerator, policy)
+    policy, optimizer, schedule = prepare(recipe, accelerator, policy, steps)
 
 Who learns:
 
@@ -14,12 +15,16 @@ Who learns:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 import model as models
+from checkpoint import full_copy
 from recipes import Recipe
 
 
@@ -100,3 +105,52 @@ def add_adapters(recipe: Recipe, policy: models.Policy) -> None:
         models.add_lora(policy.vlm, recipe.lora_rank)
     for name, p in policy.vlm.named_parameters():
         p.requires_grad_("lora_" in name)
+
+
+def frozen_copies(recipe: Recipe, accelerator: Accelerator, policy: models.Policy):
+    """(reference, replica), each a frozen VLM or None where it is not needed: up to three sets of weights.
+
+    policy      what learns; float32 whatever the compute dtype, sharded under FSDP
+    replica     what writes the completions: the same weights, renewed every step, in the compute dtype and whole (a
+                sharded model would have to fetch its shards again for every token)
+    reference   what KL holds on to: the model that the run started from, also after --resume
+    """
+    reference = replica = None
+    needs_reference = recipe.beta > 0 and recipe.train != "context"
+    if needs_reference and not recipe.lora_rank:
+        reference = build_reference(recipe, accelerator.device)
+    elif needs_reference and Path(recipe.model, "adapter_config.json").exists():
+        # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
+        raise SystemExit(f"{recipe.model} is a LoRA, which KL would not see: merge it first (README), or --beta 0")
+    # The policy itself can write where it is whole and in the compute dtype already.
+    ready = accelerator.distributed_type != "FSDP" and (recipe.dtype == "float32" or recipe.lora_rank)
+    if not ready and recipe.train != "context":
+        replica = full_copy(policy, getattr(torch, recipe.dtype))
+    return reference, replica
+
+
+def prepare(recipe: Recipe, accelerator: Accelerator, policy: models.Policy, steps: int):
+    """(policy, optimizer, schedule) for `steps` steps: the policy sharded, or with autocast around its forward."""
+    optimizer = torch.optim.AdamW(
+        [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
+        fused=accelerator.device.type == "cuda",  # the default there needs room for one more copy of the weights
+    )  # fmt: skip
+    if accelerator.distributed_type == "FSDP":
+        policy, optimizer = accelerator.prepare(policy, optimizer)
+    else:  # no DDP around it (step.average_gradients): what is left of "preparing" is autocast
+        policy, optimizer = accelerator.prepare_model(policy, evaluation_mode=True), accelerator.prepare(optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer.optimizer, learning_rate_factor(recipe, steps * recipe.updates_per_rollout)
+    )
+    return policy, optimizer, schedule
+
+
+def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
+    """Warm-up, then constant, linear to 0, or cosine to 0, over `total` optimizer steps."""
+
+    def factor(update: int) -> float:
+        left = 1 - max(update - recipe.warmup_steps, 0) / max(total - recipe.warmup_steps, 1)
+        shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * np.cos(np.pi * left)}[recipe.schedule]
+        return min(1.0, (update + 1) / max(recipe.warmup_steps, 1)) * shape
+
+    return factor

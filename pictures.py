@@ -1,17 +1,56 @@
-"""Pictures to look at: what a model answered on a photo, and what a dataset holds."""
+"""Pictures: opened upright, whatever the file; drawn on, to look at what a model answered or what a dataset holds.
+
+`python data.py --check` is the command at the end.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import distance_transform_edt
 
 import data
+
+
+@contextlib.contextmanager
+def _reading(name):
+    """Whatever goes wrong with a picture inside this block becomes a data.BadData that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        advice = "Is --data_root the folder that the dataset's paths start from?"
+        raise data.BadData(f"picture not found: {name}. {advice}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        advice = "Fetch the file again, or take its entry out."
+        raise data.BadData(f"picture cannot be read: {name} ({error}). {advice}") from None
+
+
+def open_image(path: str | Path | io.BytesIO, name: str = "") -> Image.Image:
+    """A picture as upright RGB, whatever its mode (grey, palette, CMYK, RGBA) or EXIF rotation; or data.BadData."""
+    with _reading(name or path), Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file)
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")  # over white: a plain convert() shows whatever colour hides underneath
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        if picture.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        return picture.convert("RGB")
+
+
+def picture_size(path: str | Path | io.BytesIO, name: str = "") -> tuple[int, int]:
+    """(width, height) of the upright picture, from its header alone."""
+    with _reading(name or path), Image.open(path) as picture:
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return picture.size[::-1] if turned else picture.size
 
 
 def overlay(
@@ -81,3 +120,20 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
         contact_sheet(samples).save(out)
         print(f"look at {out}")
     return bad
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Count what a dataset holds, try its pictures, draw a contact sheet.")
+    parser.add_argument("--check", action="store_true", required=True)
+    parser.add_argument(
+        "--dataset", required=True, help=f"one of {', '.join(data.LOADERS)}, or several joined by commas"
+    )
+    parser.add_argument("--data_root")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--out", type=Path, default=Path("contact_sheet.png"))
+    parser.add_argument("--limit", type=int, default=200, help="how many pictures to open")
+    args = parser.parse_args()
+    try:
+        sys.exit(1 if check(data.load(args.dataset, args.data_root, args.split), args.out, args.limit) else 0)
+    except data.BadData as error:
+        sys.exit(str(error))

@@ -164,40 +164,6 @@ def build(folder: Path, limit: int = 24) -> str:
     )
 
 
-def plot_curves(rows: list[dict], path: Path) -> None:
-    """curves.png, by step: reward, its parts, what is measured but not rewarded, lengths, the optimizer's numbers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = {
-        "reward": ["reward"],
-        "parts": [k for k in rows[-1] if k.startswith("reward/") and not k.endswith("_std")],
-        "measured": [k for k in rows[-1] if k.startswith("metric/")],
-        "length": ["length", "length_max"],
-        "entropy, KL": ["entropy", "kl"],
-        "gradient norm": ["grad_norm"],
-    }
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
-    for axis, (title, keys) in zip(axes.flat, panels.items(), strict=True):
-        for key in keys:
-            if key in rows[-1]:
-                y = np.array([r.get(key, np.nan) for r in rows], dtype=float)
-                width = max(len(y) // 25, 1)
-                smooth = np.convolve(
-                    np.pad(y, (width // 2, width - 1 - width // 2), "edge"), np.ones(width) / width, "valid"
-                )
-                (line,) = axis.plot([r["step"] for r in rows], smooth, label=key.split("/")[-1])
-                axis.plot([r["step"] for r in rows], y, color=line.get_color(), alpha=0.2, linewidth=0.8)
-        axis.set_title(title)
-        axis.set_xlabel("step")
-        if len(keys) > 1:
-            axis.legend(fontsize=8)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where evaluate.py wrote predictions.jsonl and run.json")

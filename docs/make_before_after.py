@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import matplotlib.pyplot as plt
 
 import data
-import evaluate
+import inference
 import judge
 import model as models
 import pictures
@@ -25,7 +25,7 @@ def main(trained: str, n: int = 6) -> None:
     figure, axes = plt.subplots(2, n, figsize=(2 * n, 4.6), constrained_layout=True)
     for row, (when, folder) in enumerate({"before": recipe.model, "after": trained}.items()):
         policy = models.load_policy(folder, image_size=recipe.image_size)
-        found = evaluate.predict(policy, segmenter, samples, recipe, range(n))
+        found = inference.predict(policy, segmenter, samples, recipe, range(n))
         for axis, sample, p in zip(axes[row], samples, found, strict=True):
             objects = p.answer.instances
             points = [xy for o in objects for xy in o.points]

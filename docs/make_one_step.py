@@ -14,9 +14,10 @@ from accelerate import Accelerator
 
 import checkpoint
 import data
-import evaluate
 import grpo
+import inference
 import judge
+import networks
 import pictures
 import rewards
 import train
@@ -28,7 +29,7 @@ DOCS = Path(__file__).parent
 
 def main() -> None:
     recipe = dataclasses.replace(miniature(RECIPES["samr1"]), prompts_per_step=1)
-    policy, segmenter = train.build(recipe, Accelerator(cpu=True))
+    policy, segmenter = networks.build(recipe, Accelerator(cpu=True))
     samples = data.load("toy", None, "train")
     order, _ = judge.usable(samples, recipe)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate)
@@ -54,7 +55,7 @@ def main() -> None:
     second = update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
 
     answers = [
-        evaluate.to_answer(
+        inference.to_answer(
             t, recipe, data.model_frame(policy.family, batch.prompts.resized[0]), (sample.width, sample.height)
         )
         for t in texts

@@ -6,6 +6,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
+import state
 import train
 
 
@@ -28,5 +29,5 @@ def seen(accelerator, policy, *rest):
     return update(accelerator, policy, *rest)
 
 
-update, train.update, train.Accelerator = train.update, seen, told
+update, train.update, state.Accelerator = train.update, seen, told
 train.main()

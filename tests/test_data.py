@@ -136,7 +136,7 @@ def test_frames_round_trip(family, resized):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGBA", "LA", "I;16"])
 def test_any_mode_becomes_rgb(tmp_path, mode):
     path = picture(tmp_path / ("x.jpg" if mode == "CMYK" else "x.png"), (7, 5), mode)
-    opened = data.open_image(path)
+    opened = pictures.open_image(path)
     assert (opened.mode, opened.size) == ("RGB", (7, 5))
     if mode in ("RGBA", "LA"):  # fully transparent: white, not the black hidden under it
         assert opened.getpixel((3, 3)) == (255, 255, 255)
@@ -144,14 +144,14 @@ def test_any_mode_becomes_rgb(tmp_path, mode):
 
 def test_sixteen_bit_grey_is_not_clipped_to_white(tmp_path):
     Image.fromarray(np.array([[0, 30000, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert [p[0] for p in np.asarray(data.open_image(tmp_path / "deep.png"))[0]] == [0, 117, 255]
+    assert [p[0] for p in np.asarray(pictures.open_image(tmp_path / "deep.png"))[0]] == [0, 117, 255]
 
 
 def test_exif_rotation_is_applied_and_the_size_agrees(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
     path = picture(tmp_path / "turned.jpg", (40, 20), exif=exif)
-    assert data.open_image(path).size == data.picture_size(path) == (20, 40)
+    assert pictures.open_image(path).size == pictures.picture_size(path) == (20, 40)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20000, 3)])
@@ -159,7 +159,7 @@ def test_extreme_sizes_open(tmp_path, size):
     path = picture(tmp_path / "x.png", size)
     dump(tmp_path / "train.jsonl", json.dumps({"image": "x.png", "query": "it", "boxes": [[0, 0, *size]]}))
     sample = data.load("jsonl", tmp_path)[0]
-    assert sample.image.size == data.open_image(path).size == (sample.width, sample.height) == size
+    assert sample.image.size == pictures.open_image(path).size == (sample.width, sample.height) == size
     assert pictures.contact_sheet([sample]).size == (1280, 370)
 
 
@@ -176,7 +176,7 @@ def test_unreadable_pictures_are_named(tmp_path):
         ("none", "not found"),
     ]:
         with pytest.raises(data.BadData, match=f"{name}.jpg") as error:
-            data.open_image(tmp_path / f"{name}.jpg")
+            pictures.open_image(tmp_path / f"{name}.jpg")
         assert words in str(error.value)
 
 

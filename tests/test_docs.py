@@ -103,7 +103,7 @@ def test_a_recipe_of_your_own_passes_the_reward_check():
 
 
 DOCUMENTED = "grpo rewards model data layouts toy judge train checkpoint recipes report".split()
-DOCUMENTED += "step evaluate metrics oracle folders published networks pictures".split()
+DOCUMENTED += "step evaluate metrics oracle folders published networks pictures state journal inference".split()
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

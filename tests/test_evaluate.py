@@ -20,6 +20,7 @@ import data
 import evaluate
 import folders
 import grpo
+import inference
 import make_toy
 import metrics
 import model as models
@@ -101,10 +102,10 @@ def sample_of(mask: np.ndarray, **more) -> data.Sample:
 def test_ignored_pixels_are_in_neither_count():
     rng = np.random.default_rng(1)
     truth, found, ignore = rng.random((3, 9, 11)) < 0.4
-    r = evaluate.make_record(
+    r = inference.make_record(
         0,
         sample_of(truth, ignore_mask=data.encode_rle(ignore)),
-        evaluate.Prediction("", rewards.Answer("", answer_ok=True), found, 3),
+        inference.Prediction("", rewards.Answer("", answer_ok=True), found, 3),
     )
     both = either = area = 0
     for t, f, skip in zip(truth.ravel(), found.ravel(), ignore.ravel(), strict=True):  # the slow twin
@@ -224,9 +225,9 @@ def test_lengths_and_looks():
 
 def test_answers_come_back_in_original_pixels():
     text = '<think></think><answer>[{"bbox_2d": [100, 100, 500, 1000], "point_2d": [250, 500]}]</answer>'
-    answer = evaluate.to_answer(text, DRSEG, (1000, 1000), (640, 480))
+    answer = inference.to_answer(text, DRSEG, (1000, 1000), (640, 480))
     assert answer.instances[0].box == [64, 48, 320, 480] and answer.instances[0].points == [[160, 240]]
-    huge = evaluate.to_answer(text.replace("1000", "1e308"), DRSEG, (10, 10), (640, 480))
+    huge = inference.to_answer(text.replace("1000", "1e308"), DRSEG, (10, 10), (640, 480))
     assert not huge.answer_ok and not huge.instances  # finite as written, infinite once rescaled
 
 
@@ -247,9 +248,9 @@ def test_oracle_is_perfect_where_the_schema_has_words(name):
 
 def test_malformed_segzero_predicts_nothing_though_the_parser_keeps_its_box(monkeypatch):
     monkeypatch.setattr(
-        evaluate, "oracle_answer", lambda *_: '<think></think><answer>{"bbox": [0, 0, 112, 112]}</answer>'
+        inference, "oracle_answer", lambda *_: '<think></think><answer>{"bbox": [0, 0, 112, 112]}</answer>'
     )
-    r = next(evaluate.answer_samples("oracle", "truth", toy.ToyWorld("val"), recipes.RECIPES["segzero"], indices=[1]))
+    r = next(inference.answer_samples("oracle", "truth", toy.ToyWorld("val"), recipes.RECIPES["segzero"], indices=[1]))
     assert (r["boxes"], r["area"], r["iou"], r["answer_ok"]) == ([], 0, 0.0, False)
 
 
@@ -265,7 +266,7 @@ def test_prompts_mode_cuts_what_sam2_sees(mode, kept):
 
     spy, world = Spy(), toy.ToyWorld("val")
     one = next(i for i in range(50) if len(world[i].boxes) == 1 and world[i].negative_points(2) is not None)
-    list(evaluate.answer_samples("oracle", spy, world, recipes.RECIPES["genseg-g"], indices=[one], prompts_mode=mode))
+    list(inference.answer_samples("oracle", spy, world, recipes.RECIPES["genseg-g"], indices=[one], prompts_mode=mode))
     assert spy.seen == {kept}
 
 
@@ -298,7 +299,7 @@ def test_batch_size_does_not_change_answers(tiny, temperature):
     policy, segmenter = tiny_models(tiny)
     texts = []
     for batch_size in (1, 3):
-        records = evaluate.answer_samples(
+        records = inference.answer_samples(
             policy, segmenter, toy.ToyWorld("val"), DRSEG, indices=[4, 0, 9, 7], batch_size=batch_size,
             temperature=temperature, max_new_tokens=10,
         )  # fmt: skip
@@ -340,7 +341,7 @@ def test_lens_masks_packed_as_alone(tiny):
 
 def test_lens_mask_does_not_need_a_readable_text(tiny):
     policy, segmenter = tiny_models(tiny, "lens")
-    r = next(evaluate.answer_samples(policy, segmenter, toy.ToyWorld("val"), LENS, indices=[1], max_new_tokens=4))
+    r = next(inference.answer_samples(policy, segmenter, toy.ToyWorld("val"), LENS, indices=[1], max_new_tokens=4))
     assert not r["answer_ok"] and r["boxes"] == []
     assert r["area"] > 0 and r["iou"] == r["intersection"] / r["union"]
 
@@ -375,8 +376,8 @@ def test_an_interrupted_run_continues(tmp_path, monkeypatch):
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:7]) + lines[7][:50])  # killed while writing the eighth
     (tmp_path / "predictions.1.jsonl").write_bytes(lines[3] + lines[20])  # and once stopped while merging two files
-    answered, make = [], evaluate.make_record
-    monkeypatch.setattr(evaluate, "make_record", lambda i, *a: (answered.append(i), make(i, *a))[1])
+    answered, make = [], inference.make_record
+    monkeypatch.setattr(inference, "make_record", lambda i, *a: (answered.append(i), make(i, *a))[1])
     run(**asked)
     assert path.read_bytes() == whole and len(answered) == 22
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "predictions.jsonl", "run.json"]

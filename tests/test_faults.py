@@ -24,8 +24,11 @@ import data
 import evaluate
 import folders
 import grpo
+import inference
 import model as models
+import networks
 import recipes
+import state
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -63,15 +66,15 @@ def go(monkeypatch):
     monkeypatch.chdir(ROOT)  # the miniature's weights are named from here
 
     def run(folder, out, *more):
-        for state in states:
-            state._reset_state()
+        for shared in states:
+            shared._reset_state()
         monkeypatch.setattr(sys, "argv", ["train.py", *options(folder, out, *more)])
         train.main()
         return metrics(out)
 
     yield run
-    for state in states:
-        state._reset_state()
+    for shared in states:
+        shared._reset_state()
 
 
 def two_processes(folder, out, *more, seconds=60):
@@ -102,7 +105,7 @@ def read_at(step, place, n, prompts_per_step):
 
 
 def answers(policy, samples, recipe):
-    return [r["text"] for r in evaluate.answer_samples(policy, None, samples, recipe)]
+    return [r["text"] for r in inference.answer_samples(policy, None, samples, recipe)]
 
 
 # ------------------------------------------------------------------------------------------------------------- the data
@@ -302,8 +305,8 @@ LORA = "--lora_rank 4 --beta 0.01 --prompts_per_step 2 --learning_rate 1e-2 --ra
 def with_lora(tmp_path, go, monkeypatch, *more):
     """A run with LoRA on drawn data: (folder of the data, folder of the run, policy in memory, rows)."""
     pytest.importorskip("peft")
-    built, build = [], train.build
-    monkeypatch.setattr(train, "build", lambda *args: built.append(build(*args)) or built[-1])
+    built, build = [], networks.build
+    monkeypatch.setattr(state, "build", lambda *args: built.append(build(*args)) or built[-1])
     folder, out = draw(draw(tmp_path / "data", n=4), "val", 2), tmp_path / "run"
     rows = go(folder, out, *LORA, *more)
     return folder, out, built[0][0], rows
@@ -348,7 +351,7 @@ def test_lora(tmp_path, go, monkeypatch, dtype):
     assert heldout["after"] == evaluate.evaluate(loaded, segmenter, held, recipe)
 
     # the seed alone decides where an adapter starts
-    new = [train.build(recipe, Accelerator())[0].state_dict() for _ in range(2)]
+    new = [networks.build(recipe, Accelerator())[0].state_dict() for _ in range(2)]
     assert all(torch.equal(new[0][k], new[1][k]) for k in new[0]) and any("lora_A" in k for k in new[0])
 
     # killed after a step and resumed: the same adapter and figures, bit for bit

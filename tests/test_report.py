@@ -16,6 +16,7 @@ from PIL import Image
 import data
 import evaluate
 import folders
+import inference
 import oracle
 import report
 
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
     calls = iter(range(100))
     say = {0: HOSTILE, 1: '<think>Missed.</think><answer>{"no_target": true}</answer>'}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "oracle_answer", lambda *a: say.get(next(calls)) or true(*a))
+        patch.setattr(inference, "oracle_answer", lambda *a: say.get(next(calls)) or true(*a))
         evaluate.main(
             evaluate.Options(
                 model="oracle", recipe="genseg", toy=True, segmenter="truth", limit=12, output_dir=str(out)

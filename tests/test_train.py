@@ -38,7 +38,7 @@ def setup(name, **changes):
     if name == "lens":
         recipe = replace(recipe, model="toy/qwen2_5_vl", num_queries=3)
     accelerator = Accelerator(cpu=True)
-    policy, segmenter = train.build(recipe, accelerator)
+    policy, segmenter = networks.build(recipe, accelerator)
     samples = data.load("toy", None, "train")
     order, _ = judge.usable(samples, recipe)
     batch = load_batch(recipe, policy, segmenter, samples, order[:3])
@@ -167,7 +167,7 @@ def test_lens_gradients_go_where_they_should():
 def test_alignment_trains_the_context_module_alone():
     recipe = replace(recipes.miniature(recipes.RECIPES["lens-align"]), prompts_per_step=3)
     accelerator = Accelerator(cpu=True)
-    policy, segmenter = train.build(recipe, accelerator)
+    policy, segmenter = networks.build(recipe, accelerator)
     assert {n.split(".")[0] for n, p in policy.named_parameters() if p.requires_grad} == {"context"}
     samples = data.load("toy", None, "train")
     order, _ = judge.usable(samples, recipe)
