@@ -42,7 +42,11 @@ def model_frame(family: str, resized: tuple[int, int]) -> tuple[float, float]:
 
 
 def to_frame(xy: np.ndarray, source: tuple[float, float], target: tuple[float, float]) -> np.ndarray:
-    """Rescale points (..., 2) or boxes (..., 4), x and y alternating, from one (width, height) to another. Float64."""
+    """Rescale points (..., 2) or boxes (..., 4), x and y alternating, from one (width, height) to another. Float64.
+
+    >>> to_frame([50, 40, 500, 400], (500, 400), (1000, 1000)).tolist()  # a box, pixels to thousandths
+    [100.0, 100.0, 1000.0, 1000.0]
+    """
     xy = np.asarray(xy, dtype=np.float64)
     scale = np.array([target[0] / source[0], target[1] / source[1]])
     return xy * np.tile(scale, xy.shape[-1] // 2)
@@ -128,7 +132,11 @@ class Sample:
 
 
 def box_of(mask: np.ndarray) -> np.ndarray:
-    """The tight box of a non-empty (H, W) mask."""
+    """The tight box of a non-empty (H, W) mask.
+
+    >>> box_of(np.array([[0, 0, 0], [0, 1, 1]], dtype=bool)).tolist()  # edges, not pixels: one pixel is 1 wide
+    [1.0, 1.0, 3.0, 2.0]
+    """
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], dtype=np.float64)
 

@@ -79,6 +79,7 @@ def report_metrics(records: list[dict], run: dict, options: Options) -> dict:
     """All metrics, printed and returned. From a file or after a run: the same records, the same figures."""
     metrics = all_metrics(records, run["dataset"])
     print(show(metrics, run["dataset"], run["split"]))
+    # RefCOCO's sets share COCO's pictures: a picture of the test may have been trained on, under another sentence.
     if options.overlap_with:
         training = data.load(options.overlap_with, run["data_root"] or None, options.overlap_split)
         seen = {sample.image_id for sample in training}
@@ -102,12 +103,13 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
     state.wait_for_everyone()
     done = {r["index"] for r in read_records(merged)}
     state.wait_for_everyone()  # nobody writes while others read
+    # What is left goes round in turn: neighbours in a dataset often share a picture, and so cost the same.
     left = [i for i in chosen if i not in done][state.process_index :: state.num_processes]
     answers = answer_samples(policy, segmenter, samples, recipe, indices=left, batch_size=options.batch_size, **how)
     with open(mine, "a") as file:
         for record in tqdm(answers, f"{run['dataset']} {run['split']}", len(left), disable=not state.is_main_process):
             file.write(json.dumps(record) + "\n")
-            file.flush()
+            file.flush()  # a killed run loses the batch that it was at, and no more
     state.wait_for_everyone()
     if state.is_main_process:
         metrics = report_metrics(merge_records(out), run, options)
@@ -118,7 +120,7 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
 def photo(policy, segmenter, recipe: Recipe, options: Options, how: dict) -> None:
     """One photo: print what the model wrote; write PHOTO.overlay.png, PHOTO.mask.png beside it or in --output_dir."""
     picture, path = pictures.open_image(options.image), Path(options.image)
-    nothing = np.zeros((0, 4)), np.zeros((0, 0, 2))
+    nothing = np.zeros((0, 4)), np.zeros((0, 0, 2))  # a sample without a truth: no boxes, no points
     sample = data.Sample(options.query, *nothing, path.name, path.name, *picture.size, lambda: picture)
     text, answer, mask, _ = predict(policy, segmenter, [sample], recipe, [0], **how)[0]
     print(text)
@@ -133,11 +135,11 @@ def photo(policy, segmenter, recipe: Recipe, options: Options, how: dict) -> Non
         print(f"wrote {out / path.stem}.{kind}.png")
 
 
-def main(options: Options) -> None:
-    if options.score:
-        run = json.loads(Path(options.score).with_name("run.json").read_text())
-        report_metrics(read_records(options.score), run, options)
-        return
+def asked_for(options: Options) -> tuple[Recipe, str, str]:
+    """What a command line asks for: the recipe, the dataset ("" for a photo), and who makes the masks (--segmenter).
+
+    data.BadData, with what to write instead, where that is nothing, or a contradiction.
+    """
     if not options.model or bool(options.image) != bool(options.query):
         raise data.BadData("name --model and --dataset, or --model, --image and --query, or --score; see --help.")
     if options.recipe and options.recipe not in RECIPES:
@@ -147,40 +149,58 @@ def main(options: Options) -> None:
     recipe = load_recipe(options.model, miniature(named) if named and options.toy else named)
     dataset = options.dataset or ("toy" if recipe.dataset == "toy" else "")
     # Detection and counting ask for boxes alone; SAM2 would be idle work there.
-    name = options.segmenter or ("none" if dataset in ("coco-detection", "counting") else recipe.segmenter)
-    if options.image and (name in ("none", "truth") or options.model == "oracle"):
+    masks = options.segmenter or ("none" if dataset in ("coco-detection", "counting") else recipe.segmenter)
+    if options.image and (masks in ("none", "truth") or options.model == "oracle"):
         raise data.BadData("one photo needs a model and a SAM2: it has no truth.")
     if not options.image and not dataset:
         raise data.BadData(f"name a benchmark with --dataset ({', '.join(data.LOADERS)}), or a photo with --image.")
-    # Who answers, and who makes the masks.
-    state = PartialState(timeout=datetime.timedelta(days=2))  # who has finished waits for the others at the barrier
-    policy, segmenter = "oracle", "truth" if name == "truth" else None
+    return recipe, dataset, masks
+
+
+def load_networks(options: Options, recipe: Recipe, masks: str, device: torch.device):
+    """Who answers, a Policy or "oracle"; who makes the masks, a Segmenter, "truth" (the true ones) or None."""
+    policy, segmenter = "oracle", "truth" if masks == "truth" else None
     if options.model != "oracle":
         policy = models.load_policy(
-            options.model, image_size=recipe.image_size or None, max_pixels=recipe.max_pixels, device=state.device,
-            dtype=torch.float32 if state.device.type == "cpu" else getattr(torch, recipe.dtype),
+            options.model, image_size=recipe.image_size or None, max_pixels=recipe.max_pixels, device=device,
+            dtype=torch.float32 if device.type == "cpu" else getattr(torch, recipe.dtype),
         ).eval()  # fmt: skip
-    if policy != "oracle" and policy.context is not None and options.segmenter not in ("", "none", "truth"):
+    own = None if policy == "oracle" else policy.segmenter  # LENS: with the mask decoder that was trained with it
+    if own is not None and options.segmenter not in ("", "none", "truth"):
         raise data.BadData("a LENS checkpoint brings its own SAM2, trained with it: leave --segmenter out.")
-    if name not in ("none", "truth"):  # a LENS checkpoint has its own, with the mask decoder that was trained with it
-        own = None if policy == "oracle" or options.segmenter else policy.segmenter
-        segmenter = models.load_segmenter(name, state.device) if own is None else own
-    how = {"prompts_mode": options.prompts, "variant": options.prompt_variant, "temperature": options.temperature}
-    how["seed"] = options.seed
-    if options.image:
-        return photo(policy, segmenter, recipe, options, how)
-    # Kept beside the predictions: whatever could change one of them, so that a run is only taken up by its like.
+    if masks not in ("none", "truth"):
+        segmenter = models.load_segmenter(masks, device) if own is None else own
+    return policy, segmenter
+
+
+def provenance(policy, recipe: Recipe, dataset: str, masks: str, options: Options) -> dict:
+    """run.json: whatever could change a prediction, so that an interrupted run is only taken up by its like."""
     asked = "split data_root one_expression limit make_up seed temperature prompts prompt_variant model".split()
-    run = {"dataset": dataset, "segmenter": name, **{field: getattr(options, field) for field in asked}} | {
+    return {"dataset": dataset, "segmenter": masks, **{field: getattr(options, field) for field in asked}} | {
         "weights": fingerprint(options.model), "image_size": recipe.image_size, "max_pixels": recipe.max_pixels,
         "prompt_hash": None if policy == "oracle" else data.prompt_hash(recipe.schema, data.FAMILIES[policy.family]),
         "recipe": dataclasses.asdict(recipe),
         "versions": {package: version(package) for package in ("torch", "transformers", "sam2", "numpy")},
     }  # fmt: skip
+
+
+def main(options: Options) -> None:
+    if options.score:
+        run = json.loads(Path(options.score).with_name("run.json").read_text())
+        report_metrics(read_records(options.score), run, options)
+        return
+    recipe, dataset, masks = asked_for(options)
+    state = PartialState(timeout=datetime.timedelta(days=2))  # who has finished waits for the others at the barrier
+    policy, segmenter = load_networks(options, recipe, masks, state.device)
+    how = {"prompts_mode": options.prompts, "variant": options.prompt_variant, "temperature": options.temperature}
+    how["seed"] = options.seed
+    if options.image:
+        return photo(policy, segmenter, recipe, options, how)
     # Beside a checkpoint, not in it: train.py renews final/ and takes old checkpoints away.
     home, what = Path(options.model), f"{dataset}-{options.split}"
     own = home.parent / f"eval-{home.name}-{what}" if (home / "recipe.json").exists() else None
     out = Path(options.output_dir or own or Path("runs", home.name, f"eval-{what}"))
+    run = provenance(policy, recipe, dataset, masks, options)
     benchmark(policy, segmenter, recipe, run, out, options, how, state)
 
 

@@ -175,6 +175,9 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one. A group whose rewards are all
     equal teaches nothing and gets exactly 0. That is decided by its range: twelve float rewards of 0.3 have a standard
     deviation of about 6e-17, and dividing by a tiny eps would turn that rounding into a training signal.
+
+    >>> group_advantages(torch.tensor([[6.0, 2.0, 2.0, 2.0]]))  # one right answer among four
+    tensor([[ 1.4999, -0.5000, -0.5000, -0.5000]])
     """
     r = rewards.double()
     if r.shape[-1] < 2:
@@ -196,6 +199,10 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
     Call it ONCE per optimizer step, with all prompts that this process holds, and slice it for micro-batches: then the
     gradient does not depend on how the step is cut, which is what per-micro-batch means get wrong. A completion (or,
     under "token", a group) without tokens weighs nothing, and what it would have weighed goes to the others.
+
+    >>> mask = torch.tensor([[[True, True, True], [True, False, False]]])  # completions of three tokens and of one
+    >>> token_weights(mask, "sequence")[0, :, 0], token_weights(mask, "token")[0, :, 0]  # of their first tokens
+    (tensor([0.1667, 0.5000]), tensor([0.2500, 0.2500]))
     """
     m = mask.double()
     length = m.sum(-1, keepdim=True)  # |o_i|: (P, G, 1)

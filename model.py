@@ -75,16 +75,16 @@ class Policy(nn.Module):
 
     def __init__(
         self,
-        vlm,
-        processor,
-        image_size: int | None = None,
-        max_pixels: int = 1_000_000,
-        context: ContextModule | None = None,
-        segmenter: Segmenter | None = None,
+        vlm,  # Hugging Face's model, with its language-model head
+        processor,  # its tokenizer, chat template and image processor
+        image_size: int | None = None,  # every picture becomes a square of this side; None: its own shape
+        max_pixels: int = 1_000_000,  # ... shrunk to no more than this
+        context: ContextModule | None = None,  # LENS, and the SAM2 that its queries prompt: part of the policy, since
+        segmenter: Segmenter | None = None,  # both are trained with it
     ):
         super().__init__()
         self.vlm, self.processor = vlm, processor
-        self.context, self.segmenter = context, segmenter  # LENS: part of the policy, since both are trained with it
+        self.context, self.segmenter = context, segmenter
         self.image_size, self.max_pixels = image_size, max_pixels
         self.family: str = vlm.config.model_type
         self._no_split_modules = sorted(vlm._no_split_modules or [])  # what FSDP wraps one by one
@@ -118,26 +118,28 @@ class Policy(nn.Module):
             images = [widen_thin(image) for image in images]
             resize = {"size": {"shortest_edge": self.factor**2 * 4, "longest_edge": self.max_pixels}}
         # The template leaves one <|image_pad|> per picture; the processor repeats it, one for each merged patch.
-        chats = [
-            self.processor.apply_chat_template(
-                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            for text in texts
-        ]
+        chat = partial(self.processor.apply_chat_template, tokenize=False, add_generation_prompt=True)
+        parts = [[{"type": "image"}, {"type": "text", "text": text}] for text in texts]
+        chats = [chat([{"role": "user", "content": content}]) for content in parts]
         inputs = self.processor(
             text=chats,
             images=list(images),
             padding=True,
-            padding_side="left",
+            padding_side="left",  # the last column is then every prompt's last token, after which sampling goes on
+            return_mm_token_type_ids=True,  # 1 at a picture's tokens; get_rope_index tells by it what lies on a grid
             return_tensors="pt",
-            return_mm_token_type_ids=True,
             **resize,
         ).to(self.device)
         inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(self.vlm.dtype)}
-        # M-RoPE: three position numbers per token (time, height, width), so that image tokens lie on a grid. Computed
-        # here, once. (Qwen2.5-VL falls back silently to plain 1-D positions where it has to guess.)
+        # M-RoPE: three position numbers per token (time, height, width), so that image tokens lie on a grid. Text has
+        # the same number on all three axes, and goes on after the picture from its largest:
+        #
+        #     token    the  cat   [a picture, 2 x 3]   sits  here
+        #     time      0    1     2  2  2  2  2  2     5     6
+        #     height    0    1     2  2  2  3  3  3     5     6
+        #     width     0    1     2  3  4  2  3  4     5     6
+        #
+        # Computed here, once. (Qwen2.5-VL falls back silently to plain 1-D positions where it has to guess.)
         inputs["position_ids"], _ = self.vlm.model.get_rope_index(
             input_ids=inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
@@ -176,7 +178,8 @@ class Policy(nn.Module):
             for o in completions:
                 # Token t is predicted by the state before it, the first one by the prompt's last, which all share.
                 before = torch.arange(at - 1, at + len(o) - 1, device=ids.device)
-                source.append(torch.cat([before.new_tensor([r * L + S - 1])[: len(o)], before[1:]]))
+                before[:1] = r * L + S - 1
+                source.append(before)
                 target.append(o)
                 queries.append(torch.arange(at + len(o), at + len(o) + K, device=ids.device))
                 at += len(o) + K
@@ -189,26 +192,22 @@ class Policy(nn.Module):
     def forward(
         self,
         rows: Rows,
-        score: Callable,
-        temperature: float = 1.0,
-        embeddings: Embeddings | None = None,
-        index: Tensor | None = None,
+        score: Callable,  # grpo.token_logprobs, handed in so that this file stands alone
+        temperature: float = 1.0,  # what the completions were sampled at
+        embeddings: Embeddings | None = None,  # LENS: SAM2's view of the pictures; without it no mask is made
+        index: Tensor | None = None,  # (B,) which of these pictures each completion is about
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Score packed completions: logp (M,), entropy (M,); for LENS also each completion's mask logits (B, h, w).
-
-        score: grpo.token_logprobs, handed in so that this file stands alone. embeddings, index (B,): SAM2's view of the
-        pictures and which of them each completion is about; without them no mask is made.
-        """
+        """Score packed completions: logp (M,), entropy (M,); for LENS also each completion's mask logits (B, h, w)."""
         embeds = self.vlm.get_input_embeddings()(rows.ids)
         if rows.queries is not None:  # LENS: learned vectors in the places that `pack` left for them
             B, K = rows.queries.shape
             queries = self.context.queries.to(embeds.dtype).expand(B, K, -1).reshape(B * K, -1)
             embeds = embeds.flatten(0, 1).index_put((rows.queries.flatten(),), queries).view_as(embeds)
         hidden = self.vlm.model(
-            inputs_embeds=embeds,
-            attention_mask=rows.mask,
-            position_ids=rows.positions,
-            pixel_values=rows.pixel_values,
+            inputs_embeds=embeds,  # (R, L, d)
+            attention_mask=rows.mask,  # 4-D: who sees whom, as packed; a 2-D one would make completions see siblings
+            position_ids=rows.positions,  # (3, R, L), restarting after the prompt in every completion
+            pixel_values=rows.pixel_values,  # the vision tower runs once per row, not once per completion
             image_grid_thw=rows.image_grid_thw,
             use_cache=False,
         ).last_hidden_state.flatten(0, 1)  # (R * L, d)
@@ -245,9 +244,8 @@ class Policy(nn.Module):
             lens = {k: v for k, v in state.items() if k.startswith("context.")}
             lens |= {f"mask_decoder.{k}": v for k, v in part("segmenter.mask_decoder.").items()}
             save_file({k: v.detach().cpu().contiguous() for k, v in lens.items()}, Path(folder, "lens.safetensors"))
-            Path(folder, "lens.json").write_text(
-                json.dumps({"context": self.context.config, "segmenter": self.segmenter.name})
-            )
+            config = {"context": self.context.config, "segmenter": self.segmenter.name}
+            Path(folder, "lens.json").write_text(json.dumps(config))
 
 
 def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -264,11 +262,11 @@ def widen_thin(image: Image.Image, ratio: int = 150) -> Image.Image:
 
 
 def load_policy(
-    name: str,
+    name: str,  # a Hub id, or a folder as Policy.save writes it
     *,
-    image_size: int | None = None,
+    image_size: int | None = None,  # as in Policy
     max_pixels: int = 1_000_000,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32,  # of the weights
     device: str | torch.device = "cpu",
 ) -> Policy:
     """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL from a Hub id or a folder, with its context module if the folder has one.
@@ -284,9 +282,8 @@ def load_policy(
         processor = AutoProcessor.from_pretrained(name)
         vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
     except OSError as error:
-        raise OSError(
-            f"could not load the policy {base!r}: neither a usable folder here nor to be had from the Hugging Face Hub."
-        ) from error
+        why = "neither a usable folder here nor to be had from the Hugging Face Hub."
+        raise OSError(f"could not load the policy {base!r}: {why}") from error
     if lora.exists():
         add_lora(vlm, folder=name)
     for module in vlm.modules():  # dropout would make the log-probabilities of sampling and of training differ
@@ -338,7 +335,12 @@ class Embeddings:
 
 
 class Segmenter(nn.Module):
-    """SAM2 on still pictures: image encoder -> prompt encoder -> mask decoder, many pictures and objects at once.
+    """SAM2 on still pictures, many pictures and objects at once.
+
+        picture      --image encoder, once-->  features, two finer levels  --+
+                                                                             +--mask decoder-->  4 masks, 4 IoUs
+        box, points  --prompt encoder------->  k + 3 sparse tokens  ---------+
+        (LENS: context queries  --connector->  K sparse tokens)
 
     The package's SAM2ImagePredictor does the same for one picture at a time and at 1024 x 1024 only; a test holds the
     two equal.
@@ -380,12 +382,12 @@ class Segmenter(nn.Module):
         """
         dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         masks, ious, _, _ = self.mask_decoder.predict_masks(
-            image_embeddings=embeddings.features[index],
-            image_pe=self.prompt_encoder.get_dense_pe(),
+            image_embeddings=embeddings.features[index],  # (N, c, h / 4, w / 4): each object's own copy of its picture
+            image_pe=self.prompt_encoder.get_dense_pe(),  # where each place of that grid is
             sparse_prompt_embeddings=tokens,
-            dense_prompt_embeddings=dense.expand(len(index), -1, *embeddings.features.shape[-2:]),
-            repeat_image=False,
-            high_res_features=[level[index] for level in embeddings.fine],
+            dense_prompt_embeddings=dense.expand(len(index), -1, *embeddings.features.shape[-2:]),  # "no mask given"
+            repeat_image=False,  # the pictures are as many as the objects already
+            high_res_features=[level[index] for level in embeddings.fine],  # finer borders
         )
         return masks, ious
 
@@ -400,18 +402,14 @@ class Segmenter(nn.Module):
     def segment(
         self,
         embeddings: Embeddings,
-        index: Sequence[int],
-        boxes: np.ndarray,
-        points: np.ndarray,
-        labels: np.ndarray,
-        chunk: int = 64,
+        index: Sequence[int],  # (N,) which picture each object is on
+        boxes: np.ndarray,  # (N, 4) ORIGINAL pixels; what lies outside the picture is moved to its edge
+        points: np.ndarray,  # (N, k, 2) ORIGINAL pixels
+        labels: np.ndarray,  # (N, k) 1: on the object, 0: beside it
+        chunk: int = 64,  # objects in the mask decoder at a time: each holds its own copy of the picture's features
     ) -> list[Tensor]:
-        """N objects -> N masks (H, W) bool at their pictures' original sizes: the proposals of highest predicted IoU.
-
-        index: which picture each object is on; boxes (N, 4), points (N, k, 2): ORIGINAL pixels, what
-        lies outside the picture moved to its edge; labels (N, k): 1 or 0.
-        `chunk` objects go through the mask decoder at a time (each holds its own copy of the picture's features).
-        """
+        """N objects -> N masks (H, W) bool at their pictures' original sizes: of three proposals, the best by SAM2's
+        own prediction of its IoU."""
         # SAM2 squares every picture, so a fraction of the side is all that it needs to know of a coordinate.
         index_t = torch.as_tensor(list(index), device=self.device)
         sizes = torch.tensor([embeddings.sizes[i] for i in index], dtype=torch.float64).view(-1, 1, 2)
@@ -425,9 +423,8 @@ class Segmenter(nn.Module):
         for at in torch.arange(len(index), device=self.device).split(chunk):
             logits, ious = self.decode(embeddings, index_t[at], tokens[at])
             best = logits[:, 1:][torch.arange(len(at)), ious[:, 1:].argmax(-1)]  # (n, h, w)
-            masks += [
-                self.resize(logit, embeddings.sizes[i]) > 0 for logit, i in zip(best, index_t[at].tolist(), strict=True)
-            ]
+            sizes_here = [embeddings.sizes[i] for i in index_t[at].tolist()]
+            masks += [self.resize(logit, size) > 0 for logit, size in zip(best, sizes_here, strict=True)]
         return masks
 
     def union(self, embeddings: Embeddings, index: Sequence[int], answers: Sequence[Sequence]) -> list[Tensor]:
@@ -444,11 +441,10 @@ class Segmenter(nn.Module):
             for o in objects:
                 jobs.setdefault((len(o.points), len(o.negative_points)), []).append((b, o))
         for (positive, negative), group in jobs.items():
-            points = np.array([[*o.points, *o.negative_points] for _, o in group], dtype=np.float64).reshape(
-                len(group), -1, 2
-            )
-            labels = np.array([[1] * positive + [0] * negative] * len(group), dtype=np.int32).reshape(len(group), -1)
             boxes = np.array([o.box for _, o in group], dtype=np.float64)
+            points = np.array([[*o.points, *o.negative_points] for _, o in group], dtype=np.float64)
+            labels = np.tile(np.int32([1] * positive + [0] * negative), (len(group), 1))
+            points = points.reshape(*labels.shape, 2)  # also where there are none: (n, 0, 2)
             found = self.segment(embeddings, [index[b] for b, _ in group], boxes, points, labels)
             for (b, _), mask in zip(group, found, strict=True):
                 masks[b] |= mask
@@ -498,13 +494,10 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
                 known = {file: yaml for yaml, file in HF_MODEL_ID_TO_FILENAMES.values()}
                 sam = build_sam2(config or known[Path(checkpoint).name], checkpoint, device="cpu")
         except (OSError, KeyError) as error:
-            raise OSError(
-                f"could not load the segmenter {name!r}: it is no folder or checkpoint here, "
-                "and the Hugging Face Hub did not give it."
-            ) from error
-        segmenter = Segmenter(
-            sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed, sam.image_size
-        )
+            why = "it is no folder or checkpoint here, and the Hugging Face Hub did not give it."
+            raise OSError(f"could not load the segmenter {name!r}: {why}") from error
+        parts = sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed
+        segmenter = Segmenter(*parts, sam.image_size)
     segmenter.name = name
     return segmenter.eval().requires_grad_(False).to(device)
 
@@ -527,10 +520,10 @@ class ContextModule(nn.Module):
 
     def __init__(
         self,
-        d: int,
-        c: int = 256,
-        num_queries: int = 64,
-        connector: str = "transformer",
+        d: int,  # width of the VLM's states
+        c: int = 256,  # width of SAM2's prompt tokens
+        num_queries: int = 64,  # K
+        connector: str = "transformer",  # or "mlp"
         collapse: bool = False,
         layers: int = 4,
     ):
@@ -540,14 +533,9 @@ class ContextModule(nn.Module):
         if connector == "transformer":
             self.positions = nn.Parameter(torch.randn(num_queries, d) * 0.02)
             quick_gelu = lambda x: x * torch.sigmoid(1.702 * x)  # noqa: E731
-            self.blocks = nn.Sequential(
-                *[
-                    nn.TransformerEncoderLayer(
-                        d, 16, 4 * d, 0.0, quick_gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True
-                    )
-                    for _ in range(layers)
-                ]
-            )
+            how = dict(activation=quick_gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True)
+            blocks = [nn.TransformerEncoderLayer(d, 16, 4 * d, dropout=0.0, **how) for _ in range(layers)]
+            self.blocks = nn.Sequential(*blocks)
         elif connector == "mlp":
             self.positions = None
             self.blocks = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d))
@@ -559,10 +547,10 @@ class ContextModule(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """States of the queries (B, K, d) -> sparse prompt tokens (B, K, c), or (B, 1, c) collapsed."""
         x = states.to(self.project[0].weight.dtype)
-        x = self.blocks(x if self.positions is None else x + self.positions)
+        x = self.blocks(x if self.positions is None else x + self.positions)  # (B, K, d)
         if self.collapse is not None:
-            x = self.collapse(x.transpose(1, 2)).transpose(1, 2)
-        return self.project(x)
+            x = self.collapse(x.transpose(1, 2)).transpose(1, 2)  # (B, 1, d)
+        return self.project(x)  # (B, K or 1, c)
 
 
 def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:

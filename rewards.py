@@ -31,12 +31,15 @@ from scipy.optimize import linear_sum_assignment
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """The JSON that a recipe expects between <answer> and </answer>."""
+    """The JSON that a recipe expects between <answer> and </answer>. For Dr. Seg, say, two objects are
 
-    box: str = "bbox_2d"
-    points: tuple[str, ...] = ()
-    negatives: tuple[str, ...] = ()
-    label: str | None = None
+    [{"bbox_2d": [10, 20, 60, 90], "point_2d": [35, 50]}, {"bbox_2d": [80, 15, 130, 88], "point_2d": [105, 48]}]
+    """
+
+    box: str = "bbox_2d"  # the key of an object's box
+    points: tuple[str, ...] = ()  # the keys of its points, one each
+    negatives: tuple[str, ...] = ()  # of points beside it, inside its box
+    label: str | None = None  # of its name, which is read and not judged
     listed: bool = True  # a list of objects, or one bare object
     many: bool = True  # requests may have several targets
     look: bool = False  # the reasoning says in <look> tags what it looks at
@@ -65,22 +68,16 @@ class Instance:
 
 @dataclasses.dataclass
 class Answer:
-    """A completion, read. In the units the model wrote until `rescaled`.
-
-    think_ok: the whole is think-then-answer. answer_ok: the answer is valid in the schema. A malformed answer predicts
-    nothing: instances is empty (but see parse_answer on segzero). no_target: a valid answer that says that nothing
-    fits.
-    key_score, 0 to 2: valid boxes plus valid points per object written (VisionReasoner's answer reward).
-    """
+    """A completion, read. In the units the model wrote until `rescaled`. A malformed answer predicts nothing."""
 
     text: str
-    thought: str = ""
-    looks: list[str] = dataclasses.field(default_factory=list)
-    instances: list[Instance] = dataclasses.field(default_factory=list)
-    no_target: bool = False
-    think_ok: bool = False
-    answer_ok: bool = False
-    key_score: float = 0.0
+    thought: str = ""  # what stands in <think>
+    looks: list[str] = dataclasses.field(default_factory=list)  # in each <look>
+    instances: list[Instance] = dataclasses.field(default_factory=list)  # none if malformed (but see segzero below)
+    no_target: bool = False  # a valid answer that says that nothing fits
+    think_ok: bool = False  # the whole is think-then-answer
+    answer_ok: bool = False  # the answer is valid in the schema
+    key_score: float = 0.0  # 0 to 2: valid boxes plus valid points, per object written (VisionReasoner's answer reward)
 
     def rescaled(self, source: tuple[float, float], target: tuple[float, float]) -> Answer:
         """The same answer with its coordinates taken from one frame (width, height) to another."""
@@ -89,15 +86,12 @@ class Answer:
         def scale(numbers: Sequence[float]) -> list[float]:
             return [v * (sy if i % 2 else sx) for i, v in enumerate(numbers)]
 
-        moved = [
-            Instance(scale(o.box), list(map(scale, o.points)), list(map(scale, o.negative_points)))
-            for o in self.instances
-        ]
-        return dataclasses.replace(self, instances=moved)
+        move = lambda o: Instance(scale(o.box), [*map(scale, o.points)], [*map(scale, o.negative_points)])  # noqa: E731
+        return dataclasses.replace(self, instances=[move(o) for o in self.instances])
 
 
 def _between(text: str, opening: str, closing: str, start: int = 0) -> tuple[str, int] | None:
-    """The text from the first `opening` to the next `closing`, and where it ends. Linear time."""
+    """The text from the first `opening` to the next `closing`, and where it ends; None without. Linear time."""
     i = text.find(opening, start)
     j = text.find(closing, i + len(opening)) if i >= 0 else -1
     return None if j < 0 else (text[i + len(opening) : j], j + len(closing))
@@ -112,6 +106,10 @@ def _numbers(value: object, n: int) -> list[float] | None:
 
 def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     """Read a completion. Never raises, on any text; linear time. The answer is in the units that the model wrote.
+
+    >>> answer = parse_answer('<think>left</think><answer>{"bbox_2d": [1, 2, 30, 40]}</answer>', "lens")
+    >>> answer.think_ok, answer.answer_ok, answer.instances[0].box
+    (True, True, [1.0, 2.0, 30.0, 40.0])
 
     The first <answer> block counts, also where the whole is not think-then-answer. Seg-Zero's reward judges box and
     points each by itself, so for "segzero" alone a valid box is kept (without points) in an answer that is otherwise
@@ -198,7 +196,11 @@ class Target:
 
 
 def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """IoU of two boxes as written: continuous areas, 0 where the intersection is empty (swapped corners included)."""
+    """IoU of two boxes as written: continuous areas, 0 where the intersection is empty (swapped corners included).
+
+    >>> box_iou([0, 0, 10, 10], [0, 0, 10, 20])
+    0.5
+    """
     return float(box_ious(np.array([a], dtype=float), np.array([b], dtype=float))[0, 0])
 
 
@@ -231,6 +233,9 @@ def point_distances(points: np.ndarray, truth: np.ndarray) -> np.ndarray:
     One against one: their distance. Two against two: the mean under the better of the two pairings (the order in which
     points are written means nothing). Two against one annotated point: the smaller distance (GenSeg-R1's "minimum
     distance").
+
+    >>> float(point_distances(np.array([[[0, 0], [9, 0]]]), np.array([[[9, 4], [0, 0]]]))[0, 0])  # (0 + 4) / 2
+    2.0
     """
     d = np.linalg.norm(points[:, None, :, None] - truth[None, :, None], axis=-1)  # (N, M, k, k')
     if d.shape[-2:] == (2, 2):
@@ -260,6 +265,10 @@ def match(answer: Answer, target: Target, box_l1: float, point: float, extra: fl
 
     The criteria: box IoU > 0.5; mean L1 distance of the corners < box_l1; point distance < point with all points in the
     object's own written box. Thresholds in the units of the frame.
+
+        criteria fulfilled    true A    true B
+        first object written     1         3         first-B, second-A cost 0 + 2; first-A, second-B would cost 2 + 3
+        second                   1         0
     """
     boxes, points, true_boxes, true_points = _arrays(answer, target)
     N, M = len(boxes), len(true_boxes)
@@ -286,6 +295,9 @@ def count_repeats(text: str, stops: str = ".", fold: bool = False) -> int:
     """How many sentences have been said before: one said k times counts k - 1. Tags are part of the text.
 
     Sentences end at any character of `stops`. fold: case and punctuation around a sentence do not count.
+
+    >>> count_repeats("A cat. A dog. A cat. A cat.")
+    2
     """
     sentences = [s.strip() for s in re.split(f"[{re.escape(stops)}]", text)]
     if fold:
@@ -295,7 +307,11 @@ def count_repeats(text: str, stops: str = ".", fold: bool = False) -> int:
 
 
 def echoes_placeholder(text: str) -> bool:
-    """Does the text copy a placeholder of the prompt, whatever the case and the non-letters between its words?"""
+    """Does the text copy a placeholder of the prompt, whatever the case and the non-letters between its words?
+
+    >>> echoes_placeholder("<think>Reasoning, goes: HERE</think>"), echoes_placeholder("<think>the left mug</think>")
+    (True, False)
+    """
     words = " " + re.sub(r"[\W\d_]+", " ", text.lower()) + " "  # letters of every script stay
     return any(f" {p} " in words for p in PLACEHOLDERS)
 
@@ -346,7 +362,7 @@ def drseg_metrics(answer: Answer, target: Target, released: bool = False) -> tup
     """Dr. Seg's x = (x1, x2, x3), Eq. 13-16, each 0 to 1: mean box IoU over matched pairs; agreement of the counts,
     min(N, M) / max(N, M), 1 when both are 0; mean over matched pairs of g(point distance), 1 up to 30 px, 0 from 200
     px, linear between (840 frame). Matching as in VisionReasoner. A malformed answer has N = 0 (what it loses is the
-    `answer` part)."""
+    `answer` part). Two of three objects, at IoU 0.8 and 0.6, their points off by 20 and 115 px: (0.7, 2/3, 0.75)."""
     pairs = match(answer, target, 10, 30, float(released))
     n = len(pairs.iou)
     if n == 0:
@@ -365,6 +381,13 @@ class RankQueue:
     New vectors wait in `pending` and enter together at the step's end (flush), so that all completions of a step are
     ranked against the same history. On several processes: gather every process's pending rows, then flush(rows) the
     same rows in the same order everywhere. Part of the checkpoint: state_dict / load_state_dict.
+
+    >>> queue = RankQueue(size=4, dims=1, initial_zeros=0)
+    >>> for iou in (0.2, 0.5, 0.9, 0.95):
+    ...     queue.push([iou])
+    >>> queue.flush()
+    >>> queue.rank([0.6]), queue.rank([0.8]), queue.rank([0.91])  # where among the others, not how much
+    (0.5, 0.5, 0.75)
     """
 
     def __init__(self, size: int = 2048, dims: int = 3, initial_zeros: int = 128):
@@ -431,7 +454,11 @@ def drseg_reward(
 
 
 def tiered(iou: float, tiers: Sequence[float] = (0.5, 0.7, 0.8), rewards: Sequence[float] = (2.0, 3.0, 4.0)) -> float:
-    """SAM-R1 section 3.3: the reward of the highest tier that the IoU exceeds, else 0. One tier: a fixed threshold."""
+    """SAM-R1 section 3.3: the reward of the highest tier that the IoU exceeds, else 0. One tier: a fixed threshold.
+
+    >>> tiered(0.5), tiered(0.51), tiered(0.79), tiered(0.81)
+    (0.0, 2.0, 3.0, 4.0)
+    """
     return max((r for t, r in zip(tiers, rewards, strict=True) if iou > t), default=0.0)
 
 

@@ -1,6 +1,7 @@
 """Documents that cannot go stale: names, links, options and code blocks are looked up, parsed and run."""
 
 import ast
+import doctest
 import importlib
 import re
 import subprocess
@@ -104,6 +105,12 @@ def test_a_recipe_of_your_own_passes_the_reward_check():
 
 DOCUMENTED = "grpo rewards model data layouts toy judge train checkpoint recipes report".split()
 DOCUMENTED += "step evaluate metrics oracle folders published networks pictures state journal inference".split()
+
+
+@pytest.mark.parametrize("name", ["grpo", "rewards", "data"])
+def test_examples_in_docstrings_are_true(name):
+    done = doctest.testmod(importlib.import_module(name))
+    assert done.attempted and not done.failed
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
