@@ -65,6 +65,7 @@ def encode_rle(mask: np.ndarray) -> dict:
 
 
 def decode_rle(rle: dict) -> np.ndarray:
+    """The inverse: (H, W) bool."""
     return coco_mask.decode(rle).astype(bool)
 
 
@@ -91,6 +92,7 @@ class Sample:
 
     @property
     def image(self) -> Image.Image:
+        """The RGB picture, upright; read from its file at every call. BadData if that cannot be."""
         return self.open()
 
     @property

@@ -7,8 +7,14 @@
     python evaluate.py --score OUT/predictions.jsonl                     # the table again, without a model
     accelerate launch evaluate.py ...                                    # the same figures from several processes
 
-inference.py answers and masks, one record for each sample, a line of OUT/predictions.jsonl; metrics.py makes every
-figure from these records alone.
+Three stages, each with its own file between it and the next:
+
+    inference.py     pictures and requests ->  OUT/predictions.jsonl     one record a sample: text, boxes, mask, pixels
+    metrics.py       predictions.jsonl     ->  OUT/metrics.json          every figure, from the records alone
+    report.py        predictions.jsonl     ->  OUT/report.html           to look at
+
+So a figure can be traced to the answers that it counts, a metric added later needs no model, and a run that was cut off
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -51,10 +57,11 @@ def evaluate(policy, segmenter, samples: Sequence[data.Sample], recipe: Recipe, 
 class Options:
     """Evaluate a checkpoint on a benchmark, or on one photo (--image, --query), or print a table again (--score)."""
 
+    # tyro makes the command line of these fields, and --help of the comments beside them.
     model: str = ""  # checkpoint folder, Hub id (then with --recipe), or "oracle": the ground truth as text
     recipe: str = ""  # how a model without recipe.json is asked; beside one it is only checked
     dataset: str = ""  # a layout of data.load (for a miniature: toy)
-    split: str = "val"
+    split: str = "val"  # of the dataset
     data_root: str = "data"  # where the dataset lies
     segmenter: str = ""  # SAM2 (default: the recipe's); "truth": the true mask of each box hit; "none": boxes only
     # default: eval-CKPT-DATASET-SPLIT beside a checkpoint of train.py, else runs/MODEL/eval-DATASET-SPLIT
@@ -62,14 +69,14 @@ class Options:
     limit: int = 0  # a seeded draw of this many samples (0: all)
     make_up: tuple[int, int] = (0, 0)  # ... of this many with and without target (GenSeg's gRefCOCO: 642 358)
     one_expression: bool = False  # one sentence per object, drawn by seed (Dr. Seg's and GenSeg's RefCOCO figures)
-    batch_size: int = 16
+    batch_size: int = 16  # samples at a time: a matter of speed and memory
     temperature: float = 0.0  # 0: greedy; Dr. Seg's released evaluation samples at 1
-    seed: int = 0
+    seed: int = 0  # of the draws above, and of sampling
     prompts: Literal["box", "1", "2"] = "2"  # what SAM2 gets of each object: box, or box and points (GenSeg Table 4)
     prompt_variant: Literal["plain", "cot", "look"] = "plain"  # longer answers by asking for them (Dr. Seg Table 8)
     toy: bool = False  # the miniature: --recipe at laptop size
     overlap_with: str = ""  # a training set: metrics again for pictures in it and for those not in it (GenSeg 4.8)
-    overlap_split: str = "train"
+    overlap_split: str = "train"  # ... of that set
     score: str = ""  # a predictions.jsonl: print its table, without a model
     image: str = ""  # one photo instead of a dataset
     query: str = ""  # ... and what to find on it
@@ -185,6 +192,7 @@ def provenance(policy, recipe: Recipe, dataset: str, masks: str, options: Option
 
 
 def main(options: Options) -> None:
+    """The command: print a table again, or answer one photo, or a benchmark."""
     if options.score:
         run = json.loads(Path(options.score).with_name("run.json").read_text())
         report_metrics(read_records(options.score), run, options)

@@ -17,7 +17,7 @@ Shape letters as in grpo.py; B = P * G rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,19 +34,33 @@ def sample(model, inputs: Mapping[str, Tensor], uniforms: Tensor, **options) -> 
     return static_sample(model, inputs, uniforms, capture=True, **options)
 
 
+def record(step: Callable[[], None]) -> Callable[[], None]:
+    """Run a step twice, then write it down as a CUDA graph: a function that runs it again, without Python."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # two ordinary steps: what libraries set up on first use must not be recorded
+        step()
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # writes down the step without running it: t stays where it is
+        step()
+    return graph.replay
+
+
 @torch.no_grad()
 def static_sample(
     model,
     inputs: Mapping[str, Tensor],
     uniforms: Tensor,
     *,
+    capture: bool,
+    eos_token_id: int,
     num_samples: int,
     max_new_tokens: int,
+    banned_ids: Sequence[int] = (),
     temperature: float = 1.0,
     top_p: float = 1.0,
-    eos_token_id: int,
-    banned_ids: Sequence[int] = (),
-    capture: bool,
 ) -> grpo.Rollout:
     """grpo.sample with nothing that grows. capture: replay the step as a CUDA graph; without it the same step runs as
     it stands, on any device, which is how the tests hold this file to grpo.sample."""
@@ -95,16 +109,7 @@ def static_sample(
     del out
     done = 1
     if capture and T > 4:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # two ordinary steps: what libraries set up on first use must not be recorded
-            step()
-            step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # writes down the step without running it: t stays where it is
-            step()
-        done, step = 3, graph.replay
+        done, step = 3, record(step)
     for n in range(done + 1, T + 1):
         step()
         if n % LOOK_EVERY == 0:

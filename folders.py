@@ -78,6 +78,7 @@ def fingerprint(folder: str | Path) -> str | None:
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """The file whole, or as it was: never half of it."""
     path.with_suffix(".tmp").write_text(text)
     path.with_suffix(".tmp").replace(path)
 

@@ -40,6 +40,7 @@ def usable(samples: data.Samples, recipe: Recipe, progress: bool = False) -> tup
 
 
 def reward_frame(recipe: Recipe, sample: data.Sample) -> tuple[float, float]:
+    """The (width, height) in which this sample is judged: the recipe's, or the picture's own (LENS)."""
     return recipe.reward_frame if recipe.reward_frame[0] else (sample.width, sample.height)
 
 

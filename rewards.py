@@ -405,10 +405,12 @@ class RankQueue:
         return [bisect.bisect_right(column, v) / len(column) for column, v in zip(self.sorted, x, strict=True)]
 
     def rank(self, x: Sequence[float]) -> float:
+        """The mean of the percentiles, Eq. 12."""
         q = self.percentiles(x)
         return sum(q) / len(q)
 
     def push(self, x: Sequence[float]) -> None:
+        """Let x wait for the end of the step."""
         self.pending.append(tuple(float(v) for v in x))
 
     def flush(self, rows: Sequence[Sequence[float]] | None = None) -> None:
@@ -418,10 +420,12 @@ class RankQueue:
         self._sort()
 
     def state_dict(self) -> dict:
+        """All of it, as plain lists and numbers."""
         rows, pending = [list(r) for r in self.rows], [list(r) for r in self.pending]
         return {"size": self.rows.maxlen, "rows": rows, "pending": pending}
 
     def load_state_dict(self, state: dict) -> None:
+        """Become the queue that state_dict described, its size included."""
         self.rows = deque((tuple(r) for r in state["rows"]), maxlen=state["size"])
         self.pending = [tuple(r) for r in state["pending"]]
         self._sort()

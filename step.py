@@ -130,6 +130,44 @@ def segmentation_loss(masks: Tensor, micro: Micro, batch: Batch) -> Tensor:
     return torch.stack(each).sum()
 
 
+def micro_loss(
+    policy,
+    micro: Micro,
+    batch: Batch,
+    rollout: grpo.Rollout,
+    advantages: Tensor,  # (P, G)
+    weights: Tensor,  # (P, G, T) of the whole step, which sum to 1
+    recipe: Recipe,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A micro-batch's share of the step's loss and of its figures: all sums are weighted already, and simply add up.
+
+    The first call on a rollout writes down its log-probabilities as pi_old (micro.old_logp).
+    """
+    P, G, T = rollout.mask.shape
+    index = torch.tensor([p for p, _ in micro.branches], device=weights.device)
+    painting = batch.embeddings if recipe.num_queries else None
+    logp, entropy, masks = policy(micro.rows, grpo.token_logprobs, recipe.temperature, painting, index)
+    w, drift = weights.flatten()[micro.at], (logp.detach() - rollout.logp.flatten()[micro.at]).abs()
+    figures = {"entropy": (w * entropy).sum(), "gap": (w * drift).sum()}
+    loss = torch.zeros((), device=weights.device)
+    if recipe.train != "context":
+        if micro.old_logp is None:  # the first update: pi_old is the policy itself, no second forward is run
+            micro.old_logp = logp.detach()
+        # The micro-batch's tokens are in one line, (M,); grpo_loss takes (..., T) with an advantage for each (...):
+        # (M, 1) with (M,) advantages. The sum is the same in any shape.
+        column = lambda x: None if x is None else x[:, None]  # noqa: E731
+        loss, terms = grpo.grpo_loss(
+            column(logp), column(micro.old_logp), column(micro.ref_logp), advantages.flatten()[micro.at // T],
+            column(w), clip_low=recipe.clip_low, clip_high=recipe.clip_high, beta=recipe.beta,
+        )  # fmt: skip
+        figures |= terms
+    if masks is not None:  # LENS Eq. 7: L_GRPO + lambda L_seg, the mean over all rollouts
+        seg = segmentation_loss(masks, micro, batch) / (P * G)
+        figures["seg_loss"] = seg
+        loss = loss + recipe.seg_weight * seg
+    return loss, figures | {"loss": loss}
+
+
 def update(
     accelerator: Accelerator,
     policy,
@@ -137,10 +175,10 @@ def update(
     micros: list[Micro],
     batch: Batch,
     rollout: grpo.Rollout,
-    advantages: Tensor,
+    advantages: Tensor,  # (P, G)
     recipe: Recipe,
 ) -> dict[str, float]:
-    """One optimizer step on a rollout: grpo_loss (and LENS's L_seg) summed over micro-batches, clip, step.
+    """One optimizer step on a rollout: micro_loss summed over micro-batches, clip the gradient, step.
 
     Processes hold equally many groups, and each one's token weights sum to 1: so the mean of their losses is the loss
     over all prompts. FSDP takes that mean of the gradients after every backward; without it average_gradients does,
@@ -151,45 +189,22 @@ def update(
     completions). loss and seg_loss are the step's; grad_norm is that before clipping. FloatingPointError, before
     anything is changed, if loss or gradient is not finite.
     """
-    P, G, _ = rollout.mask.shape
-    weights = grpo.token_weights(rollout.mask, recipe.average).flatten()
-    per_token = advantages.to(weights.device).flatten().repeat_interleave(rollout.mask.shape[-1])
-    sampled = rollout.logp.flatten()
+    weights = grpo.token_weights(rollout.mask, recipe.average)
+    advantages = advantages.to(weights.device)
     totals: dict[str, Tensor] = {}
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad()
     # Processes may need different numbers of rows. Where weights are sharded every forward is a collective, so those
-    # with fewer repeat a row at weight 0.
+    # with fewer repeat a row, which then counts nothing.
     rounds, sharded = len(micros), hasattr(trained[0], "full_tensor")
     if sharded:
         rounds = max(gather_object([rounds]))
     for i in range(rounds):
-        micro, real = micros[i % len(micros)], float(i < len(micros))
-        index = torch.tensor([p for p, _ in micro.branches], device=weights.device)
-        painting = batch.embeddings if recipe.num_queries else None
-        logp, entropy, masks = policy(micro.rows, grpo.token_logprobs, recipe.temperature, painting, index)
-        w = weights[micro.at] * real
-        metrics = {"entropy": (w * entropy).sum(), "gap": (w * (logp.detach() - sampled[micro.at]).abs()).sum()}
-        loss = torch.zeros((), device=weights.device)
-        if recipe.train != "context":
-            if micro.old_logp is None:  # the first update: pi_old is the policy itself, no second forward is run
-                micro.old_logp = logp.detach()
-            # The micro-batch's tokens are in one line, (M,); grpo_loss takes (..., T) with an advantage for each
-            # (...): (M, 1) with (M,) advantages. The sum is the same in any shape.
-            column = lambda x: None if x is None else x[:, None]  # noqa: E731
-            loss, terms = grpo.grpo_loss(
-                column(logp), column(micro.old_logp), column(micro.ref_logp), per_token[micro.at], column(w),
-                clip_low=recipe.clip_low, clip_high=recipe.clip_high, beta=recipe.beta,
-            )  # fmt: skip
-            metrics |= terms
-        if masks is not None:  # LENS Eq. 7: L_GRPO + lambda L_seg, the mean over all rollouts
-            seg = segmentation_loss(masks, micro, batch) / (P * G) * real
-            metrics["seg_loss"] = seg.detach()
-            loss = loss + recipe.seg_weight * seg
-        metrics["loss"] = loss.detach()
-        accelerator.backward(loss)
-        for name, value in metrics.items():
-            totals[name] = totals.get(name, 0) + value.detach()
+        loss, figures = micro_loss(policy, micros[i % len(micros)], batch, rollout, advantages, weights, recipe)
+        counts = float(i < len(micros))
+        accelerator.backward(loss * counts)
+        for name, value in figures.items():
+            totals[name] = totals.get(name, 0) + value.detach() * counts
     if accelerator.num_processes > 1 and not sharded:
         average_gradients(trained)
     norm = accelerator.clip_grad_norm_(trained, recipe.max_grad_norm)

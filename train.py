@@ -57,7 +57,8 @@ from step import add_reference, load_batch, make_micros, oracle_rollout, paint, 
 def step_samples(order: list[int], recipe: Recipe, step: int) -> list[int]:
     """The samples of a step, over all processes: one permutation per epoch, epochs follow without a gap.
 
-    The place in the data is a function of the step alone: there is no sampler to save, and no short last batch.
+    The place in the data is a function of the step alone: there is no sampler to save, and no short last batch. With
+    order [10, 11, 12] and two prompts a step, steps 0 to 2 may take [11, 10], [12, 10], [12, 11].
     """
     first, last = step * recipe.prompts_per_step, (step + 1) * recipe.prompts_per_step - 1
     epochs = range(first // len(order), last // len(order) + 1)
@@ -105,7 +106,8 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     here = step_samples(run.order, recipe, step)[rank * P : (rank + 1) * P]
     batch = load_batch(recipe, run.bare, run.segmenter, run.samples, here)
 
-    # sample: G completions per prompt from the policy as it is now
+    # sample: G completions per prompt from the policy as it is now. GRPO needs several: what one is worth, it learns
+    # from the others.
     if recipe.train == "context":  # LENS's alignment samples nothing: the text is the truth, the masks learn
         rollout = oracle_rollout(run.bare, batch, recipe)
     else:
@@ -113,7 +115,8 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
             rollout = complete(recipe, writer, batch.prompts, noise(recipe, step, places, recipe.max_completion))
     clock.append(time.perf_counter())
 
-    # judge: texts -> answers -> masks -> reward parts. Packed here already: LENS's masks come from the same rows.
+    # judge: (P, G) texts -> answers -> masks -> reward parts. A text that does not parse is judged like any other: it
+    # earns what its parts give it, usually little. Packed here already: LENS's masks come from the same rows.
     flat = run.bare.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
     texts = [flat[p * G : (p + 1) * G] for p in range(P)]
     micros = make_micros(run.bare, batch.prompts, rollout, recipe)
@@ -121,12 +124,14 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     reward, parts, measured = judge.judge(recipe, run.bare, run.segmenter, batch, texts, run.queue, painted)
     run.queue.flush(gather_object(run.queue.pending))  # the same rows, in the same order, on every process
 
-    # compare: each completion with its own group
+    # compare: each completion with its own group. Where all of a group earn the same, nothing can be told from it: its
+    # advantages are 0 (zero_variance in metrics.jsonl is the share of such groups).
     advantages = grpo.group_advantages(reward)
     clock.append(time.perf_counter())
 
     # update: the log-probabilities of the first forward are pi_old, so a ratio can leave 1, and a clip act, only from
-    # the second update on the same rollout
+    # the second update on the same rollout. What the sampler noted is only a check: its kernels round otherwise than
+    # the update's, and that difference would look like a step already taken.
     if recipe.beta > 0 and recipe.train != "context":
         with at_work(run.reference or run.bare, accelerator.device, recipe.park and run.reference is not None):
             add_reference(run.reference, run.bare, micros, recipe)
@@ -187,7 +192,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     """Run a recipe. Returns {"before": ..., "after": ...}: held-out metrics (empty where eval_samples is 0)."""
     run = start(recipe, output_dir, resume, tracker)
     main = run.accelerator.is_main_process
-    if run.first == 0:
+    if run.first == 0:  # else the score is in the folder already
         score(run, "before")
     bar = tqdm(range(run.first, run.steps), initial=run.first, total=run.steps, desc=recipe.name, disable=not main)
     for step in bar:
@@ -197,10 +202,10 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             with open(output_dir / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
             journal.tell(bar, row, shown)
-        if tracker:
+        if tracker:  # TensorBoard or Weights & Biases, beside the files
             run.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
         if (step + 1) % recipe.save_every == 0 or step + 1 == run.steps:
-            checkpoint.write(run, step + 1)
+            checkpoint.write(run, step + 1)  # all processes: where weights are sharded each has a part
             if main:
                 journal.plot_curves(run.rows, output_dir / "curves.png")
     score(run, "after")
@@ -220,6 +225,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
 
 def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
     """--recipe and --toy choose the defaults; every field of Recipe can then be overridden."""
+    # Two parsers, since the first one's answer is the second one's defaults.
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--recipe", default="drseg", choices=sorted(RECIPES))
     first.add_argument("--toy", action="store_true")
@@ -239,6 +245,7 @@ def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
 
 
 def main() -> None:
+    """The command. What a person can mend ends in a sentence that says how, not in a traceback."""
     recipe, args = parse_command_line(sys.argv[1:])
     try:
         train(recipe, args.output_dir, args.resume, args.tracker)
