@@ -3,9 +3,11 @@
 import ast
 import doctest
 import importlib
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,25 @@ def test_a_recipe_of_your_own_passes_the_reward_check():
 
 DOCUMENTED = "grpo rewards model data layouts toy judge train checkpoint recipes report".split()
 DOCUMENTED += "step evaluate metrics oracle folders published networks pictures state journal inference".split()
+
+
+def test_the_core_stays_readable():
+    """The six files of the concepts: 2,300 lines at most, a line of comment or docstring to every two of code."""
+    total = code = told = 0
+    for name in "grpo rewards model data train evaluate".split():
+        text = (ROOT / f"{name}.py").read_text()
+        lines, said, beside = text.splitlines(), set(), 0
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+                said |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                alone = lines[token.start[0] - 1].lstrip().startswith("#")
+                said |= {token.start[0]} if alone else set()
+                beside += not alone
+        blank = {n for n, line in enumerate(lines, 1) if not line.strip()}
+        total, code, told = total + len(lines), code + len(lines) - len(said | blank), told + len(said) + beside
+    assert total <= 2300 and 2 * told >= code, (total, code, told)
 
 
 @pytest.mark.parametrize("name", ["grpo", "rewards", "data"])
