@@ -128,6 +128,11 @@ def test_the_core_stays_readable():
     assert total <= 2300 and 2 * told >= code, (total, code, told)
 
 
+def test_the_memory_table_is_what_its_command_prints():
+    done = subprocess.run([sys.executable, "docs/make_memory.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 4 and done.stdout in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["grpo", "rewards", "data"])
 def test_examples_in_docstrings_are_true(name):
     done = doctest.testmod(importlib.import_module(name))
