@@ -1,7 +1,8 @@
 """State that outlives a step: checkpoints, written whole or not at all; full copies of a policy that may be sharded.
 
 checkpoint-N/              weights, config, processor (Hugging Face's format); LoRA's or LENS's files; the recipe
-checkpoint-N/trainer.pt    optimizer, schedule, rank queue, step: what --resume needs beside the weights
+checkpoint-N/trainer.pt    optimizer, schedule, rank queue, step: what --resume needs beside the weights, and beside the
+                           output folder's metrics.jsonl and heldout.json
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def newest(output_dir: Path) -> Path | None:
 
 
 def write(run: Run, step: int) -> None:
-    """checkpoint-STEP with everything that --resume needs, readable whatever the number of processes; the oldest go."""
+    """checkpoint-STEP with a run's state, readable whatever the number of processes; the oldest go."""
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = {
         "optimizer": get_optimizer_state_dict(run.policy, run.optimizer.optimizer, options=whole),
@@ -94,10 +95,11 @@ def restore(folder: Path, run: Run) -> int:
     return state["step"]
 
 
-# What --resume cannot change: it lives in the optimizer's state, the queue, or the shape of what learns.
+# What --resume cannot change: it lives in the optimizer's state, the queue, or the shape of what learns; and the model
+# that the run started from is what KL holds on to.
 KEPT = (
-    "learning_rate", "weight_decay", "queue_size", "train", "lora_rank", "num_queries", "connector", "collapse",
-    "tune_decoder",
+    "model", "learning_rate", "weight_decay", "queue_size", "train", "lora_rank", "num_queries", "connector",
+    "collapse", "tune_decoder",
 )  # fmt: skip
 
 

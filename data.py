@@ -144,7 +144,8 @@ def box_of(mask: np.ndarray) -> np.ndarray:
 
 
 def inscribed_points(mask: np.ndarray, k: int) -> np.ndarray:
-    """(k, 2) centres of the largest inscribed circles of a non-empty mask, each found with those before cut out."""
+    """(k, 2) centres of the largest inscribed circles of a non-empty mask; a circle's inner half is then cut out, so
+    that the next centre lies elsewhere."""
     x0, y0, x1, y1 = box_of(mask).astype(int)
     left = np.pad(mask[y0:y1, x0:x1], 1)  # the picture's border counts as outside
     points = []
@@ -186,8 +187,8 @@ def background_points(mask: np.ndarray, box: np.ndarray, k: int, clearance: floa
 # -------------------------------------------------------------------------------------------------------------- prompts
 
 # One prompt per answer schema, written for this project. "reasoning goes here" and "region goes here" are the places to
-# fill in; rewards.py gives no points for a completion that copies them (PLACEHOLDERS there; a test keeps the two in
-# step).
+# fill in; a completion that copies them loses the non_repeat part of Dr. Seg's and GenSeg's rewards (PLACEHOLDERS in
+# rewards.py; a test keeps the two in step).
 _HOW = {
     "thousand": "Coordinates run from 0 to 1000 over the picture's width and height.",
     "pixels": "Coordinates are pixels of the picture.",

@@ -1,15 +1,17 @@
 """GRPO from the equations up: sampling, group advantages, the clipped surrogate, k3 KL, two ways to average tokens.
 
 What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object, no engine. Every
-function takes tensors and returns tensors; any of them can be lifted out alone. The loop that calls them in this order
-is train.py:
+function takes tensors and returns tensors; any of them can be lifted out alone. One step, as train.py and step.py take
+it:
 
     rollout    = sample(model, inputs, uniforms, ...)             G completions for each of P prompts
+    ids, positions, mask = pack_group(prompt_ids, completions)    one row per prompt: the prompt is computed once
     advantages = group_advantages(rewards)                        (P, G)
     weights    = token_weights(rollout.mask, "token")             (P, G, T), sums to 1; slice it for micro-batches
-    ids, positions, mask = pack_group(prompt_ids, completions)    one row per prompt: the prompt is computed once
     logp, entropy = token_logprobs(hidden, lm_head_weight, targets)
     loss, metrics = grpo_loss(logp, old_logp, ref_logp, advantages, weights)
+
+old_logp is the first update's own logp; ref_logp that of a frozen reference.
 
 Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, V
 vocabulary. Sources: LENS Eq. 7-12, SAM-R1 Eq. 1-4 and section 3.2.2, Dr. Seg Eq. 1-2; the README lists
@@ -48,8 +50,8 @@ def pick_tokens(
 
     logits (B, V) with -inf at tokens that must not be drawn; uniforms (B,) in [0, 1). temperature 0 takes the
     likeliest. Returns ids (B,) and their log-probabilities (B,), float32, in the distribution drawn from (after
-    temperature and top_p). The noise is an argument: the same uniforms give the same tokens on any rank, in any batch,
-    after any restart.
+    temperature and top_p; at temperature 0 that of the logits as they are). The noise is an argument: the same uniforms
+    give the same tokens on any rank, in any batch, after any restart.
     """
     logits = logits.float()
     if temperature == 0:
@@ -173,8 +175,8 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     """A_i = (r_i - mean(r)) / (std(r) + eps) within each group: rewards (P, G) -> advantages (P, G).
 
     LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one. A group whose rewards are all
-    equal teaches nothing and gets exactly 0. That is decided by its range: twelve float rewards of 0.3 have a standard
-    deviation of about 6e-17, and dividing by a tiny eps would turn that rounding into a training signal.
+    equal has nothing to compare and gets exactly 0. That is decided by its range: the standard deviation of equal
+    floats may come out as 1e-17, and dividing by it and a tiny eps would turn rounding into a training signal.
 
     >>> group_advantages(torch.tensor([[6.0, 2.0, 2.0, 2.0]]))  # one right answer among four
     tensor([[ 1.4999, -0.5000, -0.5000, -0.5000]])
@@ -219,8 +221,9 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
 def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(policy || reference) per token, float32: exp(d) - d - 1, d = log pi_ref - log pi.
 
-    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative, unbiased. d is clamped at +-20 so that exp cannot overflow, and the value
-    at 10, so that one token cannot own the gradient (where a clamp acts, the gradient is 0).
+    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative; unbiased, for tokens that this very policy drew. d is clamped at +-20 so
+    that exp cannot overflow, and the value at 10, so that one token cannot own the gradient (where a clamp acts, the
+    gradient is 0).
     """
     d = (ref_logp.float() - logp.float()).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(max=10)

@@ -29,8 +29,8 @@ from step import make_micros, paint
 def to_answer(text: str, recipe: Recipe, frame: tuple[float, float], size: tuple[int, int]) -> rewards.Answer:
     """Parse a completion, and take it from the model's frame (w, h) to ORIGINAL pixels, size (w, h). Never raises.
 
-    A malformed answer predicts nothing: `instances` is empty. LENS is read as its released evaluation reads it: the
-    first four bracketed numbers are the box, whatever is around them.
+    A malformed answer predicts nothing: `instances` is empty. LENS is read as its released evaluation reads it: in
+    what is malformed, the first four bracketed numbers are the box, whatever is around them.
     """
     answer = rewards.parse_answer(text, recipe.schema, lenient=recipe.schema == "lens").rescaled(frame, size)
     numbers = [v for o in answer.instances for xy in (o.box, *o.points, *o.negative_points) for v in xy]

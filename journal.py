@@ -20,8 +20,9 @@ def summarize(
 ) -> dict[str, float]:
     """This process's share of a row of metrics.jsonl.
 
-    reward/X: a part, its weight applied; metric/X: measured, not rewarded; length: tokens; truncated: the fraction that
-    has no end token; zero_variance: the fraction of groups with equal rewards, which teach nothing.
+    reward/X: a part, its weight applied; metric/X: measured, not rewarded (metric/box_iou is over matched pairs for
+    drseg, its x1, and elsewhere over true objects, a missed one counting 0); length: tokens; truncated: the fraction
+    that has no end token; zero_variance: the fraction of groups with equal rewards, which teach nothing.
     """
     length = rollout.mask.sum(-1).float()
     ended = ((rollout.ids == eos_token_id) & rollout.mask).any(-1).float()

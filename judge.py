@@ -89,8 +89,8 @@ def check_rewards(
 
     It is written and parsed as a model's text would be; where a mask is judged, its IoU is put in as 1. Returns the
     indices that pass, and a line for each that does not. A point outside its own box, or points and boxes in different
-    units, show here, and not as a reward that stays flat for a day. (The way from the model's own frame is not of the
-    data, and not in this check: tests hold it.)
+    units, show here, and not as a reward that stays flat for a day. (How the model's own frame is left is not checked
+    here: tests do.)
     """
     # The maximum follows the recipe's settings: oracle.MAXIMUM knows the papers' only.
     weights = dict(recipe.weights)
@@ -168,7 +168,7 @@ def judge(
 ) -> tuple[Tensor, list[list[dict[str, float]]], dict[str, list[float]]]:
     """Texts (P, G) -> rewards (P, G), their parts, and what is measured, not rewarded. Pushes into the rank queue.
 
-    painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None where SAM2 gets the written boxes.
+    painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None for every other recipe.
     """
     G = len(texts[0])
     # Read once, in the units that the model wrote; then looked at in two frames, the picture's pixels for SAM2 and the
@@ -180,10 +180,10 @@ def judge(
     if recipe.segmenter_use == "reward":  # SAM2 in the reward: boxes and points of all completions in one batched call
         pairs = [(p, g) for p in range(len(texts)) for g in range(G)]
         # What does not parse has no objects: its mask is empty, and SAM2 is not asked.
-        prompts = [
+        objects = [
             answers[p][g].rescaled(frames[p], sizes[p]).instances if answers[p][g].answer_ok else [] for p, g in pairs
         ]
-        masks = dict(zip(pairs, segmenter.union(batch.embeddings, [p for p, _ in pairs], prompts), strict=True))
+        masks = dict(zip(pairs, segmenter.union(batch.embeddings, [p for p, _ in pairs], objects), strict=True))
     parts, logged = [], {"parsed": [], "box_iou": []}
     for p, target in enumerate(batch.targets):
         truth = None if masks is None else torch.as_tensor(target.mask, device=segmenter.device)
@@ -192,7 +192,7 @@ def judge(
             answer = answers[p][g].rescaled(frames[p], target.frame)
             iou = None
             if masks is not None:
-                # Nothing in either mask is right only if the answer says so.
+                # Without a target: 1 if the answer says that nothing fits, else 0, whatever the mask.
                 iou = float(answer.no_target) if target.no_target else models.mask_iou(masks[p, g], truth)
                 logged.setdefault("mask_iou", []).append(iou)
             parts[-1].append(reward_parts(recipe, answer, target, iou, queue))

@@ -55,7 +55,8 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
     mask_n        how many records have a true mask
     giou          mean IoU_i over all of them                 (ReasonSeg; Dr. Seg Table 2 and SAM-R1 Table 1)
     ciou          sum I_i / sum U_i                           (RefCOCO's "cIoU" or "oIoU"; LENS Table 1)
-    miou, target_miou, target_ciou   of the samples with a target; two names of one figure   (GenSeg section 4.5)
+    miou          mean IoU_i of the samples with a target; target_miou is the same figure   (GenSeg section 4.5)
+    target_ciou   sum I_i / sum U_i of these samples
     p50, 70, 90   share with IoU_i >= 0.5, ...                (GenSeg Table 2)
     n_acc, t_acc  correct empty answers / samples without target; non-empty masks / samples with one  (gRefCOCO)
     """

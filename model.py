@@ -212,7 +212,7 @@ class Policy(nn.Module):
             use_cache=False,
         ).last_hidden_state.flatten(0, 1)  # (R * L, d)
         # Only states that predict a completion's token meet the output matrix: prompt, padding and queries need no
-        # logits, and those are what fills a GPU.
+        # logits, of which a full set is what fills a GPU.
         head = self.vlm.get_output_embeddings().weight
         logp, entropy = score(
             hidden[rows.source], head, rows.target, temperature=temperature, banned_ids=self.banned_ids
@@ -327,10 +327,10 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
 
 @dataclasses.dataclass
 class Embeddings:
-    """SAM2's view of I pictures: features (I, c, h, w), two finer levels for its decoder, the original sizes."""
+    """SAM2's view of I pictures."""
 
-    features: Tensor
-    fine: list[Tensor]  # (I, c/8, 4h, 4w), (I, c/4, 2h, 2w)
+    features: Tensor  # (I, c, h / 4, w / 4)
+    fine: list[Tensor]  # (I, c / 8, h, w) and (I, c / 4, h / 2, w / 2): two finer levels, for sharp borders
     sizes: list[tuple[int, int]]  # (width, height) of each picture
 
 
@@ -342,8 +342,8 @@ class Segmenter(nn.Module):
         box, points  --prompt encoder------->  k + 3 sparse tokens  ---------+
         (LENS: context queries  --connector->  K sparse tokens)
 
-    The package's SAM2ImagePredictor does the same for one picture at a time and at 1024 x 1024 only; a test holds the
-    two equal.
+    The package's SAM2ImagePredictor does the same, at 1024 x 1024 only, and decodes picture by picture; a test holds
+    the two equal.
     """
 
     MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -465,7 +465,7 @@ def mask_iou(a: Tensor, b: Tensor) -> float:
 def build_segmenter(config: str | Path) -> Segmenter:
     """A Segmenter with random weights from a YAML file that names the classes of its parts (toy/sam2 has one).
 
-    Such a file, like the package's own, says what code to run: build none that you would not run.
+    Such a file, like the package's own, names the code to run: load only those that you trust.
     """
     from hydra.utils import instantiate
     from omegaconf import OmegaConf

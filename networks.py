@@ -8,7 +8,7 @@ Who learns:
 
     recipe          the VLM           context module     SAM2
     most            all of it         none               nothing
-    --lora_rank     adapters in it    none               nothing
+    --lora_rank     adapters in it    as the recipe      as the recipe
     lens-align      nothing           all of it          nothing
     lens            all of it         all of it          its mask decoder (--tune_decoder)
 """
@@ -113,7 +113,7 @@ def frozen_copies(recipe: Recipe, accelerator: Accelerator, policy: models.Polic
     policy      what learns; float32 whatever the compute dtype, sharded under FSDP
     replica     what writes the completions: the same weights, renewed every step, in the compute dtype and whole (a
                 sharded model would have to fetch its shards again for every token)
-    reference   what KL holds on to: the model that the run started from, also after --resume
+    reference   what KL holds on to: recipe.model, which the run started from, also after --resume
     """
     reference = replica = None
     needs_reference = recipe.beta > 0 and recipe.train != "context"

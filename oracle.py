@@ -32,7 +32,7 @@ def write_answer(instances: Sequence[rewards.Instance], schema: str, thought: st
 
     def numbers(values: Sequence[float]) -> list[float]:
         rounded = [float(v) if digits is None else round(float(v), digits) for v in values]
-        # Whole ones without ".0": the repeats rule below ends a sentence at every ".", and would take "0.0, 0.0, 0.0"
+        # Whole ones without ".0": rewards.count_repeats ends a sentence at every ".", and would take "0.0, 0.0, 0.0"
         # for babble.
         return [int(v) if v.is_integer() else v for v in rounded]
 

@@ -28,7 +28,8 @@ class Recipe:
     name: str = ""  # the recipe's name; kept in checkpoints
     model: str = QWEN25_7B  # the policy: Hub id or folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL
     segmenter: str = SAM2_LARGE  # Hub id, checkpoint or folder of a SAM2
-    segmenter_use: Literal["evaluation", "reward", "loss"] = "evaluation"  # where SAM2's masks are wanted in training
+    # where SAM2's masks count: nowhere in training; in the reward; in loss and reward (LENS)
+    segmenter_use: Literal["evaluation", "reward", "loss"] = "evaluation"
     # what learns: the VLM; the context module alone; VLM + context module + mask decoder
     train: Literal["policy", "context", "all"] = "policy"
     # --- on what
@@ -105,7 +106,7 @@ SEGZERO = Recipe(
 
 # VisionReasoner (baseline; Dr. Seg is built on it): many objects, each a box and a point. [C]
 # Written and true objects are matched by Hungarian assignment; each pair earns up to 3 (IoU, box L1, point);
-# the sum is divided by the larger count, so a missing object and an invented one cost the same.
+# the sum is divided by the larger count, so that missing objects and invented ones both cost.
 VISIONREASONER = Recipe(
     name="visionreasoner", schema="visionreasoner", reward="visionreasoner", weights={"think": 1.0, "answer": 1.0,
     "accuracy": 1.0, "non_repeat": 1.0},
@@ -177,7 +178,8 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
 
 def miniature(recipe: Recipe) -> Recipe:
-    """The same recipe at laptop size: tiny networks, drawn shapes, fewer and shorter steps, a rate for small models.
+    """The same recipe at laptop size: tiny networks, drawn shapes, fewer steps, shorter completions; a rate, a schedule
+    and a number of prompts and queries for small models; beta at most 0.01.
 
     What makes a paper's recipe what it is (schema, reward, averages, clips, updates) is untouched.
     """

@@ -1,7 +1,7 @@
 """What the policy wrote, and what it is worth: one strict parser, and the reward of every paper as a pure function.
 
-    answer = parse_answer(text, "genseg").rescaled((840, 840), (1000, 1000))   # never raises, whatever the text
-    parts = genseg_reward(answer, target)                                     # {"think": 1.0, "box_iou": 0.5, ...}
+    answer = parse_answer(text, "drseg").rescaled((812, 812), (840, 840))     # never raises, whatever the text
+    parts = drseg_reward(answer, target, queue=queue)                         # {"look": 1.0, "accuracy": 0.5, ...}
     total = sum(parts.values())                                               # weights are already in the parts
 
 Answer and target are in the same frame, the recipe's (840 x 840 pixels, 0-1000, or original pixels), converted once
@@ -9,7 +9,7 @@ before the reward, so that the papers' thresholds ("30 px") mean what they meant
 completion.
 
 A docstring names the paper of its rule; [C] marks a rule that only the released code states.
-Letters: N objects written, M objects in the ground truth, k points per object, J = 3 components of Dr. Seg's metric.
+Letters: N objects written, M objects in the ground truth, k points per object.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     The first <answer> block counts, also where the whole is not think-then-answer. Seg-Zero's reward judges box and
     points each by itself, so for "segzero" alone a valid box is kept (without points) in an answer that is otherwise
     malformed.
-    `lenient`, for evaluation of LENS only: the first four numbers in brackets are the box, whatever stands around them
-    (its released evaluation does so).
+    `lenient`, for evaluation of LENS only: where that fails, the first four numbers in brackets are the box, whatever
+    stands around them (its released evaluation reads so).
     """
     spec = SCHEMAS[schema]
     answer = Answer(text=text)
@@ -331,8 +331,8 @@ def _weighted(parts: Parts, weights: Parts | None, default: Parts | None = None)
 
 def segzero_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None, released: bool = False) -> Parts:
     """Seg-Zero [C], 0 to 5, pixels of the 840 frame: think; format (three keys of the right lengths); box IoU > 0.5;
-    mean L1 < 10; both points in the written box and within 100 of the true ones. Box parts count also where the points
-    are malformed."""
+    mean L1 < 10; both points in the written box, at a distance (point_distances: the mean of two) below 100. Box parts
+    count also where the points are malformed."""
     parts = {"think": answer.think_ok, "format": answer.answer_ok, "box_iou": 0.0, "box_l1": 0.0, "point": 0.0}
     boxes, points, true_boxes, true_points = _arrays(answer, target)
     if len(boxes) and len(true_boxes):
@@ -347,7 +347,8 @@ def visionreasoner_reward(
     answer: Answer, target: Target, mask_iou=None, *, weights=None, released: bool = False
 ) -> Parts:
     """VisionReasoner [C], 0 to 7: think 1; answer 0-2 (valid boxes + points per object); accuracy 0-3 (hits of the
-    matching over the larger count: IoU > 0.5, L1 < 10, point < 30 in the 840 frame); non_repeat 1."""
+    matching over the larger count: IoU > 0.5, L1 < 10, point < 30 in the 840 frame); non_repeat 1 (at most one sentence
+    said again)."""
     pairs = match(answer, target, 10, 30, float(released))
     accuracy = pairs.hits.sum() / max(pairs.larger, 1)
     fresh = count_repeats(answer.text) < 2
@@ -376,7 +377,8 @@ class RankQueue:
 
     rank(x) = mean over j of q_j,  q_j = (1/Q) sum_m 1(s_m <= x_j): the fraction of the queue's Q rows that x equals or
     beats, per component. It starts with zeros (released code): at first every answer ranks 1, a malformed one too, and
-    only the other parts teach; that fades as real vectors come in, and is over once they fill it (16 steps of 128).
+    only the other parts teach; that fades as real vectors come in. These zeros are gone once others fill the queue (16
+    steps of 128); answers that score 0 bring new ones.
 
     New vectors wait in `pending` and enter together at the step's end (flush), so that all completions of a step are
     ranked against the same history. On several processes: gather every process's pending rows, then flush(rows) the
@@ -484,9 +486,9 @@ def samr1_reward(
 
 def genseg_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None) -> Parts:
     """GenSeg-R1 section 3.6, 0 to 6, in the 0-1000 frame: think; format; box_iou (> 0.5); box_l1 (mean < 11.9); point
-    (both inside the written box and within 119 of the annotated ones, see point_distances); non_repeat. Box and point
-    parts are summed over matched pairs and divided by the larger count. A right {"no_target": true} earns all of them,
-    a wrong one none."""
+    (both inside the written box, their distance from the annotated ones, see point_distances, below 119); non_repeat.
+    Box and point parts are summed over matched pairs and divided by the larger count. A right {"no_target": true} earns
+    all of them, a wrong one none."""
     pairs = match(answer, target, 11.9, 119)
     if target.no_target:
         spatial = [answer.no_target] * 3

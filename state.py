@@ -37,7 +37,7 @@ class Run:
     output_dir: Path
     accelerator: Accelerator
     samples: data.Samples
-    order: list[int]  # the samples that the recipe can use
+    order: list[int]  # indices of the samples that the recipe can use
     steps: int
     policy: torch.nn.Module  # what learns, as Accelerate wraps it: forwards go through here
     bare: models.Policy  # the same without the wrapping: it encodes, packs, decodes, and is saved

@@ -136,7 +136,7 @@ def micro_loss(
     batch: Batch,
     rollout: grpo.Rollout,
     advantages: Tensor,  # (P, G)
-    weights: Tensor,  # (P, G, T) of the whole step, which sum to 1
+    weights: Tensor,  # (P, G, T) of this process's whole step, which sum to 1
     recipe: Recipe,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A micro-batch's share of the step's loss and of its figures: all sums are weighted already, and simply add up.
@@ -186,8 +186,9 @@ def update(
 
     Returns what to log. Means over tokens, weighted as in the loss: entropy (nats), ratio, kl, clip_low and clip_high
     (fractions clipped), gap (|log-probability now less when sampled|; without meaning for alignment's written
-    completions). loss and seg_loss are the step's; grad_norm is that before clipping. FloatingPointError, before
-    anything is changed, if loss or gradient is not finite.
+    completions; in a second update it has the first one's step in it; with top_p below 1, what was cut off). loss and
+    seg_loss are the step's; grad_norm is that before clipping. FloatingPointError, before it changes a weight, if loss
+    or gradient is not finite.
     """
     weights = grpo.token_weights(rollout.mask, recipe.average)
     advantages = advantages.to(weights.device)

@@ -96,7 +96,7 @@ def complete(recipe: Recipe, writer: models.Policy, prompts: models.Prompts, uni
 def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]:
     """Step number `step` of a run. Returns its row of metrics.jsonl, and one completion to show.
 
-    SystemExit if the loss is not finite: nothing has changed then, and the step's inputs are in the output folder.
+    SystemExit if the loss is not finite: no file has changed then, and the step's inputs are in the output folder.
     """
     recipe, accelerator = run.recipe, run.accelerator
     P, G, rank = recipe.prompts_per_step // accelerator.num_processes, recipe.num_samples, accelerator.process_index
