@@ -140,11 +140,11 @@ def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
 
 
 @contextlib.contextmanager
-def at_work(model: models.Policy, device: torch.device, park: bool):
-    """`model`, on `device` while it is needed; then, with `park`, back to the CPU's memory."""
-    yield model.to(device)
-    if park:
-        model.to("cpu")
+def at_work(frozen: models.Policy | None, policy: models.Policy, device: torch.device, park: bool):
+    """A frozen copy, on `device` while it is needed; then, with `park`, back to the CPU's memory. None: the policy."""
+    yield frozen.to(device) if frozen else policy
+    if park and frozen:
+        frozen.to("cpu")
 
 
 @torch.no_grad()

@@ -7,11 +7,11 @@
     python evaluate.py --score OUT/predictions.jsonl                     # the table again, without a model
     accelerate launch evaluate.py ...                                    # the same figures from several processes
 
-Three stages, each with its own file between it and the next:
+Three stages, with OUT/predictions.jsonl between them, one record a sample (text, boxes, mask, pixels):
 
-    inference.py     pictures and requests ->  OUT/predictions.jsonl     one record a sample: text, boxes, mask, pixels
-    metrics.py       predictions.jsonl     ->  OUT/metrics.json          every figure, from the records alone
-    report.py        predictions.jsonl     ->  OUT/report.html           to look at
+    inference.py     pictures and requests  ->  records
+    metrics.py       records                ->  every figure (OUT/metrics.json)
+    report.py        records                ->  pictures to look at (OUT/report.html)
 
 So a figure can be traced to the answers that it counts, a metric added later needs no model, and a run that was cut off
 goes on where it was.
@@ -172,11 +172,11 @@ def load_networks(options: Options, recipe: Recipe, masks: str, device: torch.de
             options.model, image_size=recipe.image_size or None, max_pixels=recipe.max_pixels, device=device,
             dtype=torch.float32 if device.type == "cpu" else getattr(torch, recipe.dtype),
         ).eval()  # fmt: skip
-    own = None if policy == "oracle" else policy.segmenter  # LENS: with the mask decoder that was trained with it
-    if own is not None and options.segmenter not in ("", "none", "truth"):
+    own = getattr(policy, "segmenter", None)  # LENS: with the mask decoder that was trained with it
+    if own and options.segmenter not in ("", "none", "truth"):
         raise data.BadData("a LENS checkpoint brings its own SAM2, trained with it: leave --segmenter out.")
     if masks not in ("none", "truth"):
-        segmenter = models.load_segmenter(masks, device) if own is None else own
+        segmenter = own or models.load_segmenter(masks, device)
     return policy, segmenter
 
 

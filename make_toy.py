@@ -3,7 +3,7 @@
     python make_toy.py                # both, into toy/ (about half an hour on 2 cores)
     python make_toy.py sam2           # or one of: sam2, qwen2_5_vl
 
-    toy/sam2         SAM2 from the sam2 package's own classes, 128 x 128 input
+    toy/sam2         SAM2 from the sam2 package's own classes, 128 x 128 input (segmenter.yaml there says how: keep it)
     toy/qwen2_5_vl   Qwen2.5-VL with a small tokenizer; it knows the answer format of every recipe, genseg's included
 
 The shipped qwen2_5_vl was made by this command as it stands. sam2 was made in stages, partly by older versions of this
@@ -521,7 +521,7 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
 def save_segmenter(net: models.Segmenter, out: Path) -> None:
     """The folder that models.load_segmenter reads, weights in half precision: half the megabytes."""
     out.mkdir(parents=True, exist_ok=True)
-    if out.resolve() != SAM2_CONFIG.parent:
+    if not (out / SAM2_CONFIG.name).exists():
         shutil.copy(SAM2_CONFIG, out)
     halves = {name: value.detach().cpu().half().contiguous() for name, value in net.state_dict().items()}
     save_file(halves, out / "segmenter.safetensors")

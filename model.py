@@ -494,7 +494,7 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
                 known = {file: yaml for yaml, file in HF_MODEL_ID_TO_FILENAMES.values()}
                 sam = build_sam2(config or known[Path(checkpoint).name], checkpoint, device="cpu")
         except (OSError, KeyError) as error:
-            why = "it is no folder or checkpoint here, and the Hugging Face Hub did not give it."
+            why = "it is no checkpoint or folder with segmenter.yaml here, and the Hugging Face Hub did not give it."
             raise OSError(f"could not load the segmenter {name!r}: {why}") from error
         parts = sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed
         segmenter = Segmenter(*parts, sam.image_size)

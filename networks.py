@@ -15,11 +15,11 @@ Who learns:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -107,7 +107,9 @@ def add_adapters(recipe: Recipe, policy: models.Policy) -> None:
         p.requires_grad_("lora_" in name)
 
 
-def frozen_copies(recipe: Recipe, accelerator: Accelerator, policy: models.Policy):
+def frozen_copies(
+    recipe: Recipe, accelerator: Accelerator, policy: models.Policy
+) -> tuple[models.Policy | None, models.Policy | None]:
     """(reference, replica), each a frozen VLM or None where it is not needed: up to three sets of weights.
 
     policy      what learns; float32 whatever the compute dtype, sharded under FSDP
@@ -116,10 +118,9 @@ def frozen_copies(recipe: Recipe, accelerator: Accelerator, policy: models.Polic
     reference   what KL holds on to: recipe.model, which the run started from, also after --resume
     """
     reference = replica = None
-    needs_reference = recipe.beta > 0 and recipe.train != "context"
-    if needs_reference and not recipe.lora_rank:
+    if recipe.needs_reference and not recipe.lora_rank:
         reference = build_reference(recipe, accelerator.device)
-    elif needs_reference and Path(recipe.model, "adapter_config.json").exists():
+    elif recipe.needs_reference and Path(recipe.model, "adapter_config.json").exists():
         # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
         raise SystemExit(f"{recipe.model} is a LoRA, which KL would not see: merge it first (README), or --beta 0")
     # The policy itself can write where it is whole and in the compute dtype already.
@@ -150,7 +151,7 @@ def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
 
     def factor(update: int) -> float:
         left = 1 - max(update - recipe.warmup_steps, 0) / max(total - recipe.warmup_steps, 1)
-        shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * np.cos(np.pi * left)}[recipe.schedule]
+        shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[recipe.schedule]
         return min(1.0, (update + 1) / max(recipe.warmup_steps, 1)) * shape
 
     return factor

@@ -96,6 +96,11 @@ class Recipe:
     eval_samples: int = 0  # held-out samples scored before and after (0: none)
     eval_split: str = "val"
 
+    @property
+    def needs_reference(self) -> bool:
+        """Is there a KL term? (LENS's alignment samples nothing that it could hold on to.)"""
+        return self.beta > 0 and self.train != "context"
+
 
 # Seg-Zero (baseline of the papers): one object, a box and two points. Five parts of one point each. [C] The distance
 # thresholds (10 px for boxes, 100 px for points, of the 840-pixel picture) are where GenSeg-R1's come from.

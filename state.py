@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -44,7 +45,7 @@ class Run:
     segmenter: models.Segmenter
     reference: models.Policy | None  # networks.frozen_copies says what these two are for
     replica: models.Policy | None
-    optimizer: torch.optim.Optimizer
+    optimizer: AcceleratedOptimizer  # AdamW, as Accelerate wraps it
     schedule: torch.optim.lr_scheduler.LRScheduler
     queue: rewards.RankQueue  # Dr. Seg's memory of the last metric vectors
     first: int = 0  # the step to begin with
@@ -54,9 +55,8 @@ class Run:
     @contextlib.contextmanager
     def writing(self) -> Iterator[models.Policy]:
         """Who writes completions, its weights up to date: the replica, where there is one, or the policy itself."""
-        park = self.recipe.park and self.replica is not None
-        with at_work(self.replica or self.bare, self.accelerator.device, park) as writer:
-            if self.replica is not None:
+        with at_work(self.replica, self.bare, self.accelerator.device, self.recipe.park) as writer:
+            if self.replica:
                 refresh(self.replica, self.policy)  # where weights are sharded all processes take part
             yield writer
 

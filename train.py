@@ -8,9 +8,9 @@ Any field of recipes.Recipe is an option (--learning_rate 2e-6 --weights.look 0)
 metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside); and
 stopped-step-N-rank-R.pt, the step's inputs, if its loss is not finite.
 
-    step_samples ─▶ load_batch ─▶ complete ─▶ judge ─▶ group_advantages ─▶ update      training_step, all in order
-     which ones     pictures,     the texts   masks,    each completion     one or two optimizer steps
-                    prompts                   rewards   and its siblings    on the same texts
+    step_samples ─▶ load_batch ─▶ complete ─▶ make_micros ─▶ judge ─▶ group_advantages ─▶ update       (training_step)
+     which ones     pictures,     the texts   packed rows    masks,    each completion     one or two optimizer
+                    prompts                                  rewards   and its siblings    steps on these texts
 
 Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded).
 
@@ -99,7 +99,7 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     SystemExit if the loss is not finite: no file has changed then, and the step's inputs are in the output folder.
     """
     recipe, accelerator = run.recipe, run.accelerator
-    P, G, rank = recipe.prompts_per_step // accelerator.num_processes, recipe.num_samples, accelerator.process_index
+    P, rank = recipe.prompts_per_step // accelerator.num_processes, accelerator.process_index
     clock = [time.perf_counter()]
     # Whole groups, the same number on every process: a group's mean and deviation never cross processes.
     places = range(rank * P, (rank + 1) * P)
@@ -117,6 +117,7 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
 
     # judge: (P, G) texts -> answers -> masks -> reward parts. A text that does not parse is judged like any other: it
     # earns what its parts give it, usually little. Packed here already: LENS's masks come from the same rows.
+    G = rollout.ids.shape[1]
     flat = run.bare.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
     texts = [flat[p * G : (p + 1) * G] for p in range(P)]
     micros = make_micros(run.bare, batch.prompts, rollout, recipe)
@@ -132,8 +133,8 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     # update: the log-probabilities of the first forward are pi_old, so a ratio can leave 1, and a clip act, only from
     # the second update on the same rollout. What the sampler noted is only a check: its kernels round otherwise than
     # the update's, and that difference would look like a step already taken.
-    if recipe.beta > 0 and recipe.train != "context":
-        with at_work(run.reference or run.bare, accelerator.device, recipe.park and run.reference is not None):
+    if recipe.needs_reference:
+        with at_work(run.reference, run.bare, accelerator.device, recipe.park):
             add_reference(run.reference, run.bare, micros, recipe)
     rate = run.schedule.get_last_lr()[0]
     try:

@@ -210,10 +210,12 @@ def test_equal_rewards_move_no_weight(tmp_path, go, monkeypatch, branches):
 # --------------------------------------------------------------------------------------------------------------- resume
 
 
-def test_lens_resumed_equals_uninterrupted(tmp_path, go):
-    """Of its mask decoder some layers never get a gradient, so the optimizer has no state for them."""
+@pytest.mark.parametrize("recipe", ["lens", "lens-align"])
+def test_lens_resumed_equals_uninterrupted(tmp_path, go, recipe):
+    """Of its mask decoder some layers never get a gradient, so the optimizer has no state for them; each stage has a
+    schedule of its own, linear and cosine."""
     folder, out, cut = draw(tmp_path / "data", n=4), tmp_path / "run", tmp_path / "cut"
-    more = "--recipe lens --model toy/qwen2_5_vl --num_queries 3 --prompts_per_step 2 --max_steps 3".split()
+    more = f"--recipe {recipe} --model toy/qwen2_5_vl --num_queries 3 --prompts_per_step 2 --max_steps 3".split()
     rows = go(folder, out, *more)
     shutil.copytree(out, cut, ignore=shutil.ignore_patterns("checkpoint-[23]", "final"))
     again = go(folder, cut, *more, "--resume")
@@ -229,6 +231,7 @@ def test_resume_refuses_what_it_could_not_change(tmp_path, go):
     more = "--prompts_per_step 2 --beta 0 --eval_split train".split()
     go(folder, out, *more, "--max_steps", "1")
     for option, value, was in (
+        ("model", str(out / "final"), "toy/qwen2_5_vl"),
         ("learning_rate", "0.5", "0.00015"),
         ("queue_size", "64", "2048"),
         ("lora_rank", "8", "0"),

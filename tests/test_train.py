@@ -229,6 +229,14 @@ def test_two_processes_equal_one(tmp_path, recipe):
         assert a["reward"] == pytest.approx(b["reward"], abs=1e-4) and a["length"] == b["length"]
 
 
+@pytest.mark.parametrize("schedule,half,end", [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)])
+def test_schedules(schedule, half, end):
+    """Up in four updates, then down in eight. Plain floats: a NumPy number in a checkpoint could not be read back."""
+    factor = networks.learning_rate_factor(replace(recipes.DRSEG, schedule=schedule, warmup_steps=4), 12)
+    values = [factor(i) for i in (0, 3, 4, 8, 12)]
+    assert values == pytest.approx([0.25, 1, 1, half, end]) and all(type(v) is float for v in values)
+
+
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     """SIGKILL at random moments, saving included; then --resume: weights and metrics bit for bit. KILLS=20 for the long
     version."""
