@@ -375,19 +375,7 @@ def train_policy(
             device=device,
         )
         rows.source, rows.target = rows.source[answered], rows.target[answered]
-        seen_at = (rows.ids[0] == policy.vlm.config.image_token_id).nonzero()[:, 0]
-        wanted = []
-        for r, (scene, its) in enumerate(zip(chosen, lessons, strict=True)):
-            start = cut
-            for x in its:
-                for layer, head, at, there in lookups(x, scene["objects"], tokenizer):
-                    weight = torch.zeros(rows.ids.shape[1], device=device)
-                    if isinstance(there, int):
-                        weight[start + there] = 1
-                    elif there:
-                        weight[seen_at] = torch.tensor(coverage(there, len(seen_at)), device=device)
-                    wanted.append((r, layer, head, start + at, weight))
-                start += len(x.asked) + len(x.told)
+        wanted = where_to_look(policy, rows, chosen, lessons, cut)
         logp, _, _ = policy(rows, grpo.token_logprobs)
         loss = -logp.mean() + 0.1 * attention_loss(kept, rows, wanted)  # a hint: the words' loss stays the larger
         optimizer.zero_grad()
@@ -404,6 +392,27 @@ def train_policy(
             policy.save(out, {k: half[v.data_ptr()] for k, v in state.items()})
             found = [] if seeing else [probe(policy, family, schemas)]
             tqdm.write("; ".join([f"{family} step {step + 1}: loss {np.mean(log[-100:]):.4f}", *found]))
+
+
+def where_to_look(policy: models.Policy, rows: models.Rows, scenes: list[dict], lessons: list, cut: int) -> list[tuple]:
+    """The lookups of all lessons in packed rows, for attention_loss: (row, layer, head, place, weight of each place).
+
+    scenes: the rows' pictures; lessons: theirs, in the order in which they were packed behind `cut` prompt tokens.
+    """
+    seen_at = (rows.ids[0] == policy.vlm.config.image_token_id).nonzero()[:, 0]
+    wanted = []
+    for r, (scene, its) in enumerate(zip(scenes, lessons, strict=True)):
+        start = cut
+        for x in its:
+            for layer, head, at, there in lookups(x, scene["objects"], policy.processor.tokenizer):
+                weight = torch.zeros(rows.ids.shape[1], device=rows.ids.device)
+                if isinstance(there, int):
+                    weight[start + there] = 1
+                elif there:
+                    weight[seen_at] = torch.tensor(coverage(there, len(seen_at)), device=rows.ids.device)
+                wanted.append((r, layer, head, start + at, weight))
+            start += len(x.asked) + len(x.told)
+    return wanted
 
 
 def coverage(objects: list[dict], cells: int) -> np.ndarray:
