@@ -60,7 +60,10 @@ class BadData(Exception):
 
 
 def encode_rle(mask: np.ndarray) -> dict:
-    """(H, W) bool to COCO's compressed run-length encoding, a few hundred bytes for most masks."""
+    """(H, W) bool to COCO's compressed run-length encoding, a few hundred bytes for most masks.
+
+    (Its counts are bytes; JSON takes them as counts.decode("ascii").)
+    """
     return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
@@ -108,7 +111,8 @@ class Sample:
         return None if self.ignore_mask is None else decode_rle(self.ignore_mask)
 
     def positive_points(self, k: int) -> np.ndarray:
-        """(N, k, 2): the annotated points; a lone one is given k times; without any, from the masks."""
+        """(N, k, 2): the annotated points; a lone one is given k times; without any, from the masks. BadData without
+        those."""
         if given := self.points.shape[1]:
             return self.points[:, [min(i, given - 1) for i in range(k)]]
         centres = self.boxes.reshape(-1, 2, 2).mean(1)  # for an object too small to cover a pixel
@@ -117,7 +121,8 @@ class Sample:
         return np.reshape(found, (len(self.boxes), k, 2))
 
     def negative_points(self, k: int) -> np.ndarray | None:
-        """(N, k, 2) background points inside each box, far from the mask; None if some box has no room for them."""
+        """(N, k, 2) background points inside each box, far from the mask; None without a mask, or if some box has no
+        room for them."""
         union = self.mask
         found = [None] if union is None else [background_points(union, box, k) for box in self.boxes]
         return None if any(points is None for points in found) else np.reshape(found, (len(self.boxes), k, 2))
@@ -283,9 +288,9 @@ def load(
     jsonl   your own: root/<split>.jsonl, or root is the file. Picture paths start from the file's folder:
         {"image": "photos/1.jpg", "query": "the two red cups", "boxes": [[10, 20, 60, 90], [80, 15, 130, 88]],
          "points": [[[35, 50]], [[105, 48]]], "polygons": [[[10, 20, 60, 20, 35, 90]], [[80, 15, 130, 15, 105, 88]]]}
-        in pixels of the upright picture; per object a box x1 y1 x2 y2, a list of points, a list of polygons. Needed are
-        image, query, and boxes or polygons, or "rle": one COCO RLE {"size": [height, width], "counts": ...} per object;
-        or "no_target": true; or "count": 3.
+        in pixels of the upright picture; per object a box x1 y1 x2 y2, a list of points (as many for each), a list of
+        polygons x y x y ..., of three corners or more. Needed are image, query, and boxes or polygons, or "rle": a list
+        of one COCO RLE {"size": [height, width], "counts": ...} per object; or "no_target": true; or "count": 3.
     """
     makers, skipped = [], []
     for name in map(str.strip, layout.split(",")):

@@ -110,15 +110,17 @@ def sample(
 ) -> Rollout:
     """G completions for each of P prompts, from any Hugging Face causal or image-text model.
 
-    inputs: what the processor made, LEFT-padded, with explicit `position_ids`, (3, P, S) for the Qwen-VL families or
-    (P, S). uniforms (P, G, >= max_new_tokens): all the randomness there is. banned_ids can never be drawn (a policy
-    that writes an image token crashes its own next forward).
+    inputs: what the processor made, LEFT-padded, with `attention_mask` and explicit `position_ids`, (3, P, S) for the
+    Qwen-VL families or (P, S). uniforms (P, G, >= max_new_tokens): all the randomness there is. eos_token_id: one
+    token. banned_ids can never be drawn (a policy that writes an image token crashes its own next forward).
 
     Prefill runs once per prompt, vision tower included; only its cache is copied G times. Rows that have ended leave
     the batch.
     """
     P, S = inputs["input_ids"].shape
     G, T, device = num_samples, max_new_tokens, inputs["input_ids"].device
+    if uniforms.shape[:2] != (P, G) or uniforms.shape[2] < T:
+        raise ValueError(f"uniforms {tuple(uniforms.shape)} are not (P, G, T) = {(P, G, T)}")
     training = model.training
     model.eval()  # in training mode, gradient checkpointing would throw the cache away
     out = model(**inputs, use_cache=True, logits_to_keep=1)
@@ -183,10 +185,10 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     """
     r = rewards.double()
     if r.shape[-1] < 2:
-        return torch.zeros_like(rewards)
+        return torch.zeros_like(rewards, dtype=torch.float32)
     A = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + eps)
     same = r.amax(-1, keepdim=True) == r.amin(-1, keepdim=True)
-    return A.masked_fill(same, 0.0).to(rewards.dtype)
+    return A.masked_fill(same, 0.0).to(rewards.dtype if rewards.is_floating_point() else torch.float32)
 
 
 # ------------------------------------------------------------------------------------------------------------- the loss
@@ -246,12 +248,15 @@ def grpo_loss(
     (...). Log-probabilities of the sampled tokens under the policy now; under the policy that sampled them, as the
     first update on them finds it; under the reference (None: no KL). weights come from token_weights, so micro-batches
     simply add up, and the metrics (weighted sums: kl, clip_low, clip_high, ratio) do too. Padding has weight 0; its
-    log-probabilities must be finite.
+    log-probabilities must be finite. Tokens in one line, (M,), with an advantage each: hand over logp[:, None] and so
+    on, and advantages (M,).
 
     clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2): a token that did well may grow by more than a token that
     did badly may shrink, so rare good tokens are not held back. With one update per rollout rho is identically 1 and
     neither clip ever acts.
     """
+    if advantages.shape != logp.shape[:-1]:  # broadcasting would give a number, and a wrong one
+        raise ValueError(f"advantages {tuple(advantages.shape)}, but logp {tuple(logp.shape)}: one per completion")
     logp, old_logp = logp.float(), old_logp.float()
     A = advantages.float()[..., None]  # one scalar per completion, shared by its tokens
     rho = (logp - old_logp).clamp(-20, 20).exp()  # rho_it = pi_theta / pi_old
@@ -293,8 +298,10 @@ def token_logprobs(
     """Log-probability of each target and entropy of its distribution (nats), without ever holding all logits.
 
     hidden (N, d): the state that PREDICTS the target, that is, of the token before it; lm_head_weight (V, d); targets
-    (N,). Returns logp (N,) and entropy (N,), float32; entropy carries no gradient. banned_ids as in `sample`: what
-    could not be drawn has no probability here either.
+    (N,). Returns logp (N,) and entropy (N,), float32; entropy carries no gradient. temperature > 0 and banned_ids as in
+    `sample`: what could not be drawn has no probability here either. (There is no top_p: with it, what was sampled was
+    drawn from a narrower distribution than what is trained.) The output layer is one matrix, as in Qwen: no bias, no
+    scale, no cap on the logits.
 
     Logits exist for `chunk` tokens at a time, in forward and, by recomputation, in backward: at V = 152,000, 1,600
     completion tokens would otherwise take 1 GB in float32, and three times that with their gradient.
@@ -316,12 +323,18 @@ def token_logprobs(
 def pack_group(prompt_ids: Tensor, completions: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """One prompt and its completions in a single row [prompt | o_1 | ... | o_G]: the prompt is computed once.
 
-    prompt_ids (S,), completions a list of (t_i,) -> ids (L,), positions (L,), mask (L, L) bool: mask[q, k] = q sees k.
+    prompt_ids (S,) without padding, completions a list of (t_i,) -> ids (L,), positions (L,) (of text; for M-RoPE see
+    model.Policy.pack), mask (L, L) bool: mask[q, k] = q sees k.
 
               prompt  o_1   o_2     A completion sees the prompt and itself, never its siblings; its positions continue
      prompt   tri      .     .      the prompt's (S, S + 1, ...) as if it stood there alone. So each token gets the very
      o_1      full    tri    .      numbers that it would get in a row of its own, at 1,000 + 8 x 200 tokens instead of
      o_2      full     .    tri     8 x 1,200.
+
+    A model loaded with attn_implementation="sdpa" takes the mask as mask[None, None]. (With "eager" it would add the
+    bools to its scores, without a word: give it 0 and -inf.) The state that predicts a completion's first token is the
+    prompt's last, at S - 1, for every completion; each further token is predicted by the state before it. Check that
+    what comes out agrees with Rollout.logp.
     """
     S, device = len(prompt_ids), prompt_ids.device
     ids = torch.cat([prompt_ids, *completions])

@@ -95,7 +95,11 @@ def _make(query: str, id: str, image_id, where: Path | tuple, size=None, parts=(
     except BadData as error:
         raise BadData(f"{id}, {name}: {error}. Was the mask made for this picture?") from None
     if boxes is None:
-        masks = [rle for rle in masks if coco_mask.area(rle)]
+        drawn = [i for i, rle in enumerate(masks) if coco_mask.area(rle)]
+        # A mask of pixels may say "nothing fits"; polygons never do: these were drawn on another picture or size.
+        if masks and not drawn and not any(map(callable, parts)):
+            raise BadData(f"{id}, {name}: no pixel of it is in a mask. Was the mask made for this picture?")
+        masks, points = [masks[i] for i in drawn], None if points is None else np.asarray(points)[drawn]
         boxes = [(x, y, x + w, y + h) for x, y, w, h in map(coco_mask.toBbox, masks)]
     boxes = to_frame(np.reshape(boxes, (-1, 4)), frame or size, size)
     points = np.zeros((len(boxes), 0, 2)) if points is None else to_frame(points, frame or size, size)

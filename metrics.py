@@ -7,6 +7,10 @@ public code disagrees most:
     the answer, and is scored all the same); no sample is left out of a mean;
     without target, "nothing fits" counts 1 in gIoU and nothing in cIoU; a mask counts 0, its area enters the union;
     pixels to ignore (ReasonSeg's 255) are in neither intersection nor union.
+
+What segmentation_metrics reads of a record: intersection, union, area (of the written mask), each in pixels that are
+not to be ignored, None without a true mask; predicted_none (the answer says that nothing fits), truth_none (nothing
+does), answer_ok. The others read box lists, the text and counts as well: inference.make_record has all keys.
 """
 
 from __future__ import annotations
@@ -57,7 +61,7 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
     ciou          sum I_i / sum U_i                           (RefCOCO's "cIoU" or "oIoU"; LENS Table 1)
     miou          mean IoU_i of the samples with a target; target_miou is the same figure   (GenSeg section 4.5)
     target_ciou   sum I_i / sum U_i of these samples
-    p50, 70, 90   share with IoU_i >= 0.5, ...                (GenSeg Table 2)
+    p50, 70, 90   share of all with IoU_i >= 0.5, ...         (GenSeg Table 2)
     n_acc, t_acc  correct empty answers / samples without target; non-empty masks / samples with one  (gRefCOCO)
     """
     records = [r for r in records if r["intersection"] is not None]

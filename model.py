@@ -41,11 +41,9 @@ class Prompts:
 
     def one(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Prompt i without padding: ids (S,), positions (3, S), its rows of pixel_values, its grid (1, 3)."""
-        real = self.inputs["attention_mask"][i].bool()
-        grid = self.inputs["image_grid_thw"]
-        end = grid.prod(-1).cumsum(0)[i]
-        pixels = self.inputs["pixel_values"][end - grid[i].prod() : end]
-        return self.inputs["input_ids"][i, real], self.inputs["position_ids"][:, i, real], pixels, grid[i : i + 1]
+        x = self.part(i, i + 1)
+        real = x["attention_mask"][0].bool()
+        return x["input_ids"][0, real], x["position_ids"][:, 0, real], x["pixel_values"], x["image_grid_thw"]
 
     def part(self, i: int, j: int) -> dict[str, Tensor]:
         """The inputs of prompts i to j - 1, padded as they are."""
@@ -197,7 +195,8 @@ class Policy(nn.Module):
         embeddings: Embeddings | None = None,  # LENS: SAM2's view of the pictures; without it no mask is made
         index: Tensor | None = None,  # (B,) which of these pictures each completion is about
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Score packed completions: logp (M,), entropy (M,); for LENS also each completion's mask logits (B, h, w)."""
+        """Score packed completions with score = grpo.token_logprobs: logp (M,), entropy (M,); for LENS, with the
+        pictures' embeddings and index (B,) into them, also each completion's mask logits (B, h, w), else None."""
         embeds = self.vlm.get_input_embeddings()(rows.ids)
         if rows.queries is not None:  # LENS: learned vectors in the places that `pack` left for them
             B, K = rows.queries.shape
@@ -408,8 +407,8 @@ class Segmenter(nn.Module):
         labels: np.ndarray,  # (N, k) 1: on the object, 0: beside it
         chunk: int = 64,  # objects in the mask decoder at a time: each holds its own copy of the picture's features
     ) -> list[Tensor]:
-        """N objects -> N masks (H, W) bool at their pictures' original sizes: of three proposals, the best by SAM2's
-        own prediction of its IoU."""
+        """N objects, boxes (N, 4) and points (N, k, 2) in ORIGINAL pixels -> N masks (H, W) bool at their pictures'
+        original sizes: of three proposals, the best by SAM2's own prediction of its IoU."""
         # SAM2 squares every picture, so a fraction of the side is all that it needs to know of a coordinate.
         index_t = torch.as_tensor(list(index), device=self.device)
         sizes = torch.tensor([embeddings.sizes[i] for i in index], dtype=torch.float64).view(-1, 1, 2)
@@ -480,6 +479,7 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
 
     Raises OSError with one sentence where it cannot be had.
     """
+    name = str(name)
     if Path(name, "segmenter.yaml").exists():
         segmenter = build_segmenter(Path(name, "segmenter.yaml"))
         segmenter.load_state_dict(load_file(Path(name, "segmenter.safetensors")))
@@ -521,7 +521,7 @@ class ContextModule(nn.Module):
     def __init__(
         self,
         d: int,  # width of the VLM's states
-        c: int = 256,  # width of SAM2's prompt tokens
+        c: int = 256,  # width of SAM2's prompt tokens: Embeddings.features.shape[1]
         num_queries: int = 64,  # K
         connector: str = "transformer",  # or "mlp"
         collapse: bool = False,
@@ -560,6 +560,9 @@ def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """LENS's L_seg per mask, (B, H, W) twice -> (B,): dice + mean binary cross-entropy, at the target's resolution."""
+    """LENS's L_seg per mask, (B, H, W) logits and truth (bool or float) -> (B,): dice + mean binary cross-entropy.
+
+    Both at one resolution, the truth's: Segmenter.resize takes the logits there.
+    """
     bce = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none").flatten(1).mean(-1)
     return dice_loss(logits, target) + bce

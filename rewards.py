@@ -41,7 +41,7 @@ class Schema:
     negatives: tuple[str, ...] = ()  # of points beside it, inside its box
     label: str | None = None  # of its name, which is read and not judged
     listed: bool = True  # a list of objects, or one bare object
-    many: bool = True  # requests may have several targets
+    many: bool = True  # requests may have several targets (the parser lets several objects pass either way)
     look: bool = False  # the reasoning says in <look> tags what it looks at
     no_target: bool = False  # may also be {"no_target": true}; then an empty list is malformed
 
@@ -75,7 +75,7 @@ class Answer:
     looks: list[str] = dataclasses.field(default_factory=list)  # in each <look>
     instances: list[Instance] = dataclasses.field(default_factory=list)  # none if malformed (but see segzero below)
     no_target: bool = False  # a valid answer that says that nothing fits
-    think_ok: bool = False  # the whole is think-then-answer
+    think_ok: bool = False  # the whole is think-then-answer, to the letter: a newline at either end is too much
     answer_ok: bool = False  # the answer is valid in the schema
     key_score: float = 0.0  # 0 to 2: valid boxes plus valid points, per object written (VisionReasoner's answer reward)
 
@@ -185,7 +185,8 @@ class Target:
     """The ground truth of one request, in the recipe's frame (width, height).
 
     boxes (M, 4); points (M, k, 2), k = 1 or 2 annotated points per object; mask (H, W) bool or None, which keeps its
-    own resolution: points are scaled onto it by its size / frame. no_target: nothing in the picture fits.
+    own resolution: points are scaled onto it by its size / frame. no_target: nothing in the picture fits, M = 0. The
+    thresholds of a reward are in its paper's frame, whatever `frame` says: it serves that scaling alone.
     """
 
     boxes: np.ndarray
@@ -240,7 +241,7 @@ def point_distances(points: np.ndarray, truth: np.ndarray) -> np.ndarray:
     d = np.linalg.norm(points[:, None, :, None] - truth[None, :, None], axis=-1)  # (N, M, k, k')
     if d.shape[-2:] == (2, 2):
         return np.minimum(d[..., 0, 0] + d[..., 1, 1], d[..., 0, 1] + d[..., 1, 0]) / 2
-    return d.min((-1, -2))
+    return d.min((-1, -2), initial=np.inf)  # without points: far away
 
 
 def points_inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -318,7 +319,10 @@ def echoes_placeholder(text: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------- rewards
 # Each takes (answer, target, mask_iou, options) and returns its named parts, weights applied: the reward is their sum.
-# mask_iou is the IoU of the answer's mask with the truth, where a recipe puts SAM2 in its reward.
+# mask_iou is the IoU of the answer's mask with the truth, where a recipe puts SAM2 in its reward (None counts 0).
+# weights: what each part is worth, by name, in place of 1 or of genseg-g's own; released: [C] where it differs, which
+# also widens Dr. Seg's `answer` to 0-2 and its `accuracy` to 0-3. A right [] on a request without target has no boxes
+# or points to be paid for: VisionReasoner gives it 2 of its 7, Dr. Seg the count.
 
 
 Parts = dict[str, float]
@@ -393,6 +397,7 @@ class RankQueue:
     """
 
     def __init__(self, size: int = 2048, dims: int = 3, initial_zeros: int = 128):
+        self.dims = dims
         self.rows: deque[tuple[float, ...]] = deque([(0.0,) * dims] * initial_zeros, maxlen=size)
         self.pending: list[tuple[float, ...]] = []
         self._sort()
@@ -412,7 +417,9 @@ class RankQueue:
         return sum(q) / len(q)
 
     def push(self, x: Sequence[float]) -> None:
-        """Let x wait for the end of the step."""
+        """Let x wait for the end of the step. ValueError if it has not the queue's number of components."""
+        if len(x) != self.dims:
+            raise ValueError(f"{len(x)} components for a queue of {self.dims}")
         self.pending.append(tuple(float(v) for v in x))
 
     def flush(self, rows: Sequence[Sequence[float]] | None = None) -> None:

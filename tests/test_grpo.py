@@ -231,3 +231,20 @@ def test_temperature_and_top_p(temperature, top_p):
     for i in kept:
         assert (ids == i).float().mean().item() == pytest.approx(p[i] / mass, abs=1e-3)
         assert logp[ids == i][0].item() == pytest.approx(math.log(p[i] / mass), rel=1e-4)
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    """Flat tokens need an advantage each and a last axis; another G would be drawn from the wrong noise."""
+    flat = torch.zeros(6)
+    with pytest.raises(ValueError, match="one per completion"):
+        grpo.grpo_loss(flat, flat, None, torch.ones(6), flat)
+    loss, _ = grpo.grpo_loss(flat[:, None], flat[:, None], None, torch.ones(6), torch.full((6, 1), 1 / 6))
+    assert loss.item() == pytest.approx(-1)
+    inputs = {"input_ids": torch.zeros(2, 3, dtype=torch.long)}
+    with pytest.raises(ValueError, match=r"uniforms \(2, 8, 8\) are not"):
+        grpo.sample(None, inputs, torch.zeros(2, 8, 8), num_samples=4, max_new_tokens=8, eos_token_id=0)
+
+
+def test_advantages_of_whole_numbers():
+    whole, real = (grpo.group_advantages(torch.tensor([[6, 2, 2, 2]], dtype=d)) for d in (torch.long, torch.float32))
+    assert torch.equal(whole, real) and whole.dtype == torch.float32

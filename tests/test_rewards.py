@@ -832,3 +832,18 @@ def test_the_queue_survives_a_checkpoint_in_the_middle_of_a_step():
     resumed.flush()
     assert queue.state_dict() == resumed.state_dict() and len(resumed.rows) == 20  # full: the zeros have gone
     assert (0.1, 0.2, 0.3) in resumed.rows
+
+
+def test_a_truth_without_points_is_far_from_every_point():
+    bare = Target(np.array([[10.0, 10, 50, 50]]), np.zeros((1, 0, 2)))
+    answer = parse_answer(
+        '<think></think><answer>[{"bbox_2d": [10, 10, 50, 50], "point_2d": [30, 30]}]</answer>', "drseg"
+    )
+    assert rewards.drseg_metrics(answer, bare) == (1.0, 1.0, 0.0)
+    assert rewards.visionreasoner_reward(answer, bare)["accuracy"] == 2
+
+
+def test_queue_refuses_vectors_of_another_length():
+    queue = RankQueue(size=4, dims=3)
+    with pytest.raises(ValueError, match="1 components for a queue of 3"):
+        queue.push([1.0])
