@@ -84,7 +84,7 @@ def static_sample(
     seen = torch.zeros(P * G, 1, 1, S + T, dtype=torch.bool, device=device)  # what a query may look at
     seen[..., :S] = inputs["attention_mask"].bool().repeat_interleave(G, 0)[:, None, None]
     position = inputs["position_ids"].amax(-1).repeat_interleave(G, -1)[..., None].clone()  # (3, B, 1) or (B, 1)
-    uniforms = uniforms.reshape(P * G, -1)[:, :T].to(device)
+    uniforms = uniforms[:P, :G, :T].reshape(P * G, T).to(device)
     ids = torch.zeros(P * G, T, dtype=torch.long, device=device)
     logp = torch.zeros(P * G, T, device=device)
     banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=device)

@@ -119,8 +119,8 @@ def sample(
     """
     P, S = inputs["input_ids"].shape
     G, T, device = num_samples, max_new_tokens, inputs["input_ids"].device
-    if uniforms.shape[:2] != (P, G) or uniforms.shape[2] < T:
-        raise ValueError(f"uniforms {tuple(uniforms.shape)} are not (P, G, T) = {(P, G, T)}")
+    if any(has < needed for has, needed in zip(uniforms.shape, (P, G, T), strict=True)):
+        raise ValueError(f"uniforms {tuple(uniforms.shape)} are fewer than (P, G, T) = {(P, G, T)}")
     training = model.training
     model.eval()  # in training mode, gradient checkpointing would throw the cache away
     out = model(**inputs, use_cache=True, logits_to_keep=1)
@@ -132,7 +132,7 @@ def sample(
     attention_mask = inputs["attention_mask"].repeat_interleave(G, 0)  # (B, S + t)
     # The last position of each row, (3, B) or (B,).
     position = inputs["position_ids"].amax(dim=-1).repeat_interleave(G, -1)
-    uniforms = uniforms.reshape(P * G, -1).to(device)
+    uniforms = uniforms[:P, :G, :T].reshape(P * G, T).to(device)
     ids = torch.zeros(P * G, T, dtype=torch.long, device=device)
     mask = torch.zeros(P * G, T, dtype=torch.bool, device=device)
     logp = torch.zeros(P * G, T, device=device)

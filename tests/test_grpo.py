@@ -241,8 +241,8 @@ def test_shapes_that_would_broadcast_are_refused():
     loss, _ = grpo.grpo_loss(flat[:, None], flat[:, None], None, torch.ones(6), torch.full((6, 1), 1 / 6))
     assert loss.item() == pytest.approx(-1)
     inputs = {"input_ids": torch.zeros(2, 3, dtype=torch.long)}
-    with pytest.raises(ValueError, match=r"uniforms \(2, 8, 8\) are not"):
-        grpo.sample(None, inputs, torch.zeros(2, 8, 8), num_samples=4, max_new_tokens=8, eos_token_id=0)
+    with pytest.raises(ValueError, match=r"uniforms \(2, 3, 8\) are fewer"):
+        grpo.sample(None, inputs, torch.zeros(2, 3, 8), num_samples=4, max_new_tokens=8, eos_token_id=0)
 
 
 def test_advantages_of_whole_numbers():
