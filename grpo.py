@@ -133,9 +133,7 @@ def sample(
     # The last position of each row, (3, B) or (B,).
     position = inputs["position_ids"].amax(dim=-1).repeat_interleave(G, -1)
     uniforms = uniforms[:P, :G, :T].reshape(P * G, T).to(device)
-    ids = torch.zeros(P * G, T, dtype=torch.long, device=device)
-    mask = torch.zeros(P * G, T, dtype=torch.bool, device=device)
-    logp = torch.zeros(P * G, T, device=device)
+    ids, mask, logp = (torch.zeros(P * G, T, dtype=d, device=device) for d in (torch.long, torch.bool, torch.float))
     rows = torch.arange(P * G, device=device)  # which completion each row of the batch is
     banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=device)
     for t in range(T):
@@ -183,12 +181,12 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     >>> group_advantages(torch.tensor([[6.0, 2.0, 2.0, 2.0]]))  # one right answer among four
     tensor([[ 1.4999, -0.5000, -0.5000, -0.5000]])
     """
-    r = rewards.double()
-    if r.shape[-1] < 2:
-        return torch.zeros_like(rewards, dtype=torch.float32)
+    r, dtype = rewards.double(), rewards.dtype if rewards.is_floating_point() else torch.float32
+    if r.shape[-1] < 2:  # nobody to compare with
+        return torch.zeros_like(rewards, dtype=dtype)
     A = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + eps)
     same = r.amax(-1, keepdim=True) == r.amin(-1, keepdim=True)
-    return A.masked_fill(same, 0.0).to(rewards.dtype if rewards.is_floating_point() else torch.float32)
+    return A.masked_fill(same, 0.0).to(dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------- the loss

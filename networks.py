@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
 import model as models
 from checkpoint import full_copy
@@ -130,7 +131,9 @@ def frozen_copies(
     return reference, replica
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator, policy: models.Policy, steps: int):
+def prepare(
+    recipe: Recipe, accelerator: Accelerator, policy: models.Policy, steps: int
+) -> tuple[torch.nn.Module, AcceleratedOptimizer, torch.optim.lr_scheduler.LambdaLR]:
     """(policy, optimizer, schedule) for `steps` steps: the policy sharded, or with autocast around its forward."""
     optimizer = torch.optim.AdamW(
         [p for p in policy.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay,

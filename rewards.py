@@ -437,6 +437,7 @@ class RankQueue:
         """Become the queue that state_dict described, its size included."""
         self.rows = deque((tuple(r) for r in state["rows"]), maxlen=state["size"])
         self.pending = [tuple(r) for r in state["pending"]]
+        self.dims = len(next(iter(self.rows or self.pending), (0,) * self.dims))
         self._sort()
 
 

@@ -1,7 +1,9 @@
 """A run: all that it holds, by name, and how it begins, anew or from its newest checkpoint.
 
-run = start(recipe, output_dir, resume=False)
-with run.writing() as writer: ...               # the policy whose completions are sampled, up to date
+    run = start(recipe, output_dir, resume=False)
+    with run.writing() as writer: ...               # the policy whose completions are sampled, up to date
+
+train.py takes its steps; checkpoint.py writes down what changes in it.
 """
 
 from __future__ import annotations

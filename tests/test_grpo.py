@@ -248,3 +248,5 @@ def test_shapes_that_would_broadcast_are_refused():
 def test_advantages_of_whole_numbers():
     whole, real = (grpo.group_advantages(torch.tensor([[6, 2, 2, 2]], dtype=d)) for d in (torch.long, torch.float32))
     assert torch.equal(whole, real) and whole.dtype == torch.float32
+    alone, several = (grpo.group_advantages(torch.ones(2, G, dtype=torch.float64)) for G in (1, 3))
+    assert alone.dtype == several.dtype == torch.float64

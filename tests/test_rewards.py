@@ -847,3 +847,9 @@ def test_queue_refuses_vectors_of_another_length():
     queue = RankQueue(size=4, dims=3)
     with pytest.raises(ValueError, match="1 components for a queue of 3"):
         queue.push([1.0])
+    other = RankQueue(size=4, dims=1)  # what is loaded says how many there are
+    other.push([0.5])
+    queue.load_state_dict(other.state_dict())
+    queue.push([0.5])
+    queue.flush()
+    assert queue.rank([0.4]) == 0.5  # two of the four rows are zeros
