@@ -8,7 +8,7 @@ Every number in a Sample is in the picture's ORIGINAL pixels. to_frame leads fro
 (rewards.Answer.rescaled does for answers):
 
       what the model wrote ──▶ original pixels ──▶ SAM2 and the metrics      (model_frame; SAM2 divides by the size)
-      what the model wrote ──▶ the recipe's reward frame ◀── the true boxes    (in judge.py)
+      what the model wrote ──▶ the recipe's reward frame ◀── the true boxes    (in train.judge)
 
 A frame is a (width, height) pair, the size of the picture in some unit. Qwen2.5-VL writes pixels of the picture as
 resized for it, so its frame is that size; Qwen2-VL and Qwen3-VL write 0-1000 on both axes: theirs is (1000, 1000).
@@ -178,7 +178,8 @@ def background_points(mask: np.ndarray, box: np.ndarray, k: int, clearance: floa
     room = distance_transform_edt(~mask)[y0:y1, x0:x1] if mask.any() else np.full((y1 - y0, x1 - x0), np.inf)
     ys, xs = np.mgrid[y0:y1, x0:x1] + 0.5
     # + 1: a pixel's centre, and rounding to whole coordinates
-    needed, points = (clearance + 1 / 1000) * max(mask.shape) + 1, []
+    needed = (clearance + 1 / 1000) * max(mask.shape) + 1
+    points = []
     for _ in range(k):
         score = np.minimum.reduce([room, *[np.hypot(xs - x, ys - y) for x, y in points]])
         score[room < needed] = -1
@@ -245,7 +246,8 @@ class Samples(Sequence):
     """
 
     def __init__(self, makers: list[Callable[[], Sample]], skipped: list[str]):
-        self.makers, self.skipped = makers, skipped
+        self.makers = makers
+        self.skipped = skipped
 
     def __len__(self) -> int:
         return len(self.makers)
@@ -265,14 +267,23 @@ class Wanted(NamedTuple):
     seed: int
 
 
-# layout -> its reader, as file.function
+# layout -> its reader, as file and function
 LOADERS = {
-    "toy": "toy.read", "refcoco": "layouts.references", "refcoco+": "layouts.references",
-    "refcocog": "layouts.references", "refcocog-google": "layouts.references", "grefcoco": "layouts.references",
-    "reasonseg": "layouts.reasonseg", "coco-detection": "layouts.coco", "coconut": "layouts.coco",
-    "visionreasoner": "layouts.tables", "visionreasoner-test": "layouts.tables", "counting": "layouts.tables",
-    "groundingsuite": "layouts.json_lines", "jsonl": "layouts.json_lines",
-}  # fmt: skip
+    "toy": "toy.world.read",
+    "refcoco": "benchmarks.layouts.references",
+    "refcoco+": "benchmarks.layouts.references",
+    "refcocog": "benchmarks.layouts.references",
+    "refcocog-google": "benchmarks.layouts.references",
+    "grefcoco": "benchmarks.layouts.references",
+    "reasonseg": "benchmarks.layouts.reasonseg",
+    "coco-detection": "benchmarks.layouts.coco",
+    "coconut": "benchmarks.layouts.coco",
+    "visionreasoner": "benchmarks.layouts.tables",
+    "visionreasoner-test": "benchmarks.layouts.tables",
+    "counting": "benchmarks.layouts.tables",
+    "groundingsuite": "benchmarks.layouts.json_lines",
+    "jsonl": "benchmarks.layouts.json_lines",
+}
 
 
 def load(
@@ -280,7 +291,7 @@ def load(
 ) -> Samples:
     """Open a dataset; several, joined by commas, follow each other. BadData if anything needed is absent or broken.
 
-    layout: a key of LOADERS; root: the folder that layouts.py describes for it; split: train, val, or the like.
+    layout: a key of LOADERS; root: the folder that benchmarks/layouts.py describes for it; split: train, val, ...
     one_expression: one sentence per reference, drawn by seed (ReasonSeg: the first, as released). seed also draws
     coconut's category. An entry without polygon or picture is left out and listed in the result's `skipped`.
 
@@ -292,12 +303,13 @@ def load(
         polygons x y x y ..., of three corners or more. Needed are image, query, and boxes or polygons, or "rle": a list
         of one COCO RLE {"size": [height, width], "counts": ...} per object; or "no_target": true; or "count": 3.
     """
-    makers, skipped = [], []
+    makers: list[Callable[[], Sample]] = []
+    skipped: list[str] = []
     for name in map(str.strip, layout.split(",")):
         if name not in LOADERS:
             raise BadData(f"unknown dataset {name!r}. Known: {', '.join(LOADERS)}; several are joined by commas.")
-        # Imported here, when a dataset is wanted: layouts.py and toy.py import this file, which is whole without them.
-        file, function = LOADERS[name].split(".")
+        # Imported here, when a dataset is wanted: the readers import this file, which is whole without them.
+        file, function = LOADERS[name].rsplit(".", 1)
         reader = getattr(importlib.import_module(file), function)
         on_hub = function == "tables" and re.fullmatch(r"[\w.-]+/[\w.-]+", str(root))
         if name != "toy" and (root is None or not (Path(root).exists() or on_hub)):
@@ -305,13 +317,16 @@ def load(
         try:
             found = list(reader(Wanted(name, Path(root or "."), split, one_expression, seed)))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise BadData(f"{root} is not laid out as {name} is ({error!r}). {file}.py says how.") from error
+            raise BadData(
+                f"{root} is not laid out as {name} is ({error!r}). {file.replace('.', '/')}.py says how."
+            ) from error
         usable, reasons = ([item for item in found if isinstance(item, str) == bad] for bad in (False, True))
         if not usable:
             raise BadData(f"{name}: nothing usable in {root}, split {split!r}. {(reasons or ['It is empty.'])[0]}")
-        makers, skipped = makers + usable, skipped + reasons
+        makers += usable
+        skipped += reasons
     return Samples(makers, skipped)
 
 
 if __name__ == "__main__":
-    importlib.import_module("pictures").main()  # --check
+    importlib.import_module("benchmarks.check").main()  # --check

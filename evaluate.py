@@ -1,4 +1,4 @@
-"""Benchmarks, and one photo: what a checkpoint writes, what SAM2 makes of it, and what that is worth.
+"""From a picture and a sentence to an answer, its mask, a record, every metric: benchmarks, and one photo.
 
     python evaluate.py --model runs/drseg/final --dataset refcocog --split val --data_root data
     python evaluate.py --model runs/drseg/final --image photo.jpg --query "the mug nearest the window"
@@ -7,11 +7,11 @@
     python evaluate.py --score OUT/predictions.jsonl                     # the table again, without a model
     accelerate launch evaluate.py ...                                    # the same figures from several processes
 
-Three stages, with OUT/predictions.jsonl between them, one record a sample (text, boxes, mask, pixels):
+One path serves benchmarks, photos, and the scores before and after training:
 
-    inference.py     pictures and requests  ->  records
-    metrics.py       records                ->  every figure (OUT/metrics.json)
-    report.py        records                ->  pictures to look at (OUT/report.html)
+    picture, request --predict--> text, Answer in original pixels, SAM2's mask --make_record--> a line of
+    OUT/predictions.jsonl --benchmarks/metrics.py--> every figure (OUT/metrics.json)
+                          --benchmarks/report.py--> pictures to look at (OUT/report.html)
 
 So a figure can be traced to the answers that it counts, a metric added later needs no model, and a run that was cut off
 goes on where it was.
@@ -22,11 +22,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,13 +37,180 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
+import grpo
 import model as models
-import pictures
-from folders import choose, claim, fingerprint, load_recipe, load_samples, merge_records, read_records, write_atomically
-from inference import answer_samples, predict
-from metrics import all_metrics, segmentation_metrics
-from published import show
+import rewards
+from benchmarks import pictures
+from benchmarks.metrics import all_metrics, iou_of, segmentation_metrics
+from benchmarks.published import show
+from benchmarks.records import choose, claim, load_samples, merge_records, read_records
+from engine.checkpoint import fingerprint, load_recipe
+from engine.files import write_atomically
+from engine.oracle import oracle_answer, true_mask
 from recipes import RECIPES, Recipe, miniature
+
+# ----------------------------------------------------------------------------- from a request to an answer and its mask
+
+
+def to_answer(text: str, recipe: Recipe, frame: tuple[float, float], size: tuple[int, int]) -> rewards.Answer:
+    """Parse a completion, and take it from the model's frame (w, h) to ORIGINAL pixels, size (w, h). Never raises.
+
+    A malformed answer predicts nothing: `instances` is empty. LENS is read as its released evaluation reads it: in
+    what is malformed, the first four bracketed numbers are the box, whatever is around them.
+    """
+    answer = rewards.parse_answer(text, recipe.schema, lenient=recipe.schema == "lens").rescaled(frame, size)
+    numbers = [v for o in answer.instances for xy in (o.box, *o.points, *o.negative_points) for v in xy]
+    ok = answer.answer_ok and all(map(math.isfinite, numbers))  # 1e308 is finite as written, and not after rescaling
+    return answer if ok else dataclasses.replace(answer, instances=[], answer_ok=False)
+
+
+class Prediction(NamedTuple):
+    """What was answered to one sample, read and turned into a mask."""
+
+    text: str
+    answer: rewards.Answer  # original pixels; no instances if malformed
+    mask: np.ndarray | None  # (H, W) bool; None without a segmenter
+    length: int  # completion tokens, the end token included
+
+
+VARIANTS = {  # Dr. Seg Table 8: added to the prompt to get longer answers without any training
+    "plain": "",
+    "cot": "\nWork it out step by step, at length, before you answer.",
+    "look": "\nBefore you answer, name each region that you look at, and look at it again to make sure.",
+}
+
+
+@torch.no_grad()
+def predict(
+    policy: models.Policy | Literal["oracle"],
+    segmenter: models.Segmenter | Literal["truth"] | None,
+    samples: Sequence[data.Sample],
+    recipe: Recipe,
+    indices: Sequence[int],
+    *,
+    seed: int = 0,
+    temperature: float = 0.0,
+    max_new_tokens: int | None = None,
+    prompts_mode: Literal["box", "1", "2"] = "2",
+    variant: str = "plain",
+) -> list[Prediction]:
+    """The one path from P samples to text, answer and mask. Only "oracle" and "truth" look at the samples' truth.
+
+    A sample's randomness is seeded by (seed, its entry in `indices`): neither its batch nor the number of processes
+    plays a part. prompts_mode: what SAM2 gets of each object, the "box", or the box with the first "1" or "2" written
+    points (GenSeg Table 4); negative points go with the points.
+    """
+    images = [s.image for s in samples]
+    sizes = [(s.width, s.height) for s in samples]
+    # Texts, and the frame that the numbers in each are written in. The oracle's frame is the picture itself.
+    if policy == "oracle":
+        texts = []
+        frames = sizes
+        lengths = [0] * len(samples)
+        for s in samples:
+            try:
+                texts.append(oracle_answer(s, recipe.schema, (s.width, s.height)))
+            except rewards.CannotSay:  # what the schema cannot say is a parse failure, as it would be for any model
+                texts.append("")
+    else:
+        space = data.FAMILIES[policy.family]
+        T = max_new_tokens or recipe.max_completion
+        asked = [data.build_prompt(s.query, recipe.schema, space) + VARIANTS[variant] for s in samples]
+        prompts = policy.encode(images, asked)
+        uniforms = torch.from_numpy(np.stack([np.random.default_rng([seed, i]).random((1, T)) for i in indices]))
+        rollout = grpo.sample(
+            policy.vlm,
+            prompts.inputs,
+            uniforms,
+            num_samples=1,
+            max_new_tokens=T,
+            temperature=temperature,
+            eos_token_id=policy.eos_token_id,
+            banned_ids=policy.banned_ids,
+        )
+        texts = policy.decode(rollout.ids[:, 0], rollout.mask[:, 0])
+        lengths = rollout.mask.sum((1, 2)).tolist()
+        frames = [data.model_frame(policy.family, resized) for resized in prompts.resized]
+    # Answers: in original pixels from here on.
+    answers = [to_answer(t, recipe, frame, size) for t, frame, size in zip(texts, frames, sizes, strict=True)]
+    # Masks: none; the true ones of the objects that were hit; LENS's, from the context queries that follow the text; or
+    # SAM2's, from the written boxes and points.
+    if segmenter is None:
+        masks = [None] * len(samples)
+    elif segmenter == "truth":
+        masks = [true_mask(s, a.instances) for s, a in zip(samples, answers, strict=True)]
+    else:
+        embeddings = segmenter.embed(images)
+        each = range(len(samples))
+        if policy != "oracle" and policy.context is not None:
+            rows = {"max_row_tokens": recipe.max_row_tokens, "rows_per_batch": recipe.rows_per_batch}
+            painted = models.paint(policy, models.pack_rollout(policy, prompts, rollout, **rows), embeddings)
+            found = [painted[p, 0] for p in each]
+        else:
+            k = {"box": 0, "1": 1, "2": 2}[prompts_mode]
+            asked = [
+                [rewards.Instance(o.box, o.points[:k], o.negative_points if k else []) for o in a.instances]
+                for a in answers
+            ]
+            found = segmenter.union(embeddings, each, asked)
+        masks = [mask.cpu().numpy() for mask in found]
+    return [Prediction(*fields) for fields in zip(texts, answers, masks, lengths, strict=True)]
+
+
+def make_record(index: int, sample: data.Sample, p: Prediction) -> dict:
+    """One line of predictions.jsonl, all that metrics and report need: coordinates in original pixels, masks as RLE."""
+
+    def rle(mask: np.ndarray) -> dict:
+        return (code := data.encode_rle(mask)) | {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
+
+    a = p.answer
+    truth = sample.mask
+    ignore = sample.ignore
+    # Whole pixels: sums of integers come out the same in any order, and a metric can be redone from the file.
+    pixels = dict.fromkeys(("mask", "truth_mask", "intersection", "union", "area", "iou"))
+    if p.mask is not None:
+        pixels["mask"] = rle(p.mask)
+    if p.mask is not None and truth is not None:
+        counted = np.ones_like(truth) if ignore is None else ~ignore
+        both, either, area = (int((m & counted).sum()) for m in (p.mask & truth, p.mask | truth, p.mask))
+        pixels |= {"truth_mask": rle(truth), "intersection": both, "union": either, "area": area}
+        pixels["iou"] = iou_of(both, either, a.no_target)
+    return {
+        "index": index,
+        "id": sample.id,
+        "image_id": sample.image_id,
+        "query": sample.query,
+        "width": sample.width,
+        "height": sample.height,
+        "truth_none": bool(sample.no_target),
+        "count": sample.count,
+        "truth_boxes": sample.boxes.tolist(),
+        "ignore_box": data.box_of(ignore).tolist() if ignore is not None and ignore.any() else None,
+        "text": p.text,
+        "thought": a.thought,
+        "looks": a.looks,
+        "length": p.length,
+        "answer_ok": a.answer_ok,
+        "think_ok": a.think_ok,
+        "predicted_none": a.no_target,
+        "boxes": [o.box for o in a.instances],
+        "points": [o.points for o in a.instances],
+        "negative_points": [o.negative_points for o in a.instances],
+        **pixels,
+    }
+
+
+def answer_samples(
+    policy, segmenter, samples: Sequence[data.Sample], recipe: Recipe, *, indices=None, batch_size: int = 16, **how
+) -> Iterator[dict]:
+    """Answer samples[i] for i in indices (default: all), in order, and yield one record each. how: see predict."""
+    chosen = range(len(samples)) if indices is None else indices
+    for part in (chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)):
+        batch = [samples[i] for i in part]
+        yield from map(make_record, part, batch, predict(policy, segmenter, batch, recipe, part, **how))
+
+
+# ------------------------------------------------------------------------------------------------- benchmarks, a photo
 
 
 def evaluate(policy, segmenter, samples: Sequence[data.Sample], recipe: Recipe, **kw) -> dict:
@@ -121,19 +289,21 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
     if state.is_main_process:
         metrics = report_metrics(merge_records(out), run, options)
         write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
-        print(f"\n{merged}, metrics.json and run.json written; to look at it: python report.py {out}")
+        print(f"\n{merged}, metrics.json and run.json written; to look at it: python -m benchmarks.report {out}")
 
 
 def photo(policy, segmenter, recipe: Recipe, options: Options, how: dict) -> None:
     """One photo: print what the model wrote; write PHOTO.overlay.png, PHOTO.mask.png beside it or in --output_dir."""
-    picture, path = pictures.open_image(options.image), Path(options.image)
+    path = Path(options.image)
+    picture = pictures.open_image(path)
     nothing = np.zeros((0, 4)), np.zeros((0, 0, 2))  # a sample without a truth: no boxes, no points
     sample = data.Sample(options.query, *nothing, path.name, path.name, *picture.size, lambda: picture)
     text, answer, mask, _ = predict(policy, segmenter, [sample], recipe, [0], **how)[0]
     print(text)
     if answer.no_target or not answer.answer_ok:
         print("(nothing fits)" if answer.no_target else "(the answer is not in the recipe's format)")
-    out, objects = Path(options.output_dir or path.parent), answer.instances
+    out = Path(options.output_dir or path.parent)
+    objects = answer.instances
     out.mkdir(parents=True, exist_ok=True)
     dots = [[xy for o in objects for xy in o.points], [xy for o in objects for xy in o.negative_points]]
     drawn = pictures.overlay(picture, mask, None, [o.box for o in objects], *dots)
@@ -166,12 +336,16 @@ def asked_for(options: Options) -> tuple[Recipe, str, str]:
 
 def load_networks(options: Options, recipe: Recipe, masks: str, device: torch.device):
     """Who answers, a Policy or "oracle"; who makes the masks, a Segmenter, "truth" (the true ones) or None."""
-    policy, segmenter = "oracle", "truth" if masks == "truth" else None
+    policy = "oracle"
+    segmenter = "truth" if masks == "truth" else None
     if options.model != "oracle":
         policy = models.load_policy(
-            options.model, image_size=recipe.image_size or None, max_pixels=recipe.max_pixels, device=device,
+            options.model,
+            image_size=recipe.image_size or None,
+            max_pixels=recipe.max_pixels,
+            device=device,
             dtype=torch.float32 if device.type == "cpu" else getattr(torch, recipe.dtype),
-        ).eval()  # fmt: skip
+        ).eval()
     own = getattr(policy, "segmenter", None)  # LENS: with the mask decoder that was trained with it
     if own and options.segmenter not in ("", "none", "truth"):
         raise data.BadData("a LENS checkpoint brings its own SAM2, trained with it: leave --segmenter out.")
@@ -183,12 +357,17 @@ def load_networks(options: Options, recipe: Recipe, masks: str, device: torch.de
 def provenance(policy, recipe: Recipe, dataset: str, masks: str, options: Options) -> dict:
     """run.json: whatever could change a prediction, so that an interrupted run is only taken up by its like."""
     asked = "split data_root one_expression limit make_up seed temperature prompts prompt_variant model".split()
-    return {"dataset": dataset, "segmenter": masks, **{field: getattr(options, field) for field in asked}} | {
-        "weights": fingerprint(options.model), "image_size": recipe.image_size, "max_pixels": recipe.max_pixels,
+    return {
+        "dataset": dataset,
+        "segmenter": masks,
+        **{field: getattr(options, field) for field in asked},
+        "weights": fingerprint(options.model),
+        "image_size": recipe.image_size,
+        "max_pixels": recipe.max_pixels,
         "prompt_hash": None if policy == "oracle" else data.prompt_hash(recipe.schema, data.FAMILIES[policy.family]),
         "recipe": dataclasses.asdict(recipe),
         "versions": {package: version(package) for package in ("torch", "transformers", "sam2", "numpy")},
-    }  # fmt: skip
+    }
 
 
 def main(options: Options) -> None:
@@ -200,12 +379,17 @@ def main(options: Options) -> None:
     recipe, dataset, masks = asked_for(options)
     state = PartialState(timeout=datetime.timedelta(days=2))  # who has finished waits for the others at the barrier
     policy, segmenter = load_networks(options, recipe, masks, state.device)
-    how = {"prompts_mode": options.prompts, "variant": options.prompt_variant, "temperature": options.temperature}
-    how["seed"] = options.seed
+    how = {
+        "prompts_mode": options.prompts,
+        "variant": options.prompt_variant,
+        "temperature": options.temperature,
+        "seed": options.seed,
+    }
     if options.image:
         return photo(policy, segmenter, recipe, options, how)
     # Beside a checkpoint, not in it: train.py renews final/ and takes old checkpoints away.
-    home, what = Path(options.model), f"{dataset}-{options.split}"
+    home = Path(options.model)
+    what = f"{dataset}-{options.split}"
     own = home.parent / f"eval-{home.name}-{what}" if (home / "recipe.json").exists() else None
     out = Path(options.output_dir or own or Path("runs", home.name, f"eval-{what}"))
     run = provenance(policy, recipe, dataset, masks, options)

@@ -14,7 +14,7 @@ it:
 old_logp is the first update's own logp; ref_logp that of a frozen reference.
 
 Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, V
-vocabulary. Sources: LENS Eq. 7-12, SAM-R1 Eq. 1-4 and section 3.2.2, Dr. Seg Eq. 1-2; the README lists
+vocabulary. Sources: LENS Eq. 7-12, SAM-R1 Eq. 1-4 and section 3.2.2, Dr. Seg Eq. 1-2; docs/choices.md lists
 what they leave open.
 """
 
@@ -118,13 +118,16 @@ def sample(
     the batch.
     """
     P, S = inputs["input_ids"].shape
-    G, T, device = num_samples, max_new_tokens, inputs["input_ids"].device
+    G = num_samples
+    T = max_new_tokens
+    device = inputs["input_ids"].device
     if any(has < needed for has, needed in zip(uniforms.shape, (P, G, T), strict=True)):
         raise ValueError(f"uniforms {tuple(uniforms.shape)} are fewer than (P, G, T) = {(P, G, T)}")
     training = model.training
     model.eval()  # in training mode, gradient checkpointing would throw the cache away
     out = model(**inputs, use_cache=True, logits_to_keep=1)
-    cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(G, 0)  # (B, V), B = P * G rows alive
+    cache = out.past_key_values
+    logits = out.logits[:, -1].repeat_interleave(G, 0)  # (B, V), B = P * G rows alive
     cache.batch_repeat_interleave(G)
     growing = [layer for layer in cache.layers if type(layer).__name__ == "DynamicLayer"]  # sliding windows do not grow
     for layer in growing:
@@ -140,12 +143,16 @@ def sample(
         logits = logits.float().index_fill(-1, banned, -torch.inf)
         tokens, token_logp = pick_tokens(logits, uniforms[rows, t], temperature, top_p)
         # The end token belongs to the completion: else stopping would get no gradient, an empty completion no weight.
-        ids[rows, t], mask[rows, t], logp[rows, t] = tokens, True, token_logp
+        ids[rows, t] = tokens
+        mask[rows, t] = True
+        logp[rows, t] = token_logp
         alive = (tokens != eos_token_id).nonzero()[:, 0]
         if len(alive) == 0 or t == T - 1:
             break
         if len(alive) < len(rows):
-            rows, tokens, attention_mask = rows[alive], tokens[alive], attention_mask[alive]
+            rows = rows[alive]
+            tokens = tokens[alive]
+            attention_mask = attention_mask[alive]
             position = position[..., alive]
             for layer in cache.layers:  # one by one, so that no more than a layer is there twice
                 if layer in growing:
@@ -181,7 +188,8 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     >>> group_advantages(torch.tensor([[6.0, 2.0, 2.0, 2.0]]))  # one right answer among four
     tensor([[ 1.4999, -0.5000, -0.5000, -0.5000]])
     """
-    r, dtype = rewards.double(), rewards.dtype if rewards.is_floating_point() else torch.float32
+    r = rewards.double()
+    dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
     if r.shape[-1] < 2:  # nobody to compare with
         return torch.zeros_like(rewards, dtype=dtype)
     A = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + eps)
@@ -334,7 +342,8 @@ def pack_group(prompt_ids: Tensor, completions: Sequence[Tensor]) -> tuple[Tenso
     prompt's last, at S - 1, for every completion; each further token is predicted by the state before it. Check that
     what comes out agrees with Rollout.logp.
     """
-    S, device = len(prompt_ids), prompt_ids.device
+    S = len(prompt_ids)
+    device = prompt_ids.device
     ids = torch.cat([prompt_ids, *completions])
     branch = torch.cat(
         [torch.full((len(part),), i, device=device) for i, part in enumerate([prompt_ids, *completions])]

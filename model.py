@@ -2,21 +2,25 @@
 
     policy    = load_policy("Qwen/Qwen2.5-VL-7B-Instruct", image_size=840)      # or a folder, or toy/qwen2_5_vl
     prompts   = policy.encode(images, texts)                                    # tokens, pixels, 3-D positions, frames
-    rows      = policy.pack(prompts, [(0, completions)], pack_group)            # one packed row per prompt
-    logp, entropy, masks = policy(rows, token_logprobs)                        # the one call that training goes through
+    rows      = policy.pack(prompts, [(0, completions)])                        # one packed row per prompt
+    logp, entropy, masks = policy(rows)                                        # the one call that training goes through
     segmenter = load_segmenter("facebook/sam2-hiera-large")                     # or a checkpoint, or toy/sam2
     masks     = segmenter.segment(segmenter.embed(images), index, boxes, points, labels)
 
-Shape letters: P prompts, S prompt tokens, R packed rows, L their length, B completions, M tokens of them, K context
-queries, d hidden width, c SAM2's width, I images, N objects (of all completions together), k points per object, (h, w)
-SAM2's mask resolution, a quarter of its input.
+Words: a *row* is a packed row, one prompt followed by completions to it (grpo.pack_group), and what goes through the
+network together is a few of them. *visible* says which token may look at which. A *mask* is always of a picture. A
+*frame* is the (width, height) that coordinates are written in (data.py).
+
+Shape letters: P prompts, G completions of a prompt, S prompt tokens, T completion tokens (padded), R rows, L their
+length, B completions, M tokens of them, K context queries, d hidden width, c SAM2's width, I images, N objects (of all
+completions together), k points per object, (h, w) SAM2's mask resolution, a quarter of its input.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +30,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+import grpo
 
 # ----------------------------------------------------------------------------------------------------------- the policy
 
@@ -60,7 +66,7 @@ class Rows:
 
     ids: Tensor  # (R, L)
     positions: Tensor  # (3, R, L)
-    mask: Tensor  # (R, 1, L, L) bool, True where a query may look
+    visible: Tensor  # (R, 1, L, L) bool: visible[r, 0, q, k] = token q of row r may look at token k
     pixel_values: Tensor  # (all patches of all pictures, values of a patch)
     image_grid_thw: Tensor  # (R, 3) patches of each picture: frames, down, across
     source: Tensor  # (M,) flat index of the state that predicts each completion token: the state of the token before it
@@ -81,13 +87,17 @@ class Policy(nn.Module):
         segmenter: Segmenter | None = None,  # both are trained with it
     ):
         super().__init__()
-        self.vlm, self.processor = vlm, processor
-        self.context, self.segmenter = context, segmenter
-        self.image_size, self.max_pixels = image_size, max_pixels
+        self.vlm = vlm
+        self.processor = processor
+        self.context = context
+        self.segmenter = segmenter
+        self.image_size = image_size
+        self.max_pixels = max_pixels
         self.family: str = vlm.config.model_type
         self._no_split_modules = sorted(vlm._no_split_modules or [])  # what FSDP wraps one by one
         vision = vlm.config.vision_config
-        self.patch, self.factor = vision.patch_size, vision.patch_size * vision.spatial_merge_size
+        self.patch = vision.patch_size
+        self.factor = vision.patch_size * vision.spatial_merge_size  # sides of a resized picture are multiples of it
         tokenizer = processor.tokenizer
         self.eos_token_id: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
         # Vision tokens in a completion would ask the next forward for pictures that do not exist: they are never
@@ -148,30 +158,35 @@ class Policy(nn.Module):
         resized = [(int(w) * self.patch, int(h) * self.patch) for _, h, w in inputs["image_grid_thw"].tolist()]
         return Prompts(inputs, resized)
 
-    def pack(self, prompts: Prompts, groups: Sequence[tuple[int, Sequence[Tensor]]], pack_group: Callable) -> Rows:
+    def pack(self, prompts: Prompts, groups: Sequence[tuple[int, Sequence[Tensor]]]) -> Rows:
         """Each (prompt index, its completions) in one row: [prompt | o_1 | q.. | o_2 | q.. ], K places q for queries.
 
-        pack_group: grpo.pack_group, handed in so that this file stands alone. Completions keep their order: the M
-        tokens that forward scores are row by row, completion by completion, token by token; query states come in the
-        same order.
+        Completions keep their order: the M tokens that forward scores are row by row, completion by completion, token
+        by token; query states come in the same order.
         """
         # Where a row's places come from:   S prompt tokens | t_1 tokens of o_1, K places | t_2 tokens of o_2, K places
         # `at` walks along the rows of the flattened (R, L): the place of the current completion's first token.
         K = 0 if self.context is None else len(self.context.queries)
-        parts, source, target, queries = [], [], [], []
-        lengths = [int(prompts.inputs["attention_mask"][i].sum()) + sum(len(o) + K for o in os) for i, os in groups]
-        L = max(lengths)
+        prompt_lengths = prompts.inputs["attention_mask"].sum(-1).tolist()
+        L = max(prompt_lengths[i] + sum(len(o) + K for o in completions) for i, completions in groups)
+        parts = []
+        source = []
+        target = []
+        queries = []
         for r, (i, completions) in enumerate(groups):
             prompt_ids, rope, pixels, grid = prompts.one(i)
-            tail = prompt_ids.new_zeros(K)
-            ids, positions, mask = pack_group(prompt_ids, [torch.cat([o, tail]) for o in completions])
-            S, n = len(prompt_ids), len(ids)
+            places = prompt_ids.new_zeros(K)
+            ids, positions, visible = grpo.pack_group(prompt_ids, [torch.cat([o, places]) for o in completions])
+            S = len(prompt_ids)
+            padding = L - len(ids)
             # M-RoPE: text after the prompt counts on from its largest position, the same on all three axes.
             after = (rope.max() + 1 + positions[S:] - S).expand(3, -1)
-            # Padding looks at itself: a row of the mask without any key is nan.
-            full = torch.eye(L, dtype=torch.bool, device=ids.device)
-            full[:n, :n] = mask
-            parts.append((F.pad(ids, (0, L - n)), F.pad(torch.cat([rope, after], 1), (0, L - n)), full, pixels, grid))
+            # Padding looks at itself: attention over no key at all would be nan.
+            padded = torch.eye(L, dtype=torch.bool, device=ids.device)
+            padded[: len(ids), : len(ids)] = visible
+            parts.append(
+                (F.pad(ids, (0, padding)), F.pad(torch.cat([rope, after], 1), (0, padding)), padded, pixels, grid)
+            )
             at = r * L + S
             for o in completions:
                 # Token t is predicted by the state before it, the first one by the prompt's last, which all share.
@@ -181,22 +196,27 @@ class Policy(nn.Module):
                 target.append(o)
                 queries.append(torch.arange(at + len(o), at + len(o) + K, device=ids.device))
                 at += len(o) + K
-        ids, positions, mask, pixels, grid = zip(*parts, strict=True)
+        ids, positions, visible, pixels, grid = zip(*parts, strict=True)
         return Rows(
-            torch.stack(ids), torch.stack(positions, 1), torch.stack(mask)[:, None], torch.cat(pixels), torch.cat(grid),
-            torch.cat(source), torch.cat(target), torch.stack(queries) if K else None,
-        )  # fmt: skip
+            ids=torch.stack(ids),
+            positions=torch.stack(positions, 1),
+            visible=torch.stack(visible)[:, None],
+            pixel_values=torch.cat(pixels),
+            image_grid_thw=torch.cat(grid),
+            source=torch.cat(source),
+            target=torch.cat(target),
+            queries=torch.stack(queries) if K else None,
+        )
 
     def forward(
         self,
         rows: Rows,
-        score: Callable,  # grpo.token_logprobs, handed in so that this file stands alone
         temperature: float = 1.0,  # what the completions were sampled at
         embeddings: Embeddings | None = None,  # LENS: SAM2's view of the pictures; without it no mask is made
         index: Tensor | None = None,  # (B,) which of these pictures each completion is about
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Score packed completions with score = grpo.token_logprobs: logp (M,), entropy (M,); for LENS, with the
-        pictures' embeddings and index (B,) into them, also each completion's mask logits (B, h, w), else None."""
+        """Score packed completions (grpo.token_logprobs): logp (M,), entropy (M,); for LENS, with the pictures'
+        embeddings and index (B,) into them, also each completion's mask logits (B, h, w), else None."""
         embeds = self.vlm.get_input_embeddings()(rows.ids)
         if rows.queries is not None:  # LENS: learned vectors in the places that `pack` left for them
             B, K = rows.queries.shape
@@ -204,7 +224,7 @@ class Policy(nn.Module):
             embeds = embeds.flatten(0, 1).index_put((rows.queries.flatten(),), queries).view_as(embeds)
         hidden = self.vlm.model(
             inputs_embeds=embeds,  # (R, L, d)
-            attention_mask=rows.mask,  # 4-D: who sees whom, as packed; a 2-D one would make completions see siblings
+            attention_mask=rows.visible,  # 4-D, as packed; a 2-D one would make completions see their siblings
             position_ids=rows.positions,  # (3, R, L), restarting after the prompt in every completion
             pixel_values=rows.pixel_values,  # the vision tower runs once per row, not once per completion
             image_grid_thw=rows.image_grid_thw,
@@ -212,9 +232,12 @@ class Policy(nn.Module):
         ).last_hidden_state.flatten(0, 1)  # (R * L, d)
         # Only states that predict a completion's token meet the output matrix: prompt, padding and queries need no
         # logits, of which a full set is what fills a GPU.
-        head = self.vlm.get_output_embeddings().weight
-        logp, entropy = score(
-            hidden[rows.source], head, rows.target, temperature=temperature, banned_ids=self.banned_ids
+        logp, entropy = grpo.token_logprobs(
+            hidden[rows.source],
+            self.vlm.get_output_embeddings().weight,
+            rows.target,
+            temperature=temperature,
+            banned_ids=self.banned_ids,
         )
         if rows.queries is None or embeddings is None:
             return logp, entropy, None
@@ -236,15 +259,92 @@ class Policy(nn.Module):
         state: this module's full state dict, where its own parameters are sharded over processes.
         """
         state = self.state_dict() if state is None else state
-        part = partial(_under, state)
-        self.vlm.save_pretrained(folder, state_dict=part("vlm."))
+        self.vlm.save_pretrained(folder, state_dict=_under(state, "vlm."))
         self.processor.save_pretrained(folder)
         if self.context is not None:
             lens = {k: v for k, v in state.items() if k.startswith("context.")}
-            lens |= {f"mask_decoder.{k}": v for k, v in part("segmenter.mask_decoder.").items()}
+            lens |= {f"mask_decoder.{k}": v for k, v in _under(state, "segmenter.mask_decoder.").items()}
             save_file({k: v.detach().cpu().contiguous() for k, v in lens.items()}, Path(folder, "lens.safetensors"))
             config = {"context": self.context.config, "segmenter": self.segmenter.name}
             Path(folder, "lens.json").write_text(json.dumps(config))
+
+
+# ------------------------------------------------------------------------------------------- a rollout in packed rows
+
+
+@dataclasses.dataclass
+class Micro:
+    """A micro-batch: rows that go through the network together, and which of the rollout's tokens they hold."""
+
+    rows: Rows
+    at: Tensor  # (M,) index of each token in the rollout's flattened (P, G, T)
+    completions: list[tuple[int, int]]  # (p, g) of each of the B completions, in the order of the rows
+    # What the update writes down here (train.py), each (M,):
+    old_logp: Tensor | None = None  # log-probabilities in its first forward, pi_old
+    ref_logp: Tensor | None = None  # ... under the reference
+
+
+def pack_rollout(
+    policy: Policy, prompts: Prompts, rollout: grpo.Rollout, *, max_row_tokens: int, rows_per_batch: int
+) -> list[Micro]:
+    """Cut a rollout (P, G, T) into micro-batches of packed rows. That changes no gradient: the weights of its tokens
+    are the whole step's (grpo.token_weights).
+
+    A group fills one row, or several where it has more than max_row_tokens, each repeating the prompt; a completion is
+    never cut. Rows of similar length go together, rows_per_batch of them, so that little is padded.
+    """
+    P, G, T = rollout.mask.shape
+    lengths = rollout.mask.sum(-1).tolist()
+    tail = 0 if policy.context is None else len(policy.context.queries)
+    plan: list[tuple[int, int, list[int]]] = []  # (tokens of the row, p, which g)
+    for p in range(P):
+        prompt = int(prompts.inputs["attention_mask"][p].sum())
+        row: list[int] = []
+        tokens = prompt
+        for g in range(G):
+            if row and tokens + lengths[p][g] + tail > max_row_tokens:
+                plan.append((tokens, p, row))
+                row = []
+                tokens = prompt
+            row.append(g)
+            tokens += lengths[p][g] + tail
+        plan.append((tokens, p, row))
+    plan.sort(key=lambda r: (-r[0], r[1], r[2]))  # the longest first: if memory runs out, it does at once
+    micros = []
+    for i in range(0, len(plan), rows_per_batch):
+        batch = plan[i : i + rows_per_batch]
+        completions = [(p, g) for _, p, row in batch for g in row]
+        groups = [(p, [rollout.ids[p, g, : lengths[p][g]] for g in row]) for _, p, row in batch]
+        at = torch.cat([(p * G + g) * T + torch.arange(lengths[p][g]) for p, g in completions])
+        micros.append(Micro(policy.pack(prompts, groups), at.to(rollout.ids.device), completions))
+    return micros
+
+
+@torch.no_grad()
+def paint(policy: nn.Module, micros: Sequence[Micro], embeddings: Embeddings) -> dict[tuple[int, int], Tensor]:
+    """LENS (Eq. 2-4): the mask of every completion from its context queries, (p, g) -> (H, W) bool, at original size.
+
+    policy: a Policy with a context module, bare or as Accelerate wrapped it; embeddings: of the P prompts' pictures.
+    The written box plays no part, so a text that does not parse has a mask too. Without gradient: reward and evaluation
+    look at it; the loss makes its own.
+    """
+    masks = {}
+    for micro in micros:
+        index = torch.tensor([p for p, _ in micro.completions], device=embeddings.features.device)
+        logits = policy(micro.rows, embeddings=embeddings, index=index)[2]
+        for (p, g), logit in zip(micro.completions, logits, strict=True):
+            masks[p, g] = Segmenter.resize(logit, embeddings.sizes[p]) > 0
+    return masks
+
+
+# -------------------------------------------------------------------------------------------------- loading and saving
+
+
+def find(name: str | Path) -> str:
+    """A folder or file as named from here, else one that is shipped beside this file (toy/qwen2_5_vl, from wherever a
+    run is started). Any other name stays what it is, as a Hub id must."""
+    shipped = Path(__file__).resolve().parent / name
+    return str(shipped if shipped.exists() and not Path(name).exists() else name)
 
 
 def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -275,8 +375,9 @@ def load_policy(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    name = find(name)
     lora = Path(name, "adapter_config.json")
-    base = json.loads(lora.read_text())["base_model_name_or_path"] if lora.exists() else name
+    base = find(json.loads(lora.read_text())["base_model_name_or_path"]) if lora.exists() else name
     try:
         processor = AutoProcessor.from_pretrained(name)
         vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
@@ -290,11 +391,12 @@ def load_policy(
             module.p = 0.0
     context = segmenter = None
     if Path(name, "lens.json").exists():  # LENS: the context module and the tuned mask decoder lie beside the VLM
-        config, state = json.loads(Path(name, "lens.json").read_text()), load_file(Path(name, "lens.safetensors"))
-        context, segmenter = ContextModule(**config["context"]), load_segmenter(config["segmenter"])
-        part = partial(_under, state)
-        context.load_state_dict(part("context."))
-        segmenter.mask_decoder.load_state_dict(part("mask_decoder."))
+        config = json.loads(Path(name, "lens.json").read_text())
+        state = load_file(Path(name, "lens.safetensors"))
+        context = ContextModule(**config["context"])
+        context.load_state_dict(_under(state, "context."))
+        segmenter = load_segmenter(config["segmenter"])
+        segmenter.mask_decoder.load_state_dict(_under(state, "mask_decoder."))
     return Policy(vlm, processor, image_size, max_pixels, context, segmenter).to(device)
 
 
@@ -349,8 +451,11 @@ class Segmenter(nn.Module):
 
     def __init__(self, image_encoder, prompt_encoder, mask_decoder, no_mem_embed: Tensor, image_size: int):
         super().__init__()
-        self.image_encoder, self.prompt_encoder, self.mask_decoder = image_encoder, prompt_encoder, mask_decoder
-        self.no_mem_embed, self.image_size = nn.Parameter(no_mem_embed), image_size
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.no_mem_embed = nn.Parameter(no_mem_embed)
+        self.image_size = image_size
         self.name = ""  # where it was loaded from
 
     @property
@@ -480,9 +585,10 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
     Raises OSError with one sentence where it cannot be had.
     """
     name = str(name)
-    if Path(name, "segmenter.yaml").exists():
-        segmenter = build_segmenter(Path(name, "segmenter.yaml"))
-        segmenter.load_state_dict(load_file(Path(name, "segmenter.safetensors")))
+    folder = Path(find(name))
+    if (folder / "segmenter.yaml").exists():
+        segmenter = build_segmenter(folder / "segmenter.yaml")
+        segmenter.load_state_dict(load_file(folder / "segmenter.safetensors"))
     else:
         from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2, build_sam2_hf
 
@@ -510,7 +616,7 @@ class ContextModule(nn.Module):
 
         [ prompt | reasoning, box | q_1 ... q_K ] --causal VLM--> (B, K, d) --connector--> (B, K, c) --> SAM2
 
-    The queries come last in their branch, so no token sees them: they read the policy and do not disturb it.
+    The queries come after their completion, so no token sees them: they read the policy and do not disturb it.
 
     connector "transformer" (the paper; 206.3 M parameters at d = 2048, Table A4): learned positions, 4 pre-LayerNorm
     blocks (full attention, 16 heads, MLP ratio 4, quick-GELU), then Linear(d, d)-GELU-Linear(d, c). connector "mlp"

@@ -1,8 +1,13 @@
-"""The papers as data: one frozen dataclass, one value per recipe.
+"""The papers as data: one frozen dataclass, one value per recipe; what a recipe makes of a sample and of an answer.
+
+    recipe = RECIPES["samr1"]                                    # or miniature(RECIPES["samr1"]), for a laptop
+    order, left = usable(samples, recipe)                        # which samples its answer format can answer
+    target = to_target(samples[order[0]], recipe)                # the truth, in the recipe's frame
+    parts = reward_parts(recipe, answer, target, mask_iou, None) # what an answer earns, part by part
 
 Every field can be overridden on the command line: train.py --recipe samr1 --tiers 0.5 --tier_rewards 4. Most values are
-the papers' own. [C]: the paper is silent and the released code does it. What neither says was decided here: two tables
-of the README, "Paper and released code" and "What the papers leave open", list it all.
+the papers' own. [C]: the paper is silent and the released code does it. What neither says was decided here. The two
+tables of docs/choices.md list it all.
 """
 
 from __future__ import annotations
@@ -10,6 +15,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import field
 from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+import data
+import rewards
 
 QWEN2_2B = "Qwen/Qwen2-VL-2B-Instruct"
 QWEN25_3B = "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -53,7 +64,7 @@ class Recipe:
     components: tuple[int, ...] = (0, 1, 2)  # Dr. Seg: which of box IoU, count, point score (Table 10)
     queue_size: int = 2048  # Dr. Seg: vectors remembered
     queue_zeros: int = 128  # Dr. Seg: vectors of zeros at the start, one step's worth [C]
-    # reward details as in the released code where it differs from the paper (README, "paper and released code")
+    # reward details as in the released code where it differs from the paper (docs/choices.md)
     released: bool = False
     # --- GRPO
     num_samples: int = 8  # G, completions per prompt
@@ -105,17 +116,26 @@ class Recipe:
 # Seg-Zero (baseline of the papers): one object, a box and two points. Five parts of one point each. [C] The distance
 # thresholds (10 px for boxes, 100 px for points, of the 840-pixel picture) are where GenSeg-R1's come from.
 SEGZERO = Recipe(
-    name="segzero", schema="segzero", reward="segzero", dataset="refcocog", data_root="data", limit=2000, beta=5e-3,
-    max_completion=1300, weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "point": 1.0},
-)  # fmt: skip
+    name="segzero",
+    schema="segzero",
+    reward="segzero",
+    dataset="refcocog",
+    data_root="data",
+    limit=2000,
+    beta=5e-3,
+    max_completion=1300,
+    weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "point": 1.0},
+)
 
 # VisionReasoner (baseline; Dr. Seg is built on it): many objects, each a box and a point. [C]
 # Written and true objects are matched by Hungarian assignment; each pair earns up to 3 (IoU, box L1, point);
 # the sum is divided by the larger count, so that missing objects and invented ones both cost.
 VISIONREASONER = Recipe(
-    name="visionreasoner", schema="visionreasoner", reward="visionreasoner", weights={"think": 1.0, "answer": 1.0,
-    "accuracy": 1.0, "non_repeat": 1.0},
-)  # fmt: skip
+    name="visionreasoner",
+    schema="visionreasoner",
+    reward="visionreasoner",
+    weights={"think": 1.0, "answer": 1.0, "accuracy": 1.0, "non_repeat": 1.0},
+)
 
 # Dr. Seg. Two changes to VisionReasoner, neither in the network. (1) Look-to-Confirm (section 4.2): the reasoning says
 # where it looks, in <look> tags, and a format part (Eq. 8) pays for it: exploration where perception happens. (2)
@@ -123,9 +143,11 @@ VISIONREASONER = Recipe(
 # percentiles among the last 2,048 answers (rewards.RankQueue), so that parts of different scale and spread weigh the
 # same and an improvement counts for as much late in training as early. About 500 steps.
 DRSEG = Recipe(
-    name="drseg", max_completion=3000, max_steps=500, weights={"look": 1.0, "think": 1.0, "answer": 1.0,
-    "non_repeat": 1.0, "accuracy": 1.0},
-)  # fmt: skip
+    name="drseg",
+    max_completion=3000,
+    max_steps=500,
+    weights={"look": 1.0, "think": 1.0, "answer": 1.0, "non_repeat": 1.0, "accuracy": 1.0},
+)
 
 # SAM-R1. SAM2 sits in the reward: boxes and points are turned into a mask, and its IoU with the truth is paid in tiers
 # (section 3.3: more than 0.5, 0.7, 0.8 earn 2, 3, 4), finer where answers are already good. GRPO changes in two ways
@@ -133,29 +155,53 @@ DRSEG = Recipe(
 # without it training collapses after about 100 steps. Two updates per rollout (decided here), or clipping could never
 # act.
 SAMR1 = Recipe(
-    name="samr1", segmenter_use="reward", dataset="refcocog", data_root="data", limit=3000, schema="samr1",
-    reward="samr1", average="token", clip_high=0.3, updates_per_rollout=2, beta=5e-3, max_prompt=2048,
-    max_completion=1500, weights={"tiered": 1.0, "think": 1.0, "format": 1.0},
-)  # fmt: skip
+    name="samr1",
+    segmenter_use="reward",
+    dataset="refcocog",
+    data_root="data",
+    limit=3000,
+    schema="samr1",
+    reward="samr1",
+    average="token",
+    clip_high=0.3,
+    updates_per_rollout=2,
+    beta=5e-3,
+    max_prompt=2048,
+    max_completion=1500,
+    weights={"tiered": 1.0, "think": 1.0, "format": 1.0},
+)
 
 # GenSeg-R1. Generalised referring: several targets or none. A box and two points per object (Table 4: two points prompt
 # SAM2 best), or an explicit {"no_target": true}. Reward from distances alone (section 3.6), no SAM2 in training: cheap,
 # on boxes and points of the 7k multi-object set. Qwen3-VL writes 0-1000, so Seg-Zero's 10 px and 100 px become 11.9 and
 # 119.
 GENSEG = Recipe(
-    name="genseg", model=QWEN3_4B, schema="genseg", reward="genseg", reward_frame=(1000, 1000), prompts_per_step=8,
-    beta=5e-3, max_prompt=2048, max_completion=1500,
+    name="genseg",
+    model=QWEN3_4B,
+    schema="genseg",
+    reward="genseg",
+    reward_frame=(1000, 1000),
+    prompts_per_step=8,
+    beta=5e-3,
+    max_prompt=2048,
+    max_completion=1500,
     weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "point": 1.0, "non_repeat": 1.0},
-)  # fmt: skip
+)
 GENSEG_8B = dataclasses.replace(GENSEG, name="genseg-8b", model=QWEN3_8B)
 
 # GenSeg-R1-G. The same on gRefCOCO with its no-target queries, and SAM2 in the reward: mask IoU (x 5), valid negative
 # points (x 10: inside the written box, off the true mask) and "nothing fits" (+10 when true, -10 for any box then).
 # Section 5's two-stage run is genseg first, then --recipe genseg-g --model its-checkpoint.
 GENSEG_G = dataclasses.replace(
-    GENSEG, name="genseg-g", segmenter_use="reward", dataset="grefcoco", data_root="data", schema="genseg-g",
-    reward="genseg-g", weights={**GENSEG.weights, "mask_iou": 5.0, "negative": 10.0, "no_target": 10.0},
-)  # fmt: skip
+    GENSEG,
+    name="genseg-g",
+    segmenter_use="reward",
+    dataset="grefcoco",
+    data_root="data",
+    schema="genseg-g",
+    reward="genseg-g",
+    weights={**GENSEG.weights, "mask_iou": 5.0, "negative": 10.0, "no_target": 10.0},
+)
 
 # LENS. The mask does not come from the written box: 64 learned context queries are appended to the finished sequence,
 # and a connector turns their last states into SAM2's prompt tokens (Eq. 2-4; model.ContextModule). Stage one,
@@ -163,22 +209,62 @@ GENSEG_G = dataclasses.replace(
 # L_GRPO + lambda L_seg (Eq. 7), with the reward format + box IoU^2 + mask IoU^2 (Eq. 6): the reasoning is paid for the
 # mask that it leads to.
 LENS_ALIGN = Recipe(
-    name="lens-align", model=QWEN25_3B, segmenter_use="loss", train="context", dataset="refcoco,refcoco+,refcocog",
-    data_root="data", schema="lens", reward="lens", reward_frame=(0, 0), image_size=0, num_queries=64,
-    num_samples=1, prompts_per_step=128, beta=0.0, learning_rate=3e-5, schedule="cosine", warmup_steps=150,
-    weight_decay=0.0, epochs=25, max_prompt=2048, max_completion=768, tune_decoder=False,
+    name="lens-align",
+    model=QWEN25_3B,
+    segmenter_use="loss",
+    train="context",
+    dataset="refcoco,refcoco+,refcocog",
+    data_root="data",
+    schema="lens",
+    reward="lens",
+    reward_frame=(0, 0),
+    image_size=0,
+    num_queries=64,
+    num_samples=1,
+    prompts_per_step=128,
+    beta=0.0,
+    learning_rate=3e-5,
+    schedule="cosine",
+    warmup_steps=150,
+    weight_decay=0.0,
+    epochs=25,
+    max_prompt=2048,
+    max_completion=768,
+    tune_decoder=False,
     weights={"format": 1.0, "box_iou": 1.0, "mask_iou": 1.0},
-)  # fmt: skip
+)
 LENS = dataclasses.replace(
-    LENS_ALIGN, name="lens", model="runs/lens-align/final", train="all", num_samples=8, prompts_per_step=64, beta=0.04,
-    learning_rate=3e-6, schedule="linear", warmup_steps=0, epochs=16, one_expression=True, tune_decoder=True, park=True,
-)  # fmt: skip
+    LENS_ALIGN,
+    name="lens",
+    model="runs/lens-align/final",
+    train="all",
+    num_samples=8,
+    prompts_per_step=64,
+    beta=0.04,
+    learning_rate=3e-6,
+    schedule="linear",
+    warmup_steps=0,
+    epochs=16,
+    one_expression=True,
+    tune_decoder=True,
+    park=True,
+)
 LENS_ALIGN_2B = dataclasses.replace(LENS_ALIGN, name="lens-align-2b", model=QWEN2_2B)
 LENS_2B = dataclasses.replace(LENS, name="lens-2b", model="runs/lens-align-2b/final")
 
 _ALL = (
-    DRSEG, SAMR1, GENSEG, GENSEG_8B, GENSEG_G, LENS_ALIGN, LENS, LENS_ALIGN_2B, LENS_2B, VISIONREASONER, SEGZERO,
-)  # fmt: skip
+    DRSEG,
+    SAMR1,
+    GENSEG,
+    GENSEG_8B,
+    GENSEG_G,
+    LENS_ALIGN,
+    LENS,
+    LENS_ALIGN_2B,
+    LENS_2B,
+    VISIONREASONER,
+    SEGZERO,
+)
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
 
@@ -191,11 +277,100 @@ def miniature(recipe: Recipe) -> Recipe:
     align, joint = recipe.train == "context", recipe.train == "all"
     model = f"runs/{recipe.name.replace('lens', 'lens-align')}-toy/final" if joint else "toy/qwen2_5_vl"
     return dataclasses.replace(
-        recipe, model=model, segmenter="toy/sam2", dataset="toy", data_root="", limit=0, image_size=112,
-        prompts_per_step=32 if align else 16, weight_decay=0.0, warmup_steps=20 if align else 0,
+        recipe,
+        model=model,
+        segmenter="toy/sam2",
+        dataset="toy",
+        data_root="",
+        limit=0,
+        image_size=112,
+        prompts_per_step=32 if align else 16,
+        weight_decay=0.0,
+        warmup_steps=20 if align else 0,
         # LENS's joint stage goes gently: at 1.5e-4 its masks learned to take what stands out, whatever was asked for.
-        learning_rate=1e-3 if align else 5e-5 if joint else 1.5e-4, schedule="cosine" if align else "constant",
-        num_queries=16 if recipe.num_queries else 0, max_prompt=400, max_completion=120,
-        max_steps=300 if align else 150, beta=min(recipe.beta, 1e-2), rows_per_batch=16, gradient_checkpointing=False,
-        dtype="float32", save_every=100, eval_samples=200, one_expression=False,
-    )  # fmt: skip
+        learning_rate=1e-3 if align else 5e-5 if joint else 1.5e-4,
+        schedule="cosine" if align else "constant",
+        num_queries=16 if recipe.num_queries else 0,
+        max_prompt=400,
+        max_completion=120,
+        max_steps=300 if align else 150,
+        beta=min(recipe.beta, 1e-2),
+        rows_per_batch=16,
+        gradient_checkpointing=False,
+        dtype="float32",
+        save_every=100,
+        eval_samples=200,
+        one_expression=False,
+    )
+
+
+# -------------------------------------------------------------------- what a recipe makes of a sample, and of an answer
+
+
+def usable(samples: data.Samples, recipe: Recipe, progress: bool = False) -> tuple[list[int], dict[str, int]]:
+    """Indices of the samples that the recipe's schema can answer, and how many were left out for which reason."""
+    spec = rewards.SCHEMAS[recipe.schema]
+    kept: list[int] = []
+    left: dict[str, int] = {}
+    for i in tqdm(range(len(samples)), desc="reading the data", disable=not progress, mininterval=1):
+        sample = samples[i]
+        why = None
+        if sample.no_target and not spec.no_target:
+            why = "nothing fits, which the schema cannot say"
+        elif len(sample.boxes) > 1 and not spec.many:
+            why = "several objects, where the schema has one"
+        elif spec.negatives and not sample.no_target and sample.negative_points(len(spec.negatives)) is None:
+            why = "no room for background points in a box"
+        if why is None:
+            kept.append(i)
+        else:
+            left[why] = left.get(why, 0) + 1
+    return kept, left
+
+
+def reward_frame(recipe: Recipe, sample: data.Sample) -> tuple[float, float]:
+    """The (width, height) in which this sample is judged: the recipe's, or the picture's own (LENS)."""
+    return recipe.reward_frame if recipe.reward_frame[0] else (sample.width, sample.height)
+
+
+def to_target(sample: data.Sample, recipe: Recipe) -> rewards.Target:
+    """A sample's ground truth in the recipe's reward frame. Its mask is decoded only where the recipe looks at it.
+
+    data.BadData where the recipe needs points or a mask that the data do not have.
+    """
+    frame = reward_frame(recipe, sample)
+    size = (sample.width, sample.height)
+    # As many points per object as the answer has, or the one that the data annotate: the distance rules take both.
+    k = len(rewards.SCHEMAS[recipe.schema].points)
+    points = sample.positive_points(min(k, sample.points.shape[1] or k)) if k else np.zeros((len(sample.boxes), 0, 2))
+    mask = sample.mask if recipe.segmenter_use != "evaluation" else None
+    if mask is None and recipe.segmenter_use != "evaluation":
+        raise data.BadData(f"sample {sample.id} has no mask, which {recipe.name} needs")
+    return rewards.Target(
+        boxes=data.to_frame(sample.boxes, size, frame),
+        points=data.to_frame(points, size, frame),
+        mask=mask,
+        no_target=sample.no_target,
+        frame=frame,
+    )
+
+
+def reward_parts(
+    recipe: Recipe,
+    answer: rewards.Answer,
+    target: rewards.Target,
+    mask_iou: float | None,
+    queue: rewards.RankQueue | None,
+) -> dict[str, float]:
+    """The recipe's reward, by part. answer and target in the recipe's frame.
+
+    rewards.py's functions share (answer, target, mask_iou, weights); what only some have is handed over here.
+    """
+    options: dict = {"weights": recipe.weights}
+    if recipe.reward == "drseg":
+        options |= {"queue": queue if recipe.rank == "queue" else None, "components": recipe.components}
+    if recipe.reward == "samr1":
+        options |= {"tiers": recipe.tiers, "tier_rewards": recipe.tier_rewards}
+    if recipe.reward in ("drseg", "visionreasoner", "segzero"):
+        options |= {"released": recipe.released}
+    return rewards.REWARDS[recipe.reward](answer, target, mask_iou, **options)

@@ -4,9 +4,10 @@
     parts = drseg_reward(answer, target, queue=queue)                         # {"look": 1.0, "accuracy": 0.5, ...}
     total = sum(parts.values())                                               # weights are already in the parts
 
-Answer and target are in the same frame, the recipe's (840 x 840 pixels, 0-1000, or original pixels), converted once
-before the reward, so that the papers' thresholds ("30 px") mean what they meant. No torch here: a few small arrays per
-completion.
+Answer and target are in the same frame: the (width, height) that the picture is given, and so the unit of all
+coordinates. It is the recipe's (840 x 840 pixels, 0-1000, or original pixels), and both are converted once, before the
+reward, so that the papers' thresholds ("30 px") mean what they meant. A *mask* is always of a picture. No torch here: a
+few small arrays per completion.
 
 A docstring names the paper of its rule; [C] marks a rule that only the released code states.
 Letters: N objects written, M objects in the ground truth, k points per object.
@@ -31,7 +32,7 @@ from scipy.optimize import linear_sum_assignment
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """The JSON that a recipe expects between <answer> and </answer>. For Dr. Seg, say, two objects are
+    """An answer format: the JSON that a recipe expects between <answer> and </answer>. For Dr. Seg, two objects are
 
     [{"bbox_2d": [10, 20, 60, 90], "point_2d": [35, 50]}, {"bbox_2d": [80, 15, 130, 88], "point_2d": [105, 48]}]
     """
@@ -141,7 +142,8 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     if lenient and not answer.answer_ok:
         number = r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*"
         if four := re.search(r"\[" + ",".join([number] * 4) + r"\]", found[0] if found else text):
-            answer.instances, answer.answer_ok = [Instance([float(v) for v in four.groups()])], True
+            answer.instances = [Instance([float(v) for v in four.groups()])]
+            answer.answer_ok = True
     return answer
 
 
@@ -156,7 +158,10 @@ def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> N
     if not objects:  # [] says "nothing", unless the schema has words for that
         answer.no_target = answer.answer_ok = not spec.no_target
         return
-    instances, boxes, points, valid = [], 0, 0.0, True
+    instances = []
+    boxes = 0
+    points = 0.0
+    valid = True
     for o in objects:
         box = _numbers(o.get(spec.box), 4)
         positive = [_numbers(o.get(key), 2) for key in spec.points]
@@ -175,6 +180,44 @@ def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> N
     answer.key_score = (boxes + points) / len(objects)
     answer.answer_ok = valid
     answer.instances = instances if valid or schema == "segzero" else []
+
+
+class CannotSay(ValueError):
+    """A schema has no words for this answer."""
+
+
+def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", digits: int | None = 0) -> str:
+    """The inverse of parse_answer: a completion, for supervised targets and for the oracle that checks rewards.
+
+    Coordinates are rounded to `digits` decimals (0 writes integers, None writes them in full). Raises CannotSay
+    where the schema has no words for it: none or several objects where it has one. ValueError for another number of
+    points than it has keys for (negative points may be left out).
+    """
+    spec = SCHEMAS[schema]
+    if spec.look and not thought:
+        thought = "<look>the object</look>"
+
+    def numbers(values: Sequence[float]) -> list[float]:
+        rounded = [float(v) if digits is None else round(float(v), digits) for v in values]
+        # Whole ones without ".0": count_repeats ends a sentence at every ".", and would take "0.0, 0.0, 0.0"
+        # for babble.
+        return [int(v) if v.is_integer() else v for v in rounded]
+
+    objects = []
+    for o in instances:
+        fields: dict = {spec.box: numbers(o.box)}
+        fields |= {key: numbers(p) for key, p in zip(spec.points, o.points, strict=True)}
+        if len(o.negative_points):  # all or none: half-written ones would be malformed
+            fields |= {key: numbers(p) for key, p in zip(spec.negatives, o.negative_points, strict=True)}
+        if spec.label:
+            fields[spec.label] = "object"
+        objects.append(fields)
+    if not objects and not spec.listed:
+        raise CannotSay(f"schema {schema!r} has no way to say that nothing fits")
+    if len(objects) > 1 and not spec.many:
+        raise CannotSay(f"schema {schema!r} has no way to name {len(objects)} objects, only one")
+    value = {"no_target": True} if not objects and spec.no_target else objects if spec.listed else objects[0]
+    return f"<think>{thought}</think><answer>{json.dumps(value)}</answer>"
 
 
 # ----------------------------------------------------------------------------------------------- targets and geometry
@@ -288,8 +331,12 @@ def match(answer: Answer, target: Target, box_l1: float, point: float, extra: fl
 # Text that a prompt shows as "fill in here": Dr. Seg's released ones, and this project's (data.PROMPTS). Echoing it is
 # not reasoning.
 PLACEHOLDERS = (
-    "your reasoning text", "your visual focus", "more reasoning text", "reasoning goes here", "region goes here",
-)  # fmt: skip
+    "your reasoning text",
+    "your visual focus",
+    "more reasoning text",
+    "reasoning goes here",
+    "region goes here",
+)
 
 
 def count_repeats(text: str, stops: str = ".", fold: bool = False) -> int:
@@ -430,7 +477,8 @@ class RankQueue:
 
     def state_dict(self) -> dict:
         """All of it, as plain lists and numbers."""
-        rows, pending = [list(r) for r in self.rows], [list(r) for r in self.pending]
+        rows = [list(r) for r in self.rows]
+        pending = [list(r) for r in self.pending]
         return {"size": self.rows.maxlen, "rows": rows, "pending": pending}
 
     def load_state_dict(self, state: dict) -> None:
@@ -533,7 +581,9 @@ def valid_negatives(answer: Answer, target: Target, clearance: float = 5 / 840) 
     if not written or target.mask is None:
         return 0.0
     H, W = target.mask.shape
-    sx, sy, r = W / target.frame[0], H / target.frame[1], clearance * max(H, W)
+    sx = W / target.frame[0]
+    sy = H / target.frame[1]
+    r = clearance * max(H, W)
     valid = 0
     for (x, y), box in written:
         px, py = x * sx, y * sy
@@ -569,3 +619,25 @@ REWARDS = {
     "genseg-g": genseg_g_reward,
     "lens": lens_reward,
 }
+
+# What an honest right answer earns, part by part before weights: with a target, and without one where the recipe has
+# such requests.
+_GENSEG = {"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1, "non_repeat": 1}
+MAXIMUM: dict[str, tuple[dict[str, float], dict[str, float] | None]] = {
+    "segzero": ({"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1}, None),
+    "visionreasoner": ({"think": 1, "answer": 2, "accuracy": 3, "non_repeat": 1}, None),
+    "drseg": ({"look": 1, "think": 1, "answer": 1, "non_repeat": 1, "accuracy": 1}, None),
+    "samr1": ({"tiered": 4, "think": 1, "format": 1}, None),
+    "genseg": (_GENSEG, _GENSEG),
+    "genseg-g": (_GENSEG | {"mask_iou": 1, "negative": 1}, _GENSEG | {"no_target": 1}),
+    "lens": ({"format": 1, "box_iou": 1, "mask_iou": 1}, None),
+}
+
+
+def maximum(reward: str, no_target: bool = False, weights: dict[str, float] | None = None) -> float:
+    """The total that an honest right answer earns. ValueError where the recipe has no requests of that kind."""
+    parts = MAXIMUM[reward][no_target]
+    if parts is None:
+        raise ValueError(f"the {reward} recipe has no answer to a request without target")
+    weights = (GENSEG_G_WEIGHTS if reward == "genseg-g" else {}) | (weights or {})
+    return sum(value * weights.get(name, 1.0) for name, value in parts.items())

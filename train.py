@@ -1,4 +1,4 @@
-"""The loop: one training step is sample -> judge -> compare -> update, for every recipe, on one process or many.
+"""The loop: one training step is load, sample, judge, compare, update, for every recipe, on one process or many.
 
     python train.py --recipe drseg --toy                       # the miniature, on a laptop's CPU
     accelerate launch --config_file configs/fsdp2.yaml train.py --recipe drseg     # the paper's size, from the Hub
@@ -8,15 +8,16 @@ Any field of recipes.Recipe is an option (--learning_rate 2e-6 --weights.look 0)
 metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside); and
 stopped-step-N-rank-R.pt, the step's inputs, if its loss is not finite.
 
-    step_samples ─▶ load_batch ─▶ complete ─▶ make_micros ─▶ judge ─▶ group_advantages ─▶ update       (training_step)
-     which ones     pictures,     the texts   packed rows    masks,    each completion     one or two optimizer
-                    prompts                                  rewards   and its siblings    steps on these texts
-
-Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded).
+    step_samples ─▶ load_batch ─▶ complete ─▶ pack_rollout ─▶ judge ─▶ group_advantages ─▶ update       (training_step)
+     which ones     pictures,     the texts   packed rows     masks,    each completion     one or two optimizer
+                    prompts                                   rewards   and its siblings    steps on these texts
 
 The loop draws nothing from global generators: the order of samples is a function of (seed, epoch), the noise of a
-completion of (seed, step, place in the step, branch). So a step is a function of a checkpoint and the step's number,
-after any restart; on another number of processes it is the same up to float rounding.
+completion of (seed, step, place in the step, number in its group). So a step is a function of a checkpoint and the
+step's number, after any restart; on another number of processes it is the same up to float rounding.
+
+Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded), M completion tokens of
+a micro-batch, B its completions.
 """
 
 from __future__ import annotations
@@ -32,26 +33,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
 import data
 import evaluate
-import fast
 import grpo
-import journal
-import judge
 import model as models
-from checkpoint import at_work
-from folders import write_atomically
-from published import as_text
+import recipes
+import rewards
+from benchmarks.published import as_text
+from engine import checkpoint, fast, journal
+from engine.files import write_atomically
+from engine.oracle import oracle_answer
+from engine.run import Run, at_work, start
 from recipes import RECIPES, Recipe, miniature
-from state import Run, start
-from step import add_reference, load_batch, make_micros, oracle_rollout, paint, update
 
-# ----------------------------------------------------------------------------------------- what a step is a function of
+# -------------------------------------------------------------------------------- load: what a step is a function of
 
 
 def step_samples(order: list[int], recipe: Recipe, step: int) -> list[int]:
@@ -68,29 +68,298 @@ def step_samples(order: list[int], recipe: Recipe, step: int) -> list[int]:
 
 
 def noise(recipe: Recipe, step: int, places: Sequence[int], T: int) -> Tensor:
-    """Uniforms (P, G, T) in [0, 1): each completion's own generator, seeded by (seed, step, place, branch).
+    """Uniforms (P, G, T) in [0, 1): each completion's own generator, seeded by (seed, step, place, g).
 
     places: of the P prompts among those of the step, over all processes. Not their samples: a small dataset has a
     sample twice in a step, and the same noise would write the same completions again.
     """
-    draw = lambda i, g: np.random.default_rng([recipe.seed, step, i, g]).random(T, dtype=np.float32)  # noqa: E731
-    return torch.from_numpy(np.stack([[draw(i, g) for g in range(recipe.num_samples)] for i in places]))
+
+    def draw(place: int, g: int) -> np.ndarray:
+        return np.random.default_rng([recipe.seed, step, place, g]).random(T, dtype=np.float32)
+
+    return torch.from_numpy(np.stack([[draw(place, g) for g in range(recipe.num_samples)] for place in places]))
 
 
-# ------------------------------------------------------------------------------------------------------------- one step
+@dataclasses.dataclass
+class Batch:
+    """What this process works on in one step."""
+
+    samples: list[data.Sample]
+    prompts: models.Prompts
+    targets: list[rewards.Target]
+    embeddings: models.Embeddings | None  # one embedding per picture serves all its completions, reward and update
+
+
+def load_batch(recipe: Recipe, policy: models.Policy, segmenter, samples: data.Samples, indices: list[int]) -> Batch:
+    """Read the pictures of a step, and encode prompts and (where masks are judged) SAM2's embeddings, once per prompt.
+
+    SystemExit if a prompt is longer than the recipe allows; data.BadData, with the file's name, if a picture is broken.
+    """
+    chosen = [samples[i] for i in indices]
+    images = [s.image for s in chosen]
+    space = data.FAMILIES[policy.family]
+    with torch.no_grad():
+        prompts = policy.encode(images, [data.build_prompt(s.query, recipe.schema, space) for s in chosen])
+        lengths = prompts.inputs["attention_mask"].sum(-1).tolist()
+        if max(lengths) > recipe.max_prompt:
+            worst = chosen[int(np.argmax(lengths))].id
+            raise SystemExit(
+                f"the prompt of sample {worst} has {max(lengths)} tokens, above --max_prompt {recipe.max_prompt}"
+            )
+        embeddings = segmenter.embed(images) if recipe.segmenter_use != "evaluation" else None
+    return Batch(chosen, prompts, [recipes.to_target(s, recipe) for s in chosen], embeddings)
+
+
+# --------------------------------------------------------------------------------------------------------------- sample
 
 
 def complete(recipe: Recipe, writer: models.Policy, prompts: models.Prompts, uniforms: Tensor) -> grpo.Rollout:
     """G completions per prompt, from uniforms (P, G, T). A few prompts at a time where their caches need the room."""
-    sampler, parts = fast.sample if recipe.capture else grpo.sample, []
+    sampler = fast.sample if recipe.capture else grpo.sample
     few = recipe.prompts_at_once or len(uniforms)
-    for i in range(0, len(uniforms), few):
-        parts.append(sampler(
-            writer.vlm, prompts.part(i, i + few), uniforms[i : i + few], num_samples=recipe.num_samples,
-            max_new_tokens=recipe.max_completion, temperature=recipe.temperature, top_p=recipe.top_p,
-            eos_token_id=writer.eos_token_id, banned_ids=writer.banned_ids,
-        ))  # fmt: skip
-    return grpo.Rollout(*(torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "mask", "logp")))
+    parts = [
+        sampler(
+            writer.vlm,
+            prompts.part(i, i + few),
+            uniforms[i : i + few],
+            num_samples=recipe.num_samples,
+            max_new_tokens=recipe.max_completion,
+            temperature=recipe.temperature,
+            top_p=recipe.top_p,
+            eos_token_id=writer.eos_token_id,
+            banned_ids=writer.banned_ids,
+        )
+        for i in range(0, len(uniforms), few)
+    ]
+    return grpo.Rollout(
+        ids=torch.cat([part.ids for part in parts]),
+        mask=torch.cat([part.mask for part in parts]),
+        logp=torch.cat([part.logp for part in parts]),
+    )
+
+
+def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.Rollout:
+    """LENS's alignment: one completion per prompt, written from the ground truth (an empty thought, the answer)."""
+    texts = []
+    for sample, size in zip(batch.samples, batch.prompts.resized, strict=True):
+        texts.append(oracle_answer(sample, recipe.schema, data.model_frame(policy.family, size), digits=0))
+    tokens = [policy.processor.tokenizer(t).input_ids + [policy.eos_token_id] for t in texts]
+    ids = torch.zeros(len(tokens), 1, max(map(len, tokens)), dtype=torch.long, device=policy.device)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for p, row in enumerate(tokens):
+        ids[p, 0, : len(row)] = torch.tensor(row)
+        mask[p, 0, : len(row)] = True
+    return grpo.Rollout(ids, mask, torch.zeros(ids.shape, device=policy.device))
+
+
+def cut_rollout(recipe: Recipe, policy: models.Policy, batch: Batch, rollout: grpo.Rollout) -> list[models.Micro]:
+    """The rollout in packed rows, some at a time (model.pack_rollout)."""
+    return models.pack_rollout(
+        policy,
+        batch.prompts,
+        rollout,
+        max_row_tokens=recipe.max_row_tokens,
+        rows_per_batch=recipe.rows_per_batch,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- judge
+#
+#   text --parse--> Answer (the model's frame) --rescaled--> the recipe's frame --reward--> parts, by name
+#                       |                                                           ^
+#                       +--rescaled--> the picture's pixels --SAM2--> mask, its IoU +   (recipes with a mask reward)
+
+
+def judge(
+    recipe: Recipe,
+    policy: models.Policy,
+    segmenter: models.Segmenter,
+    batch: Batch,
+    texts: list[list[str]],
+    queue: rewards.RankQueue,
+    painted: dict[tuple[int, int], Tensor] | None,
+) -> tuple[Tensor, list[list[dict[str, float]]], dict[str, list[float]]]:
+    """Texts (P, G) -> rewards (P, G), their parts, and what is measured, not rewarded. Pushes into the rank queue.
+
+    painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None for every other recipe.
+    """
+    G = len(texts[0])
+    # Read once, in the units that the model wrote; then looked at in two frames, the picture's pixels for SAM2 and the
+    # recipe's for the reward.
+    answers = [[rewards.parse_answer(text, recipe.schema) for text in group] for group in texts]
+    frames = [data.model_frame(policy.family, size) for size in batch.prompts.resized]
+    sizes = [(s.width, s.height) for s in batch.samples]
+    masks: dict | None = painted
+    if recipe.segmenter_use == "reward":  # SAM2 in the reward: boxes and points of all completions in one batched call
+        pairs = [(p, g) for p in range(len(texts)) for g in range(G)]
+        # What does not parse has no objects: its mask is empty, and SAM2 is not asked.
+        objects = [
+            answers[p][g].rescaled(frames[p], sizes[p]).instances if answers[p][g].answer_ok else [] for p, g in pairs
+        ]
+        masks = dict(zip(pairs, segmenter.union(batch.embeddings, [p for p, _ in pairs], objects), strict=True))
+    parts: list[list[dict[str, float]]] = []
+    logged: dict[str, list[float]] = {"parsed": [], "box_iou": []}
+    for p, target in enumerate(batch.targets):
+        truth = None if masks is None else torch.as_tensor(target.mask, device=segmenter.device)
+        parts.append([])
+        for g in range(G):
+            answer = answers[p][g].rescaled(frames[p], target.frame)
+            iou = None
+            if masks is not None:
+                # Without a target: 1 if the answer says that nothing fits, else 0, whatever the mask.
+                iou = float(answer.no_target) if target.no_target else models.mask_iou(masks[p, g], truth)
+                logged.setdefault("mask_iou", []).append(iou)
+            parts[-1].append(recipes.reward_parts(recipe, answer, target, iou, queue))
+            logged["parsed"].append(float(answer.answer_ok))
+            if recipe.reward == "drseg":
+                # Its metrics, malformed ones' zeros included, join the queue when the step is over (train.py flushes):
+                # within a step all are ranked against the same history.
+                x = rewards.drseg_metrics(answer, target, recipe.released)
+                queue.push(x)
+                for name, value in zip(("box_iou", "count", "point"), x, strict=True):
+                    logged.setdefault(name, []).append(value)
+            elif len(target.boxes):  # to watch, for recipes that do not log it: the best box for each true one
+                boxes = np.array([o.box for o in answer.instances[: rewards.MAX_OBJECTS]]).reshape(-1, 4)
+                best = rewards.box_ious(boxes, target.boxes).max(0) if len(boxes) else np.zeros(len(target.boxes))
+                logged["box_iou"].append(float(best.mean()))
+    return torch.tensor([[sum(b.values()) for b in group] for group in parts]), parts, logged
+
+
+# --------------------------------------------------------------------------------------------------------------- update
+#
+# How a step is cut into micro-batches and processes changes nothing: each token's weight is the whole step's
+# (grpo.token_weights), so sums over any parts add up to the same loss.
+
+
+@torch.no_grad()
+def add_reference(reference, policy, micros: list[models.Micro], recipe: Recipe) -> None:
+    """log pi_ref of every token, by the frozen copy; with LoRA (no copy) by the policy, its adapter switched off."""
+    model = policy if reference is None else reference
+    if reference is None:
+        policy.vlm.disable_adapters()
+    for micro in micros:
+        rows = dataclasses.replace(micro.rows, queries=None)  # they come after their completions: no token sees them
+        micro.ref_logp = model(rows, recipe.temperature)[0]
+    if reference is None:
+        policy.vlm.enable_adapters()
+
+
+def segmentation_loss(masks: Tensor, micro: models.Micro, batch: Batch) -> Tensor:
+    """LENS's L_seg, summed over a micro-batch: mask logits (B, h, w) against the truth, at the truth's resolution."""
+    each = []
+    for (p, _), logit in zip(micro.completions, masks, strict=True):
+        truth = torch.as_tensor(batch.targets[p].mask, device=logit.device)
+        logit = models.Segmenter.resize(logit, truth.shape[::-1])
+        each.append(models.mask_loss(logit[None], truth[None])[0])
+    return torch.stack(each).sum()
+
+
+def micro_loss(
+    policy,
+    micro: models.Micro,
+    batch: Batch,
+    rollout: grpo.Rollout,
+    advantages: Tensor,  # (P, G)
+    weights: Tensor,  # (P, G, T) of this process's whole step, which sum to 1
+    recipe: Recipe,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A micro-batch's share of the step's loss and of its figures: all sums are weighted already, and simply add up.
+
+    The first call on a rollout writes down its log-probabilities as pi_old (micro.old_logp).
+    """
+    P, G, T = rollout.mask.shape
+    index = torch.tensor([p for p, _ in micro.completions], device=weights.device)
+    painting = batch.embeddings if recipe.num_queries else None
+    logp, entropy, masks = policy(micro.rows, recipe.temperature, painting, index)
+    w = weights.flatten()[micro.at]
+    drift = (logp.detach() - rollout.logp.flatten()[micro.at]).abs()
+    figures = {"entropy": (w * entropy).sum(), "gap": (w * drift).sum()}
+    loss = torch.zeros((), device=weights.device)
+    if recipe.train != "context":
+        if micro.old_logp is None:  # the first update: pi_old is the policy itself, no second forward is run
+            micro.old_logp = logp.detach()
+        # The micro-batch's tokens are in one line, (M,); grpo_loss takes (..., T) with an advantage for each (...):
+        # (M, 1) with (M,) advantages. The sum is the same in any shape.
+        loss, terms = grpo.grpo_loss(
+            logp[:, None],
+            micro.old_logp[:, None],
+            None if micro.ref_logp is None else micro.ref_logp[:, None],
+            advantages.flatten()[micro.at // T],
+            w[:, None],
+            clip_low=recipe.clip_low,
+            clip_high=recipe.clip_high,
+            beta=recipe.beta,
+        )
+        figures |= terms
+    if masks is not None:  # LENS Eq. 7: L_GRPO + lambda L_seg, the mean over all rollouts
+        seg = segmentation_loss(masks, micro, batch) / (P * G)
+        figures["seg_loss"] = seg
+        loss = loss + recipe.seg_weight * seg
+    return loss, figures | {"loss": loss}
+
+
+def update(
+    accelerator: Accelerator,
+    policy,
+    optimizer: torch.optim.Optimizer,
+    micros: list[models.Micro],
+    batch: Batch,
+    rollout: grpo.Rollout,
+    advantages: Tensor,  # (P, G)
+    recipe: Recipe,
+) -> dict[str, float]:
+    """One optimizer step on a rollout: micro_loss summed over micro-batches, clip the gradient, step.
+
+    Processes hold equally many groups, and each one's token weights sum to 1: so the mean of their losses is the loss
+    over all prompts. FSDP takes that mean of the gradients after every backward; without it average_gradients does,
+    once, at the end.
+
+    Returns what to log. Means over tokens, weighted as in the loss: entropy (nats), ratio, kl, clip_low and clip_high
+    (fractions clipped), gap (|log-probability now less when sampled|; without meaning for alignment's written
+    completions; in a second update it has the first one's step in it; with top_p below 1, what was cut off). loss and
+    seg_loss are the step's; grad_norm is that before clipping. FloatingPointError, before it changes a weight, if loss
+    or gradient is not finite.
+    """
+    weights = grpo.token_weights(rollout.mask, recipe.average)
+    advantages = advantages.to(weights.device)
+    totals: dict[str, Tensor] = {}
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad()
+    # Processes may need different numbers of rows. Where weights are sharded every forward is a collective, so those
+    # with fewer repeat a row, which then counts nothing.
+    rounds = len(micros)
+    sharded = hasattr(trained[0], "full_tensor")
+    if sharded:
+        rounds = max(gather_object([rounds]))
+    for i in range(rounds):
+        loss, figures = micro_loss(policy, micros[i % len(micros)], batch, rollout, advantages, weights, recipe)
+        counts = float(i < len(micros))
+        accelerator.backward(loss * counts)
+        for name, value in figures.items():
+            totals[name] = totals.get(name, 0) + value.detach() * counts
+    if accelerator.num_processes > 1 and not sharded:
+        average_gradients(trained)
+    norm = accelerator.clip_grad_norm_(trained, recipe.max_grad_norm)
+    totals["grad_norm"] = norm if isinstance(norm, Tensor) else torch.tensor(float(norm))
+    values = {name: float(value) for name, value in totals.items()}
+    finite = bool(np.isfinite([values["loss"], values["grad_norm"]]).all())
+    if accelerator.num_processes > 1:  # all stop, or none: nobody is left waiting for the others
+        finite = all(gather_object([finite]))
+    if not finite:
+        raise FloatingPointError(f"loss {values['loss']}, gradient norm {values['grad_norm']}")
+    optimizer.step()
+    return values
+
+
+def average_gradients(parameters: list[Tensor]) -> None:
+    """The mean over processes, in place: what DDP does, without its buckets, which hold every gradient twice."""
+    for p in parameters:
+        if p.grad is not None:
+            torch.distributed.all_reduce(p.grad)
+            p.grad /= torch.distributed.get_world_size()
+
+
+# ------------------------------------------------------------------------------------------------------------- one step
 
 
 def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]:
@@ -98,8 +367,10 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
 
     SystemExit if the loss is not finite: no file has changed then, and the step's inputs are in the output folder.
     """
-    recipe, accelerator = run.recipe, run.accelerator
-    P, rank = recipe.prompts_per_step // accelerator.num_processes, accelerator.process_index
+    recipe = run.recipe
+    accelerator = run.accelerator
+    P = recipe.prompts_per_step // accelerator.num_processes
+    rank = accelerator.process_index
     clock = [time.perf_counter()]
     # Whole groups, the same number on every process: a group's mean and deviation never cross processes.
     places = range(rank * P, (rank + 1) * P)
@@ -120,9 +391,9 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     G = rollout.ids.shape[1]
     flat = run.bare.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
     texts = [flat[p * G : (p + 1) * G] for p in range(P)]
-    micros = make_micros(run.bare, batch.prompts, rollout, recipe)
-    painted = paint(run.policy, micros, batch.embeddings) if recipe.num_queries else None
-    reward, parts, measured = judge.judge(recipe, run.bare, run.segmenter, batch, texts, run.queue, painted)
+    micros = cut_rollout(recipe, run.bare, batch, rollout)
+    painted = models.paint(run.policy, micros, batch.embeddings) if recipe.num_queries else None
+    reward, parts, measured = judge(recipe, run.bare, run.segmenter, batch, texts, run.queue, painted)
     run.queue.flush(gather_object(run.queue.pending))  # the same rows, in the same order, on every process
 
     # compare: each completion with its own group. Where all of a group earn the same, nothing can be told from it: its
@@ -165,8 +436,8 @@ def aligned_giou(run: Run, samples: data.Samples, indices: list[int]) -> float:
     for i in tqdm(range(0, len(indices), run.recipe.prompts_per_step), desc="held out, true text"):
         here = indices[i : i + run.recipe.prompts_per_step]
         batch = load_batch(run.recipe, run.bare, run.segmenter, samples, here)
-        micros = make_micros(run.bare, batch.prompts, oracle_rollout(run.bare, batch, run.recipe), run.recipe)
-        masks = paint(run.bare, micros, batch.embeddings)
+        micros = cut_rollout(run.recipe, run.bare, batch, oracle_rollout(run.bare, batch, run.recipe))
+        masks = models.paint(run.bare, micros, batch.embeddings)
         truths = [torch.as_tensor(target.mask, device=run.bare.device) for target in batch.targets]
         ious += [models.mask_iou(masks[p, 0], truth) for p, truth in enumerate(truths)]
     return float(np.mean(ious))
@@ -179,7 +450,7 @@ def score(run: Run, when: str) -> None:
         with run.writing() as writer:
             if run.accelerator.is_main_process:
                 held = data.load(recipe.dataset, recipe.data_root or None, recipe.eval_split)
-                chosen = judge.usable(held, recipe)[0][: recipe.eval_samples]
+                chosen = recipes.usable(held, recipe)[0][: recipe.eval_samples]
                 asked = run.bare if recipe.num_queries else writer  # a replica has no context module
                 run.heldout[when] = evaluate.evaluate(asked, run.segmenter, held, recipe, indices=chosen)
                 if recipe.train == "context":
@@ -206,7 +477,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         if tracker:  # TensorBoard or Weights & Biases, beside the files
             run.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
         if (step + 1) % recipe.save_every == 0 or step + 1 == run.steps:
-            checkpoint.write(run, step + 1)  # all processes: where weights are sharded each has a part
+            run.save(step + 1)
             if main:
                 journal.plot_curves(run.rows, output_dir / "curves.png")
     score(run, "after")
@@ -251,7 +522,8 @@ def main() -> None:
     try:
         train(recipe, args.output_dir, args.resume, args.tracker)
     except (data.BadData, OSError) as error:
-        hint, toy = "", " --toy" if args.toy else ""
+        hint = ""
+        toy = " --toy" if args.toy else ""
         if "could not load the policy" in str(error) and recipe.train == "all" and recipe.model.startswith("runs/"):
             first = args.recipe.replace("lens", "lens-align")
             hint = f"\n(It is what the stage before makes: python train.py --recipe {first}{toy})"

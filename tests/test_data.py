@@ -1,4 +1,4 @@
-"""data.py, layouts.py and toy.py: coordinate frames, points, the toy world, and every dataset layout.
+"""data.py, layouts.py and world.py: coordinate frames, points, the toy world, and every dataset layout.
 
 Mostly on two pictures made here. Masks are compared with pycocotools' own COCO reader or with rectangles whose area is
 plain arithmetic.
@@ -18,9 +18,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import data
-import layouts
-import pictures
-import toy
+from benchmarks import layouts, pictures
+from benchmarks.check import contact_sheet
+from toy import world
 
 MINI = Path(__file__).parents[1].parent / "shared" / "mini_coco"
 real = pytest.mark.skipif(not MINI.is_dir(), reason="the miniature of real photographs is not here")
@@ -67,9 +67,14 @@ ANNOTATIONS = [
     {"id": 11, "image_id": 1, "category_id": 1, "bbox": [20, 5, 4, 4], "segmentation": [rectangle(20, 5, 24, 9)]},
     {"id": 12, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 30], "segmentation": CROWD, "iscrowd": 1},
     {"id": 13, "image_id": 1, "category_id": 2, "bbox": [1, 1, 2, 2], "segmentation": []},
-    {"id": 14, "image_id": 2, "category_id": 2, "bbox": [2, 2, 20, 10],
-     "segmentation": [[1, 1, 3, 3], rectangle(2, 2, 6, 12), rectangle(12, 2, 22, 12)]},
-]  # fmt: skip
+    {
+        "id": 14,
+        "image_id": 2,
+        "category_id": 2,
+        "bbox": [2, 2, 20, 10],
+        "segmentation": [[1, 1, 3, 3], rectangle(2, 2, 6, 12), rectangle(12, 2, 22, 12)],
+    },
+]
 AREA = {10: 80, 11: 16, 12: 60, 14: 40 + 100}
 
 
@@ -87,8 +92,12 @@ def reference(ref_id, ann_id, image_id, texts, split="train") -> dict:
     return {"ref_id": ref_id, "ann_id": ann_id, "image_id": image_id, "split": split, "sentences": sentences}
 
 
-REFS = [reference(1, 10, 1, ["left cat", "big cat", "cat one"]), reference(2, 14, 2, ["the dog"]),
-        reference(3, 13, 1, ["no polygon"]), reference(4, 12, 1, ["the crowd"], "val")]  # fmt: skip
+REFS = [
+    reference(1, 10, 1, ["left cat", "big cat", "cat one"]),
+    reference(2, 14, 2, ["the dog"]),
+    reference(3, 13, 1, ["no polygon"]),
+    reference(4, 12, 1, ["the crowd"], "val"),
+]
 
 
 @pytest.fixture
@@ -160,7 +169,7 @@ def test_extreme_sizes_open(tmp_path, size):
     dump(tmp_path / "train.jsonl", json.dumps({"image": "x.png", "query": "it", "boxes": [[0, 0, *size]]}))
     sample = data.load("jsonl", tmp_path)[0]
     assert sample.image.size == pictures.open_image(path).size == (sample.width, sample.height) == size
-    assert pictures.contact_sheet([sample]).size == (1280, 370)
+    assert contact_sheet([sample]).size == (1280, 370)
 
 
 def test_unreadable_pictures_are_named(tmp_path):
@@ -359,8 +368,14 @@ def test_visionreasoner(tmp_path, disk):
         {"bbox_2d": [84, 168, 420, 840], "point_2d": [210, 420]},
         {"bbox_2d": [0, 0, 84, 84], "point_2d": [42, 42]},
     ]
-    rows = table({"id": ["62554_1", "x"], "problem": ["two", "none"], "solution": [json.dumps(solution), "[]"],
-                  "image": [png_bytes((840, 840)), png_bytes((420, 210))]})  # fmt: skip
+    rows = table(
+        {
+            "id": ["62554_1", "x"],
+            "problem": ["two", "none"],
+            "solution": [json.dumps(solution), "[]"],
+            "image": [png_bytes((840, 840)), png_bytes((420, 210))],
+        }
+    )
     if disk:
         rows.save_to_disk(tmp_path)
     else:
@@ -392,8 +407,13 @@ def test_visionreasoner_boxes_follow_the_picture_in_the_table(tmp_path):
 def test_visionreasoner_test_sets_and_counting(tmp_path):
     mask = np.zeros((30, 40), dtype=bool)
     mask[3:10, 5:25] = True
-    rows = {"image_id": ["7", "7"], "ann_id": ["1", "2"], "text": ["it", "nothing"], "image": [png_bytes((40, 30))] * 2,
-            "mask": [mask.tolist(), (mask & False).tolist()]}  # fmt: skip
+    rows = {
+        "image_id": ["7", "7"],
+        "ann_id": ["1", "2"],
+        "text": ["it", "nothing"],
+        "image": [png_bytes((40, 30))] * 2,
+        "mask": [mask.tolist(), (mask & False).tolist()],
+    }
     (tmp_path / "seg").mkdir()
     table(rows).to_parquet(tmp_path / "seg/test-0.parquet")
     it, nothing = data.load("visionreasoner-test", tmp_path / "seg", "test")
@@ -456,14 +476,21 @@ def test_jsonl_and_groundingsuite(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["{", "[]", '{"image": "a.jpg"}', '{"image": "a.jpg", "query": "q"}', '{"image": "a.jpg", "query": 3, "count": 1}',
-     '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3]]}',
-     '{"image": "a.jpg", "query": "q", "boxes": [[9, 2, 3, 4]]}', '{"image": "a.jpg", "query": "q", "polygons": [[]]}',
-     '{"image": "a.jpg", "query": "q", "boxes": [["a", 2, 3, 4]]}',
-     '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3, 4], [5, 6, 7, 8], [1, 1, 9, 9]], "rle": [{"a": 1}, {}]}',
-     '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3, 4]], "points": [[[1, 2]], [[1, 2]], [[1]]]}',
-     '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3, 4]], "no_target": true}'],
-)  # fmt: skip
+    [
+        "{",
+        "[]",
+        '{"image": "a.jpg"}',
+        '{"image": "a.jpg", "query": "q"}',
+        '{"image": "a.jpg", "query": 3, "count": 1}',
+        '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3]]}',
+        '{"image": "a.jpg", "query": "q", "boxes": [[9, 2, 3, 4]]}',
+        '{"image": "a.jpg", "query": "q", "polygons": [[]]}',
+        '{"image": "a.jpg", "query": "q", "boxes": [["a", 2, 3, 4]]}',
+        '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3, 4], [5, 6, 7, 8], [1, 1, 9, 9]], "rle": [{"a": 1}, {}]}',
+        '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3, 4]], "points": [[[1, 2]], [[1, 2]], [[1]]]}',
+        '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3, 4]], "no_target": true}',
+    ],
+)
 def test_bad_lines_are_named(tmp_path, line):
     picture(tmp_path / "a.jpg")
     good = '{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 3, 4]]}'
@@ -573,11 +600,11 @@ def test_check_reports_and_draws(coco):
 
 
 def test_the_toy_world_needs_no_other_layout(tmp_path):
-    for module in (data, toy):
-        shutil.copy(module.__file__, tmp_path)
+    shutil.copy(data.__file__, tmp_path)
+    shutil.copytree(Path(world.__file__).parent, tmp_path / "toy", ignore=shutil.ignore_patterns("*.safetensors"))
     code = "import data; print(data.box_of(data.load('toy', split='val')[0].mask).tolist())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
-    union = data.box_of(toy.ToyWorld("val")[0].mask).tolist()
+    union = data.box_of(world.ToyWorld("val")[0].mask).tolist()
     assert done.returncode == 0 and json.loads(done.stdout) == union, done.stderr
 
 

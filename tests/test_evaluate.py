@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,13 @@ from PIL import Image
 
 import data
 import evaluate
-import folders
 import grpo
-import inference
-import make_toy
-import metrics
 import model as models
-import published
 import recipes
 import rewards
-import step
-import toy
+from benchmarks import metrics, published, records
+from engine.checkpoint import fingerprint, load_recipe, save_recipe
+from toy import make, world
 
 ROOT = Path(__file__).parents[1]
 DRSEG = recipes.miniature(recipes.RECIPES["drseg"])
@@ -39,10 +34,27 @@ def record(intersection=None, union=None, area=0, *, none=False, ok=True, said_n
     """A record with only what metrics read. none: nothing fits in truth; said_none: the answer says so."""
     iou = None if intersection is None else metrics.iou_of(intersection, union, said_none)
     base = dict(
-        index=0, image_id="0", query="q", width=100, height=100, truth_boxes=[], boxes=[], count=None, ignore_box=None,
-        iou=iou, intersection=intersection, union=union, area=area, truth_none=none, answer_ok=ok,
-        predicted_none=said_none, think_ok=True, length=5, text="a b c", looks=[],
-    )  # fmt: skip
+        index=0,
+        image_id="0",
+        query="q",
+        width=100,
+        height=100,
+        truth_boxes=[],
+        boxes=[],
+        count=None,
+        ignore_box=None,
+        iou=iou,
+        intersection=intersection,
+        union=union,
+        area=area,
+        truth_none=none,
+        answer_ok=ok,
+        predicted_none=said_none,
+        think_ok=True,
+        length=5,
+        text="a b c",
+        looks=[],
+    )
     return base | more
 
 
@@ -63,10 +75,23 @@ def test_segmentation_rules_by_hand():
     ]
     m = metrics.segmentation_metrics(table)
     expected = dict(
-        n=8, n_target=4, n_no_target=4, parse_failures=2, explicit_empty=2, mask_n=8,
-        giou=2.5 / 8, ciou=70 / 215, miou=1.5 / 4, target_miou=1.5 / 4, target_ciou=70 / 190,
-        p50=3 / 8, p70=2 / 8, p90=2 / 8, n_acc=1 / 4, t_acc=2 / 4,
-    )  # fmt: skip
+        n=8,
+        n_target=4,
+        n_no_target=4,
+        parse_failures=2,
+        explicit_empty=2,
+        mask_n=8,
+        giou=2.5 / 8,
+        ciou=70 / 215,
+        miou=1.5 / 4,
+        target_miou=1.5 / 4,
+        target_ciou=70 / 190,
+        p50=3 / 8,
+        p70=2 / 8,
+        p90=2 / 8,
+        n_acc=1 / 4,
+        t_acc=2 / 4,
+    )
     assert m == expected
     assert metrics.segmentation_metrics([])["giou"] is None
 
@@ -102,10 +127,10 @@ def sample_of(mask: np.ndarray, **more) -> data.Sample:
 def test_ignored_pixels_are_in_neither_count():
     rng = np.random.default_rng(1)
     truth, found, ignore = rng.random((3, 9, 11)) < 0.4
-    r = inference.make_record(
+    r = evaluate.make_record(
         0,
         sample_of(truth, ignore_mask=data.encode_rle(ignore)),
-        inference.Prediction("", rewards.Answer("", answer_ok=True), found, 3),
+        evaluate.Prediction("", rewards.Answer("", answer_ok=True), found, 3),
     )
     both = either = area = 0
     for t, f, skip in zip(truth.ravel(), found.ravel(), ignore.ravel(), strict=True):  # the slow twin
@@ -225,32 +250,30 @@ def test_lengths_and_looks():
 
 def test_answers_come_back_in_original_pixels():
     text = '<think></think><answer>[{"bbox_2d": [100, 100, 500, 1000], "point_2d": [250, 500]}]</answer>'
-    answer = inference.to_answer(text, DRSEG, (1000, 1000), (640, 480))
+    answer = evaluate.to_answer(text, DRSEG, (1000, 1000), (640, 480))
     assert answer.instances[0].box == [64, 48, 320, 480] and answer.instances[0].points == [[160, 240]]
-    huge = inference.to_answer(text.replace("1000", "1e308"), DRSEG, (10, 10), (640, 480))
+    huge = evaluate.to_answer(text.replace("1000", "1e308"), DRSEG, (10, 10), (640, 480))
     assert not huge.answer_ok and not huge.instances  # finite as written, infinite once rescaled
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_oracle_is_perfect_where_the_schema_has_words(name):
-    recipe, world = recipes.RECIPES[name], toy.ToyWorld("val")
+    recipe, held = recipes.RECIPES[name], world.ToyWorld("val")
     spec = rewards.SCHEMAS[recipe.schema]
-    sayable = [
-        i for i in range(60) if len(world[i].boxes) in ([0] if spec.listed else []) + [1] + [2, 3, 4] * spec.many
-    ]
-    m = evaluate.evaluate("oracle", "truth", world, recipe, indices=sayable)
+    sayable = [i for i in range(60) if len(held[i].boxes) in ([0] if spec.listed else []) + [1] + [2, 3, 4] * spec.many]
+    m = evaluate.evaluate("oracle", "truth", held, recipe, indices=sayable)
     assert (m["giou"], m["parse_failures"], m["n"]) == (1, 0, len(sayable))
     rest = [i for i in range(60) if i not in sayable]
     if rest:  # what it cannot say is unparsable, and scores 0
-        m = evaluate.evaluate("oracle", "truth", world, recipe, indices=rest)
+        m = evaluate.evaluate("oracle", "truth", held, recipe, indices=rest)
         assert (m["giou"], m["parse_failures"]) == (0, len(rest))
 
 
 def test_malformed_segzero_predicts_nothing_though_the_parser_keeps_its_box(monkeypatch):
     monkeypatch.setattr(
-        inference, "oracle_answer", lambda *_: '<think></think><answer>{"bbox": [0, 0, 112, 112]}</answer>'
+        evaluate, "oracle_answer", lambda *_: '<think></think><answer>{"bbox": [0, 0, 112, 112]}</answer>'
     )
-    r = next(inference.answer_samples("oracle", "truth", toy.ToyWorld("val"), recipes.RECIPES["segzero"], indices=[1]))
+    r = next(evaluate.answer_samples("oracle", "truth", world.ToyWorld("val"), recipes.RECIPES["segzero"], indices=[1]))
     assert (r["boxes"], r["area"], r["iou"], r["answer_ok"]) == ([], 0, 0.0, False)
 
 
@@ -264,9 +287,9 @@ def test_prompts_mode_cuts_what_sam2_sees(mode, kept):
             self.seen = {(len(o.points), len(o.negative_points)) for answer in answers for o in answer}
             return [torch.zeros(112, 112, dtype=torch.bool) for _ in index]
 
-    spy, world = Spy(), toy.ToyWorld("val")
-    one = next(i for i in range(50) if len(world[i].boxes) == 1 and world[i].negative_points(2) is not None)
-    list(inference.answer_samples("oracle", spy, world, recipes.RECIPES["genseg-g"], indices=[one], prompts_mode=mode))
+    spy, held = Spy(), world.ToyWorld("val")
+    one = next(i for i in range(50) if len(held[i].boxes) == 1 and held[i].negative_points(2) is not None)
+    list(evaluate.answer_samples("oracle", spy, held, recipes.RECIPES["genseg-g"], indices=[one], prompts_mode=mode))
     assert spy.seen == {kept}
 
 
@@ -278,11 +301,11 @@ def tiny(tmp_path_factory) -> Path:
     """q25/ (a policy with recipe.json, bare/ without), sam2/: random weights, loaded from disk like any checkpoint."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    policy = make_toy.build_policy("qwen2_5_vl")
+    policy = make.build_policy("qwen2_5_vl")
     for name in ("q25", "bare"):
         policy.save(folder / name)
-    folders.save_recipe(dataclasses.replace(DRSEG, max_completion=12), policy, folder / "q25")
-    make_toy.save_segmenter(models.build_segmenter(make_toy.SAM2_CONFIG), folder / "sam2")
+    save_recipe(dataclasses.replace(DRSEG, max_completion=12), policy, folder / "q25")
+    make.save_segmenter(models.build_segmenter(make.SAM2_CONFIG), folder / "sam2")
     policy.context = models.ContextModule(128, 64, num_queries=4, layers=1)
     policy.segmenter = models.load_segmenter(str(folder / "sam2"))
     policy.save(folder / "lens")
@@ -299,10 +322,16 @@ def test_batch_size_does_not_change_answers(tiny, temperature):
     policy, segmenter = tiny_models(tiny)
     texts = []
     for batch_size in (1, 3):
-        records = inference.answer_samples(
-            policy, segmenter, toy.ToyWorld("val"), DRSEG, indices=[4, 0, 9, 7], batch_size=batch_size,
-            temperature=temperature, max_new_tokens=10,
-        )  # fmt: skip
+        records = evaluate.answer_samples(
+            policy,
+            segmenter,
+            world.ToyWorld("val"),
+            DRSEG,
+            indices=[4, 0, 9, 7],
+            batch_size=batch_size,
+            temperature=temperature,
+            max_new_tokens=10,
+        )
         texts.append([(r["index"], r["text"], r["length"], r["mask"]) for r in records])
     assert texts[0] == texts[1]
     assert [t[0] for t in texts[0]] == [4, 0, 9, 7]
@@ -312,8 +341,8 @@ def test_batch_size_does_not_change_answers(tiny, temperature):
 def test_lens_masks_packed_as_alone(tiny):
     """Four completions of two prompts in two rows, and each in a row of its own: the same masks' logits."""
     policy, segmenter = tiny_models(tiny, "lens")
-    world = toy.ToyWorld("val")
-    images = [world[0].image, world[1].image]
+    held = world.ToyWorld("val")
+    images = [held[0].image, held[1].image]
     prompts = policy.encode(images, [data.build_prompt("the red cross", "lens", "pixels"), "hi"])
     embeddings = segmenter.embed(images)
     ids = torch.tensor([[[300, 301, 302], [400, 0, 0]], [[310, 311, 312], [310, 305, 304]]])
@@ -321,10 +350,10 @@ def test_lens_masks_packed_as_alone(tiny):
     rollout.mask[0, 1, 1:] = False  # a shorter one
     found = []
     for longest in (10_000, 1):  # tokens of a row
-        for micro in step.make_micros(policy, prompts, rollout, replace(LENS, max_row_tokens=longest)):
-            index = torch.tensor([p for p, _ in micro.branches])
-            logits = policy(micro.rows, grpo.token_logprobs, embeddings=embeddings, index=index)[2]
-            found.append(dict(zip(micro.branches, logits, strict=True)))
+        for micro in models.pack_rollout(policy, prompts, rollout, max_row_tokens=longest, rows_per_batch=1):
+            index = torch.tensor([p for p, _ in micro.completions])
+            logits = policy(micro.rows, embeddings=embeddings, index=index)[2]
+            found.append(dict(zip(micro.completions, logits, strict=True)))
     together, alone = {}, {}
     for part in found:
         (together if len(together) < 4 else alone).update(part)
@@ -332,7 +361,9 @@ def test_lens_masks_packed_as_alone(tiny):
     for at, logits in together.items():
         assert torch.allclose(logits, alone[at], atol=1e-4)
     assert not torch.allclose(together[0, 0], together[0, 1])  # the completion matters
-    painted = step.paint(policy, step.make_micros(policy, prompts, rollout, LENS), embeddings)
+    painted = models.paint(
+        policy, models.pack_rollout(policy, prompts, rollout, max_row_tokens=9999, rows_per_batch=1), embeddings
+    )
     for at, mask in painted.items():
         assert mask.shape == (112, 112) and torch.equal(mask, segmenter.resize(together[at], (112, 112)) > 0)
     together[0, 0].sum().backward()
@@ -341,7 +372,7 @@ def test_lens_masks_packed_as_alone(tiny):
 
 def test_lens_mask_does_not_need_a_readable_text(tiny):
     policy, segmenter = tiny_models(tiny, "lens")
-    r = next(inference.answer_samples(policy, segmenter, toy.ToyWorld("val"), LENS, indices=[1], max_new_tokens=4))
+    r = next(evaluate.answer_samples(policy, segmenter, world.ToyWorld("val"), LENS, indices=[1], max_new_tokens=4))
     assert not r["answer_ok"] and r["boxes"] == []
     assert r["area"] > 0 and r["iou"] == r["intersection"] / r["union"]
 
@@ -359,11 +390,11 @@ def test_score_equals_run_to_the_last_digit(tmp_path, capsys):
     table = run(capsys, **asked)
     again = run(capsys, score=str(tmp_path / "predictions.jsonl"))
     assert table.startswith(again.rstrip("\n")) and "giou" in again
-    records = folders.read_records(tmp_path / "predictions.jsonl")
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics.all_metrics(records, "toy")
+    found = records.read_records(tmp_path / "predictions.jsonl")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics.all_metrics(found, "toy")
     kept = json.loads((tmp_path / "run.json").read_text())
     assert kept["recipe"]["schema"] == "genseg" and {"torch", "transformers", "sam2"} <= set(kept["versions"])
-    assert kept["limit"] == len(records) == 40
+    assert kept["limit"] == len(found) == 40
 
 
 def test_an_interrupted_run_continues(tmp_path, monkeypatch):
@@ -376,8 +407,8 @@ def test_an_interrupted_run_continues(tmp_path, monkeypatch):
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:7]) + lines[7][:50])  # killed while writing the eighth
     (tmp_path / "predictions.1.jsonl").write_bytes(lines[3] + lines[20])  # and once stopped while merging two files
-    answered, make = [], inference.make_record
-    monkeypatch.setattr(inference, "make_record", lambda i, *a: (answered.append(i), make(i, *a))[1])
+    answered, make = [], evaluate.make_record
+    monkeypatch.setattr(evaluate, "make_record", lambda i, *a: (answered.append(i), make(i, *a))[1])
     run(**asked)
     assert path.read_bytes() == whole and len(answered) == 22
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "predictions.jsonl", "run.json"]
@@ -418,7 +449,7 @@ def test_two_processes_agree_with_one(tiny, tmp_path):
 
 
 def test_one_photo(tiny, tmp_path, capsys):
-    toy.ToyWorld("val")[3].image.resize((90, 60)).convert("L").save(tmp_path / "p.jpg")
+    world.ToyWorld("val")[3].image.resize((90, 60)).convert("L").save(tmp_path / "p.jpg")
     out = run(
         capsys,
         model=str(tiny / "q25"),
@@ -431,36 +462,36 @@ def test_one_photo(tiny, tmp_path, capsys):
 
 
 def test_a_recipe_that_does_not_match_is_refused(tiny):
-    assert folders.load_recipe(tiny / "q25") == dataclasses.replace(DRSEG, max_completion=12)
-    assert folders.load_recipe(tiny / "q25", DRSEG).max_completion == 12  # the checkpoint's own
+    assert load_recipe(tiny / "q25") == dataclasses.replace(DRSEG, max_completion=12)
+    assert load_recipe(tiny / "q25", DRSEG).max_completion == 12  # the checkpoint's own
     for override, why in [
         (dataclasses.replace(DRSEG, schema="segzero"), "schema 'drseg', and --recipe says 'segzero'"),
         (recipes.RECIPES["drseg"], "image_size 112, and --recipe says 840"),
         (dataclasses.replace(DRSEG, model=recipes.QWEN3_4B), "family 'qwen2_5_vl', and --recipe says 'qwen3_vl'"),
     ]:
         with pytest.raises(data.BadData, match=re.escape(why)):
-            folders.load_recipe(tiny / "q25", override)
+            load_recipe(tiny / "q25", override)
     with pytest.raises(data.BadData, match="--recipe"):
-        folders.load_recipe(tiny / "bare")
+        load_recipe(tiny / "bare")
 
 
 def test_fingerprint_follows_the_weights(tiny, tmp_path):
-    before = folders.fingerprint(tiny / "sam2")
+    before = fingerprint(tiny / "sam2")
     state = models.load_segmenter(str(tiny / "sam2"))
     state.no_mem_embed.data += 1
-    make_toy.save_segmenter(state, tmp_path)
-    assert before and before != folders.fingerprint(tmp_path)
+    make.save_segmenter(state, tmp_path)
+    assert before and before != fingerprint(tmp_path)
 
 
 def test_choose_and_overlap(tmp_path, capsys):
     world = data.load("toy", None, "test")
-    chosen = folders.choose(world, (12, 5), 0, 0)
+    chosen = records.choose(world, (12, 5), 0, 0)
     assert chosen == sorted(set(chosen)) and [world[i].no_target for i in chosen].count(True) == 5 and len(chosen) == 17
-    assert len(folders.choose(world, (0, 0), 9, 0)) == 9 and folders.choose(world, (0, 0), 9, 0) != folders.choose(
+    assert len(records.choose(world, (0, 0), 9, 0)) == 9 and records.choose(world, (0, 0), 9, 0) != records.choose(
         world, (0, 0), 9, 1
     )
     with pytest.raises(data.BadData, match="more than there are"):
-        folders.choose(world, (9999, 0), 0, 0)
+        records.choose(world, (9999, 0), 0, 0)
     asked = dict(model="oracle", recipe="genseg", toy=True, segmenter="none", limit=8, output_dir=str(tmp_path))
     out = run(capsys, **asked, overlap_with="toy", overlap_split="val")
     kept = json.loads((tmp_path / "metrics.json").read_text())

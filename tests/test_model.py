@@ -10,10 +10,10 @@ import torch
 import transformers as hf
 from PIL import Image
 
-import fast
 import grpo
-import make_toy
 import model as models
+from engine import fast
+from toy import make
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 SIZES = [(56, 84), (160, 60), (96, 96)]  # three prompts: pictures of three sizes and shapes ...
@@ -28,17 +28,24 @@ def qwen2_vl(tokenizer) -> models.Policy:
     }
     config = hf.Qwen2VLConfig(
         text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
-            num_attention_heads=4, num_key_value_heads=2, eos_token_id=ids["im_end"],
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            eos_token_id=ids["im_end"],
             rope_parameters={"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
         ),
         vision_config=dict(depth=2, embed_dim=64, hidden_size=128, num_heads=4, mlp_ratio=2, patch_size=14),
-        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
-        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
-    )  # fmt: skip
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+    )
     vlm = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     processor = hf.Qwen2VLProcessor(
-        hf.Qwen2VLImageProcessor(), tokenizer, hf.Qwen2VLVideoProcessor(), chat_template=make_toy.CHAT_TEMPLATE
+        hf.Qwen2VLImageProcessor(), tokenizer, hf.Qwen2VLVideoProcessor(), chat_template=make.CHAT_TEMPLATE
     )
     return models.Policy(vlm, processor)
 
@@ -46,11 +53,11 @@ def qwen2_vl(tokenizer) -> models.Policy:
 @pytest.fixture(scope="module")
 def policies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_toy, "build_tokenizer", functools.cache(make_toy.build_tokenizer))  # the slow part, once
+        patch.setattr(make, "build_tokenizer", functools.cache(make.build_tokenizer))  # the slow part, once
         built = {}
         for family in FAMILIES:
             torch.manual_seed(0)
-            policy = qwen2_vl(make_toy.build_tokenizer()) if family == "qwen2_vl" else make_toy.build_policy(family)
+            policy = qwen2_vl(make.build_tokenizer()) if family == "qwen2_vl" else make.build_policy(family)
             policy.image_size, policy.max_pixels = None, 112 * 112  # native sizes: prompts differ in image tokens too
             # at initialisation the layers hardly matter: the likeliest next token is the last one again
             with torch.no_grad():
@@ -118,8 +125,8 @@ def test_packed_rows_equal_separate_rows(policy, checkpointing):
     if checkpointing:
         policy.train().vlm.gradient_checkpointing_enable({"use_reentrant": False})
     try:
-        rows = policy.pack(prompts, list(enumerate(groups)), grpo.pack_group)
-        logp, _, _ = policy(rows, grpo.token_logprobs)
+        rows = policy.pack(prompts, list(enumerate(groups)))
+        logp, _, _ = policy(rows)
         (logp * upstream).sum().backward()
     finally:
         policy.eval().vlm.gradient_checkpointing_disable()
@@ -132,13 +139,11 @@ def test_packed_rows_equal_separate_rows(policy, checkpointing):
 
 def test_a_group_cut_over_rows_changes_nothing(policy):
     prompts, groups = encode(policy), completions()
-    whole = policy.pack(prompts, list(enumerate(groups)), grpo.pack_group)
-    cut = policy.pack(
-        prompts, [(p, group[i:j]) for p, group in enumerate(groups) for i, j in ((0, 1), (1, 3))], grpo.pack_group
-    )
+    whole = policy.pack(prompts, list(enumerate(groups)))
+    cut = policy.pack(prompts, [(p, group[i:j]) for p, group in enumerate(groups) for i, j in ((0, 1), (1, 3))])
     assert len(cut.ids) == 2 * len(whole.ids)
     with torch.no_grad():
-        a, b = (policy(rows, grpo.token_logprobs) for rows in (whole, cut))
+        a, b = (policy(rows) for rows in (whole, cut))
     torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(a[1], b[1], rtol=1e-4, atol=1e-5)
 
@@ -147,21 +152,19 @@ def test_context_queries_read_and_do_not_disturb(policy):
     """With queries after it a completion's log-probabilities are what they were; its mask is what it gets alone."""
     prompts, groups = encode(policy), completions()
     torch.manual_seed(0)
-    segmenter = models.build_segmenter(make_toy.SAM2_CONFIG).eval()
+    segmenter = models.build_segmenter(make.SAM2_CONFIG).eval()
     pictures = segmenter.embed([Image.new("RGB", size, "red") for size in SIZES])
     with torch.no_grad():
-        plain = policy(policy.pack(prompts, list(enumerate(groups)), grpo.pack_group), grpo.token_logprobs)[0]
+        plain = policy(policy.pack(prompts, list(enumerate(groups))))[0]
     policy.context, policy.segmenter = models.ContextModule(128, 64, num_queries=5, layers=1).eval(), segmenter
     try:
-        rows = policy.pack(prompts, list(enumerate(groups)), grpo.pack_group)
+        rows = policy.pack(prompts, list(enumerate(groups)))
         index = torch.arange(3).repeat_interleave(3)
-        logp, _, masks = policy(rows, grpo.token_logprobs, 1.0, pictures, index)
+        logp, _, masks = policy(rows, 1.0, pictures, index)
         torch.testing.assert_close(logp, plain, rtol=1e-4, atol=1e-5)
         assert masks.shape == (9, 32, 32)
         for b, (p, o) in enumerate((p, o) for p, group in enumerate(groups) for o in group):
-            alone = policy(
-                policy.pack(prompts, [(p, [o])], grpo.pack_group), grpo.token_logprobs, 1.0, pictures, torch.tensor([p])
-            )[2]
+            alone = policy(policy.pack(prompts, [(p, [o])]), 1.0, pictures, torch.tensor([p]))[2]
             torch.testing.assert_close(masks[b], alone[0], rtol=1e-4, atol=1e-4)
         masks.square().mean().backward()  # L_seg reaches the queries and, through the completion, the policy
         assert policy.context.queries.grad.abs().sum() > 0
@@ -178,9 +181,9 @@ def test_sampled_logprobs_equal_teacher_forced_ones(policy, temperature):
     """What the sampler said of its tokens is what the update finds: left padding, cache and packing agree."""
     prompts = encode(policy)
     rollout = grpo.sample(policy.vlm, prompts.inputs, UNIFORMS, **options(policy, temperature=temperature))
-    rows = policy.pack(prompts, [(p, list(rollout.ids[p])) for p in range(3)], grpo.pack_group)
+    rows = policy.pack(prompts, [(p, list(rollout.ids[p])) for p in range(3)])
     with torch.no_grad():
-        logp, _, _ = policy(rows, grpo.token_logprobs, temperature)
+        logp, _, _ = policy(rows, temperature)
         torch.testing.assert_close(rollout.logp.flatten(), logp, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(
             rollout.logp[1, 2], separate(policy, prompts, 1, rollout.ids[1, 2], temperature), rtol=1e-4, atol=1e-5
@@ -360,10 +363,7 @@ def test_policy_round_trip(policy, tmp_path):
     again = models.load_policy(str(tmp_path / "p"), max_pixels=policy.max_pixels)
     prompts, groups = encode(policy), completions()
     with torch.no_grad():
-        a, b = (
-            x(x.pack(encode(x), list(enumerate(groups)), grpo.pack_group), grpo.token_logprobs)[0]
-            for x in (policy, again)
-        )
+        a, b = (x(x.pack(encode(x), list(enumerate(groups))))[0] for x in (policy, again))
     assert torch.equal(a, b) and again.family == policy.family and again.banned_ids == policy.banned_ids
     assert all(torch.equal(x, y) for x, y in zip(prompts.inputs.values(), encode(again).inputs.values(), strict=True))
 
@@ -373,7 +373,7 @@ def test_lens_round_trip(policies, tmp_path, connector, collapse):
     """Context module and tuned mask decoder lie beside the VLM and come back with it."""
     policy = policies["qwen2_5_vl"]
     torch.manual_seed(1)
-    make_toy.save_segmenter(models.build_segmenter(make_toy.SAM2_CONFIG), tmp_path / "sam")
+    make.save_segmenter(models.build_segmenter(make.SAM2_CONFIG), tmp_path / "sam")
     policy.segmenter = models.load_segmenter(str(tmp_path / "sam"))
     policy.context = models.ContextModule(128, 64, 4, connector, collapse, layers=1)
     try:
@@ -429,7 +429,7 @@ def big(sam):
 @pytest.fixture(scope="module")
 def tiny():
     torch.manual_seed(0)
-    return models.build_segmenter(make_toy.SAM2_CONFIG).eval()
+    return models.build_segmenter(make.SAM2_CONFIG).eval()
 
 
 class Thing:
@@ -512,7 +512,7 @@ def test_union_equals_a_loop_over_objects(tiny):
 
 
 def test_segmenter_round_trip(tiny, tmp_path):
-    make_toy.save_segmenter(tiny, tmp_path)
+    make.save_segmenter(tiny, tmp_path)
     again = models.load_segmenter(str(tmp_path))
     pairs = zip(tiny.state_dict().values(), again.state_dict().values(), strict=True)
     assert all(torch.equal(a.half().float(), b) for a, b in pairs)  # the file is in half precision

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 import data
-import oracle
 import rewards
-from oracle import write_answer
-from rewards import Answer, Instance, RankQueue, Target, parse_answer
+from rewards import Answer, Instance, RankQueue, Target, parse_answer, write_answer
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the worked examples lie beside the project, not in it")
@@ -327,13 +325,27 @@ def test_genseg_g_weighs_mask_and_negatives():
 @pytest.mark.parametrize(
     ("point", "valid"),
     [
-        ((295, 400), 1), ((295.5, 400), 0), ((505, 400), 1), ((504.5, 400), 0), ((400, 295), 1), ((400, 504), 0),
-        ((300, 400), 0), ((500, 500), 0), ((400, 400), 0), ((301, 301), 0),  # on the boundary, and inside
-        ((297, 296), 1), ((297, 296.5), 0),  # 3-4-5 from the corner
-        ((260, 400), 1), ((249, 400), 0), ((250, 400), 1),  # outside its own box; on the box's edge
-        ((-5, 400), 0), ((400, 840), 0), ((1e308, 400), 0), ((-1e308, 1e308), 0),  # outside the picture
+        ((295, 400), 1),
+        ((295.5, 400), 0),
+        ((505, 400), 1),
+        ((504.5, 400), 0),
+        ((400, 295), 1),
+        ((400, 504), 0),
+        ((300, 400), 0),
+        ((500, 500), 0),
+        ((400, 400), 0),
+        ((301, 301), 0),  # on the boundary, and inside
+        ((297, 296), 1),
+        ((297, 296.5), 0),  # 3-4-5 from the corner
+        ((260, 400), 1),
+        ((249, 400), 0),
+        ((250, 400), 1),  # outside its own box; on the box's edge
+        ((-5, 400), 0),
+        ((400, 840), 0),
+        ((1e308, 400), 0),
+        ((-1e308, 1e308), 0),  # outside the picture
     ],
-)  # fmt: skip
+)
 def test_negative_points_keep_clear_of_the_mask(point, valid, scale):
     # On a coarse mask, distances to pixel centres once let points through that almost touched the boundary.
     size, edge = int(840 * scale), (round(300 * scale), round(500 * scale))
@@ -378,12 +390,18 @@ def test_lens_squares():
 @pytest.mark.parametrize(
     ("text", "plain", "folded"),
     [
-        ("", 0, 0), ("a. b. c.", 0, 0), ("a. a.", 1, 1), ("a. a. a. a", 3, 3), ("...", 0, 0),
-        ("a! a? a…", 0, 2), ("It is red. it is red. IT IS RED.", 0, 2), ("yes, . (yes). “yes”.", 0, 2),
+        ("", 0, 0),
+        ("a. b. c.", 0, 0),
+        ("a. a.", 1, 1),
+        ("a. a. a. a", 3, 3),
+        ("...", 0, 0),
+        ("a! a? a…", 0, 2),
+        ("It is red. it is red. IT IS RED.", 0, 2),
+        ("yes, . (yes). “yes”.", 0, 2),
         ("是。是！是？", 0, 2),
         ("<think>a. a. a", 1, 1),  # tags are part of the text
     ],
-)  # fmt: skip
+)
 def test_repeats(text, plain, folded):
     assert rewards.count_repeats(text) == plain
     assert rewards.count_repeats(text, rewards.DRSEG_STOPS, fold=True) == folded
@@ -397,11 +415,18 @@ def test_the_second_repeat_costs():
         assert score(". a. A. a. ") == (name == "visionreasoner")  # the others fold case
 
 
-@pytest.mark.parametrize("text", [
-    "your reasoning text", "[YOUR  Reasoning_text]", "your-visual…FOCUS", "More\nreasoning\t12 text!",
-    "<think>reasoning goes here</think>",
-    "«region» goes 'here'", "YOUR REASONING TEXT",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "your reasoning text",
+        "[YOUR  Reasoning_text]",
+        "your-visual…FOCUS",
+        "More\nreasoning\t12 text!",
+        "<think>reasoning goes here</think>",
+        "«region» goes 'here'",
+        "YOUR REASONING TEXT",
+    ],
+)
 def test_placeholders_are_recognised(text):
     assert rewards.echoes_placeholder(text) and rewards.echoes_placeholder(f"so: {text}.")
 
@@ -488,18 +513,29 @@ def test_what_cannot_be_said_is_refused():
         assert empty.no_target and empty.answer_ok and empty.think_ok and not empty.instances
 
 
-@pytest.mark.parametrize(("text", "ok"), [
-    ("<think></think><answer></answer>", 1), ("<think>a</think> \n\t<answer>b</answer>", 1),
-    ("<think>a</think><answer>b</answer><answer>c</answer>", 1),  # what stands inside is not looked at
-    ("<think>a</think>b</think><answer>c</answer>", 1), ("<think><think></think><answer></answer></answer>", 1),
-    ("<think>a</think>,<answer>b</answer>", 0), (" <think>a</think><answer>b</answer>", 0),
-    ("<think>a</think><answer>b</answer>\n", 0),
-    ("<think>a</think><answer>b</answer> done", 0), ("so <think>a</think><answer>b</answer>", 0),
-    ("<answer>b</answer>", 0),
-    ("<answer>b</answer><think>a</think>", 0), ("<think>a<answer>b</answer>", 0), ("<think>a</think><answer>b", 0),
-    ("", 0),
-    ("</think><answer></answer>", 0), ("<think></think><answer>", 0), ("<THINK></THINK><ANSWER></ANSWER>", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "ok"),
+    [
+        ("<think></think><answer></answer>", 1),
+        ("<think>a</think> \n\t<answer>b</answer>", 1),
+        ("<think>a</think><answer>b</answer><answer>c</answer>", 1),  # what stands inside is not looked at
+        ("<think>a</think>b</think><answer>c</answer>", 1),
+        ("<think><think></think><answer></answer></answer>", 1),
+        ("<think>a</think>,<answer>b</answer>", 0),
+        (" <think>a</think><answer>b</answer>", 0),
+        ("<think>a</think><answer>b</answer>\n", 0),
+        ("<think>a</think><answer>b</answer> done", 0),
+        ("so <think>a</think><answer>b</answer>", 0),
+        ("<answer>b</answer>", 0),
+        ("<answer>b</answer><think>a</think>", 0),
+        ("<think>a<answer>b</answer>", 0),
+        ("<think>a</think><answer>b", 0),
+        ("", 0),
+        ("</think><answer></answer>", 0),
+        ("<think></think><answer>", 0),
+        ("<THINK></THINK><ANSWER></ANSWER>", 0),
+    ],
+)
 def test_think_then_answer(text, ok):
     assert parse_answer(text, "drseg").think_ok == bool(ok)
 
@@ -519,19 +555,36 @@ def test_the_first_answer_is_read():
 
 GOOD = '{"bbox_2d": [1, 2, 3, 4], "point_2d": [5, 6]}'
 HOSTILE = {
-    "empty": "", "no tags": "a cup", "half JSON": said("[" + GOOD[:-1]), "number": said("7"), "null": said("null"),
-    "string": said('"x"'), "list of lists": said(f"[[{GOOD}]]"), "list of numbers": said("[1, 2, 3, 4]"),
-    "bare object": said(GOOD), "python": said(GOOD.replace('"', "'")), "NaN": said(f"[{GOOD}]".replace("4", "NaN")),
-    "Infinity": said(f"[{GOOD}]".replace("4", "-Infinity")), "1e999": said(f"[{GOOD}]".replace("4", "1e999")),
-    "bool": said(f"[{GOOD}]".replace("4", "true")), "text": said(f"[{GOOD}]".replace("4", '"4"')),
-    "null in box": said(f"[{GOOD}]".replace("4", "null")), "long number": said(f"[{GOOD}]".replace("4", "4" * 5000)),
-    "5 numbers": said(f"[{GOOD}]".replace("4", "4, 5")), "box is an object": said('[{"bbox_2d": {}}]'),
-    "one bad": said(f'[{GOOD}, {{"bbox_2d": [1, 2, 3, 4]}}]'), "deep": said("[" * 100_000 + "]" * 100_000),
-    "deep objects": said('{"a":' * 50_000), "surrogate": said(f"[{GOOD}]".replace("bbox", "\ud800")),
-    "prose after": said(f"[{GOOD}] is it"), "fence": said(f"```json\n[{GOOD}]\n```"),
-    "comment": said(f"[{GOOD}] // left"), "bom": said(f"\ufeff[{GOOD}]"), "null byte": said(f"[{GOOD}\0]"),
+    "empty": "",
+    "no tags": "a cup",
+    "half JSON": said("[" + GOOD[:-1]),
+    "number": said("7"),
+    "null": said("null"),
+    "string": said('"x"'),
+    "list of lists": said(f"[[{GOOD}]]"),
+    "list of numbers": said("[1, 2, 3, 4]"),
+    "bare object": said(GOOD),
+    "python": said(GOOD.replace('"', "'")),
+    "NaN": said(f"[{GOOD}]".replace("4", "NaN")),
+    "Infinity": said(f"[{GOOD}]".replace("4", "-Infinity")),
+    "1e999": said(f"[{GOOD}]".replace("4", "1e999")),
+    "bool": said(f"[{GOOD}]".replace("4", "true")),
+    "text": said(f"[{GOOD}]".replace("4", '"4"')),
+    "null in box": said(f"[{GOOD}]".replace("4", "null")),
+    "long number": said(f"[{GOOD}]".replace("4", "4" * 5000)),
+    "5 numbers": said(f"[{GOOD}]".replace("4", "4, 5")),
+    "box is an object": said('[{"bbox_2d": {}}]'),
+    "one bad": said(f'[{GOOD}, {{"bbox_2d": [1, 2, 3, 4]}}]'),
+    "deep": said("[" * 100_000 + "]" * 100_000),
+    "deep objects": said('{"a":' * 50_000),
+    "surrogate": said(f"[{GOOD}]".replace("bbox", "\ud800")),
+    "prose after": said(f"[{GOOD}] is it"),
+    "fence": said(f"```json\n[{GOOD}]\n```"),
+    "comment": said(f"[{GOOD}] // left"),
+    "bom": said(f"\ufeff[{GOOD}]"),
+    "null byte": said(f"[{GOOD}\0]"),
     "a megabyte": "x" * 1_000_000,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -561,8 +614,25 @@ def test_parsing_takes_linear_time():
     # Three seconds went on a megabyte of "</think>", each of which copied the rest of the text.
     # Letters repeated until 100,000 or 1,000,000 of them, behind an opening that sends them into every part of the
     # parser.
-    units = ["<think>", "</think>", "</think> ", "</think><answer>", "<look>", "</look>", "<look></look>",
-             "<answer>", "</answer>", "[", "[1 ,", '{"a":', "7", '"', "\\", "\ud800", " "]  # fmt: skip
+    units = [
+        "<think>",
+        "</think>",
+        "</think> ",
+        "</think><answer>",
+        "<look>",
+        "</look>",
+        "<look></look>",
+        "<answer>",
+        "</answer>",
+        "[",
+        "[1 ,",
+        '{"a":',
+        "7",
+        '"',
+        "\\",
+        "\ud800",
+        " ",
+    ]
     for unit in units:
         for opening in ("", "<think></think><answer>", '<think></think><answer>[{"bbox_2d": ['):
 
@@ -648,11 +718,13 @@ def tricks(name, target, right):
     yield "no text", "", 0.0
     yield "a megabyte", "<think>" * 150_000, 0.0
     for what, change in {
-        "swapped": lambda b: [*b[2:], *b[:2]], "mirrored": lambda b: [b[2], b[1], b[0], b[3]],
+        "swapped": lambda b: [*b[2:], *b[:2]],
+        "mirrored": lambda b: [b[2], b[1], b[0], b[3]],
         "no area": lambda b: [*b[:2], *b[:2]],
-        "huge": lambda b: [-1e308, -1e308, 1e308, 1e308], "NaN": lambda b: [math.nan] * 4,
+        "huge": lambda b: [-1e308, -1e308, 1e308, 1e308],
+        "NaN": lambda b: [math.nan] * 4,
         "infinite": lambda b: [-math.inf, 0, 0, math.inf],
-    }.items():  # fmt: skip
+    }.items():
         yield (
             what,
             said(
@@ -698,9 +770,9 @@ def test_no_trick_beats_the_right_answer(name, no_target):
             parse_answer(text, name).rescaled(target.frame, target.frame), target, iou, **o
         )
         best = score(text, 1.0)
-        assert sum(best.values()) == oracle.maximum(name, no_target), best
+        assert sum(best.values()) == rewards.maximum(name, no_target), best
         if not no_target:
-            most = oracle.MAXIMUM[name][no_target]
+            most = rewards.MAXIMUM[name][no_target]
             weights = rewards.GENSEG_G_WEIGHTS if name == "genseg-g" else {}
             assert {k: v for k, v in best.items() if v} == {k: v * weights.get(k, 1) for k, v in most.items()}
         seen = 0
@@ -713,8 +785,18 @@ def test_no_trick_beats_the_right_answer(name, no_target):
             assert LOWEST.get(name, 0) <= sum(parts.values()) <= sum(best.values()), (what, parts)
             seen += 1
             # Whatever costs quality costs reward; these alone break no rule of their recipe.
-            harmless = {"two blocks", "said often", "said for a megabyte", "rambling", "prompt's words", "prose after",
-                        "no reasoning", "right answer twice", "one negative twice", "negatives for one"}  # fmt: skip
+            harmless = {
+                "two blocks",
+                "said often",
+                "said for a megabyte",
+                "rambling",
+                "prompt's words",
+                "prose after",
+                "no reasoning",
+                "right answer twice",
+                "one negative twice",
+                "negatives for one",
+            }
             assert sum(parts.values()) < sum(best.values()) or what in harmless, (what, parts)
         assert seen > 25
 
@@ -727,7 +809,7 @@ def test_tricks_that_each_reward_names(name, no_target):
     score = {
         what: rewards.REWARDS[name](parse_answer(t, name), target, iou) for what, t, iou in tricks(name, target, right)
     }
-    total, best = {what: sum(parts.values()) for what, parts in score.items()}, oracle.maximum(name)
+    total, best = {what: sum(parts.values()) for what, parts in score.items()}, rewards.maximum(name)
     assert total["no reasoning"] < best and total["prose after"] < best  # think-then-answer and nothing else
     if name in ("visionreasoner", "drseg", "genseg", "genseg-g"):
         assert total["right answer twice"] < best and total["said often"] < best and total["said for a megabyte"] < best
@@ -757,9 +839,9 @@ def test_maximum_refuses_what_cannot_be_answered():
     for name in NAMES:
         if not rewards.SCHEMAS[name].no_target:
             with pytest.raises(ValueError, match="without target"):
-                oracle.maximum(name, no_target=True)
-    assert oracle.maximum("genseg-g") == 21 and oracle.maximum("genseg-g", True) == 16
-    assert oracle.maximum("genseg-g", weights={"negative": 0, "think": 3}) == 13
+                rewards.maximum(name, no_target=True)
+    assert rewards.maximum("genseg-g") == 21 and rewards.maximum("genseg-g", True) == 16
+    assert rewards.maximum("genseg-g", weights={"negative": 0, "think": 3}) == 13
 
 
 # ------------------------------------------------------------------------------------------------------- Dr. Seg's

@@ -1,4 +1,4 @@
-"""Each concept is one file: copied alone into an empty folder it imports, and does its work."""
+"""Each concept is one file: copied into an empty folder, alone or with what it names, it imports and does its work."""
 
 import os
 import shutil
@@ -40,7 +40,8 @@ assert model.ContextModule(32, 16, num_queries=4)(torch.zeros(2, 4, 32)).shape =
 
 @pytest.mark.parametrize("name", WORK)
 def test_one_file_alone(name, tmp_path):
-    shutil.copy(ROOT / f"{name}.py", tmp_path)
+    for file in (name, *{"model": ("grpo",)}.get(name, ())):  # model.py packs and scores with grpo.py
+        shutil.copy(ROOT / f"{file}.py", tmp_path)
     code = f"import {name}{WORK[name]}"
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(

@@ -16,16 +16,16 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-import checkpoint
 import data
 import grpo
-import judge
 import model as models
-import networks
 import recipes
 import rewards
 import train
-from step import load_batch, make_micros, oracle_rollout, update
+from engine import checkpoint
+from engine.check import check_rewards
+from engine.run import build, build_reference, full_copy, learning_rate_factor
+from train import load_batch, oracle_rollout, update
 
 ROOT = Path(__file__).parents[1]
 QUICK = "--prompts_per_step 4 --num_samples 4 --eval_samples 0 --max_completion 60 --save_every 1".split()
@@ -38,14 +38,19 @@ def setup(name, **changes):
     if name == "lens":
         recipe = replace(recipe, model="toy/qwen2_5_vl", num_queries=3)
     accelerator = Accelerator(cpu=True)
-    policy, segmenter = networks.build(recipe, accelerator)
+    policy, segmenter = build(recipe, accelerator)
     samples = data.load("toy", None, "train")
-    order, _ = judge.usable(samples, recipe)
+    order, _ = recipes.usable(samples, recipe)
     batch = load_batch(recipe, policy, segmenter, samples, order[:3])
     rollout = grpo.sample(
-        policy.vlm, batch.prompts.inputs, train.noise(recipe, 0, range(3), 60), num_samples=4, max_new_tokens=60,
-        eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids,
-    )  # fmt: skip
+        policy.vlm,
+        batch.prompts.inputs,
+        train.noise(recipe, 0, range(3), 60),
+        num_samples=4,
+        max_new_tokens=60,
+        eos_token_id=policy.eos_token_id,
+        banned_ids=policy.banned_ids,
+    )
     return recipe, accelerator, policy, segmenter, batch, rollout
 
 
@@ -55,7 +60,7 @@ def gradients(setting, advantages, **changes):
     recipe = replace(recipe, max_grad_norm=1e9, **changes)
     policy.zero_grad()
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.0)
-    micros = make_micros(policy, batch.prompts, rollout, recipe)
+    micros = train.cut_rollout(recipe, policy, batch, rollout)
     values = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
     found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     return found, values, len(micros)
@@ -93,7 +98,7 @@ def test_end_token_is_trained_and_nothing_after_it():
             assert rollout.mask[p, g, :n].all() and not rollout.mask[p, g, n:].any()
             assert ended[p, g, : n - 1].sum() == 0  # the end token, if there is one, is the last
     assert ended.any()
-    micros = make_micros(policy, batch.prompts, rollout, recipe)
+    micros = train.cut_rollout(recipe, policy, batch, rollout)
     at = torch.cat([m.at for m in micros])
     # every token of a completion once, no other
     assert sorted(at.tolist()) == rollout.mask.flatten().nonzero()[:, 0].tolist()
@@ -131,7 +136,7 @@ def test_noise_is_of_the_place_not_of_the_sample_or_process():
 
 def test_second_update_of_a_rollout_is_clipped():
     setting = recipe, accelerator, policy, _, batch, rollout = setup("samr1")
-    micros = make_micros(policy, batch.prompts, rollout, recipe)
+    micros = train.cut_rollout(recipe, policy, batch, rollout)
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]] * 3)
     first = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
@@ -167,10 +172,10 @@ def test_lens_gradients_go_where_they_should():
 def test_alignment_trains_the_context_module_alone():
     recipe = replace(recipes.miniature(recipes.RECIPES["lens-align"]), prompts_per_step=3)
     accelerator = Accelerator(cpu=True)
-    policy, segmenter = networks.build(recipe, accelerator)
+    policy, segmenter = build(recipe, accelerator)
     assert {n.split(".")[0] for n, p in policy.named_parameters() if p.requires_grad} == {"context"}
     samples = data.load("toy", None, "train")
-    order, _ = judge.usable(samples, recipe)
+    order, _ = recipes.usable(samples, recipe)
     batch = load_batch(recipe, policy, segmenter, samples, order[:3])
     rollout = oracle_rollout(policy, batch, recipe)
     text = policy.decode(rollout.ids[0], rollout.mask[0])[0]
@@ -209,6 +214,7 @@ def final_weights(output):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["drseg", "samr1", "lens"])
 def test_two_processes_equal_one(tmp_path, recipe):
     options = ["--recipe", recipe, "--max_steps", "3", "--limit", "60"] + (
@@ -232,11 +238,12 @@ def test_two_processes_equal_one(tmp_path, recipe):
 @pytest.mark.parametrize("schedule,half,end", [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)])
 def test_schedules(schedule, half, end):
     """Up in four updates, then down in eight. Plain floats: a NumPy number in a checkpoint could not be read back."""
-    factor = networks.learning_rate_factor(replace(recipes.DRSEG, schedule=schedule, warmup_steps=4), 12)
+    factor = learning_rate_factor(replace(recipes.DRSEG, schedule=schedule, warmup_steps=4), 12)
     values = [factor(i) for i in (0, 3, 4, 8, 12)]
     assert values == pytest.approx([0.25, 1, 1, half, end]) and all(type(v) is float for v in values)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     """SIGKILL at random moments, saving included; then --resume: weights and metrics bit for bit. KILLS=20 for the long
     version."""
@@ -275,6 +282,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_memory_and_descriptors_stay_flat(tmp_path):
     """Resident memory after the first steps against the end of the run, and open files. STEPS=500 for the long one.
 
@@ -378,7 +386,7 @@ def test_groups_that_teach_nothing_leave_the_policy_alone():
 def test_unparsable_and_empty_completions_are_judged():
     recipe, _, policy, segmenter, batch, _ = setup("samr1")
     texts = [["", "no answer at all", "<think></think><answer>[{]</answer>", "<answer>[]</answer>"]] * 3
-    reward, parts, measured = judge.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
+    reward, parts, measured = train.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
     assert torch.isfinite(reward).all() and set(measured["mask_iou"]) == {0.0}
     assert reward[0].tolist() == [-2, -2, 0, 0]  # think, format: +1 or -1
 
@@ -392,13 +400,13 @@ def test_nan_stops_the_step():
 @pytest.mark.parametrize("name", ["drseg", "visionreasoner", "segzero", "samr1", "genseg", "genseg-g"])
 def test_reward_check_finds_points_in_another_unit_than_boxes(name):
     recipe, samples = recipes.miniature(recipes.RECIPES[name]), data.load("toy", None, "train")
-    order, left = judge.usable(samples, recipe)
+    order, left = recipes.usable(samples, recipe)
     assert sum(left.values()) + len(order) == len(samples)
     chosen = [samples[i] for i in order if not samples[i].no_target][:20]
-    good, bad = judge.check_rewards(chosen, range(20), recipe)
+    good, bad = check_rewards(chosen, range(20), recipe)
     assert len(good) >= 19 and len(good) + len(bad) == 20
     shifted = [replace(s, points=s.positive_points(2) * 0.3) for s in chosen]
-    _, bad = judge.check_rewards(shifted, range(20), recipe)
+    _, bad = check_rewards(shifted, range(20), recipe)
     assert len(bad) >= 18 and "a point lies outside its own box" in bad[0]
 
 
@@ -406,18 +414,18 @@ def test_reward_check_takes_weights_left_out():
     for name in ("samr1", "drseg", "genseg-g"):
         recipe = replace(recipes.miniature(recipes.RECIPES[name]), weights={}, released=name == "drseg")
         samples = data.load("toy", None, "train")
-        good, _ = judge.check_rewards(samples, judge.usable(samples, recipe)[0][:5], recipe)
+        good, _ = check_rewards(samples, recipes.usable(samples, recipe)[0][:5], recipe)
         assert good, name
 
 
 def test_replica_has_weights_in_16_bits_and_frequencies_in_32():
     policy = setup("drseg")[2]
-    copied = checkpoint.full_copy(policy, torch.bfloat16).vlm
+    copied = full_copy(policy, torch.bfloat16).vlm
     assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in copied.parameters())
     assert copied.state_dict().keys() == policy.vlm.state_dict().keys()
     for (name, copy), kept in zip(copied.named_buffers(), policy.vlm.buffers(), strict=True):
         assert copy.dtype == torch.float32 and torch.equal(copy, kept) and copy is not kept, name
-    reference = networks.build_reference(replace(recipes.miniature(recipes.DRSEG), dtype="bfloat16"), "cpu").vlm
+    reference = build_reference(replace(recipes.miniature(recipes.DRSEG), dtype="bfloat16"), "cpu").vlm
     for one, other in zip(reference.state_dict().values(), copied.state_dict().values(), strict=True):
         assert torch.equal(one, other) and one.dtype == other.dtype
     for one, other in zip(reference.buffers(), copied.buffers(), strict=True):
@@ -428,7 +436,7 @@ def test_lens_checkpoint_starts_another_recipe_by_its_vlm_alone(tmp_path):
     recipe, _, policy, *_ = setup("lens")
     policy.save(tmp_path / "lens")
     other = replace(recipes.miniature(recipes.SAMR1), model=str(tmp_path / "lens"))
-    policy, segmenter = networks.build(other, Accelerator(cpu=True))
+    policy, segmenter = build(other, Accelerator(cpu=True))
     assert policy.context is None and policy.segmenter is None and segmenter.name == other.segmenter
     assert {name.split(".")[0] for name, p in policy.named_parameters()} == {"vlm"}
 
@@ -436,9 +444,14 @@ def test_lens_checkpoint_starts_another_recipe_by_its_vlm_alone(tmp_path):
 PHOTOGRAPHS = ROOT.parent / "shared" / "mini_coco"
 MULTI, REFERENCES = ("visionreasoner", "parquet/multi_object", "train"), ("refcoco", "refer_seg", "val")
 OF_RECIPE = {
-    "drseg": MULTI, "visionreasoner": MULTI, "genseg": MULTI, "samr1": REFERENCES, "segzero": REFERENCES,
-    "lens": REFERENCES, "genseg-g": ("grefcoco", "refer_seg", "val"),
-}  # fmt: skip
+    "drseg": MULTI,
+    "visionreasoner": MULTI,
+    "genseg": MULTI,
+    "samr1": REFERENCES,
+    "segzero": REFERENCES,
+    "lens": REFERENCES,
+    "genseg-g": ("grefcoco", "refer_seg", "val"),
+}
 
 
 @pytest.mark.parametrize("name", OF_RECIPE)
@@ -449,19 +462,22 @@ def test_the_truth_earns_the_maximum_of_every_recipe(name, world):
     if world == "photographs" and not PHOTOGRAPHS.exists():
         pytest.skip("no photographs here")
     samples = data.load("toy", None, "val") if world == "toy" else data.load(layout, PHOTOGRAPHS / folder, split)
-    order = judge.usable(samples, recipe)[0]
-    good, bad = judge.check_rewards(samples, order, recipe)
+    order = recipes.usable(samples, recipe)[0]
+    good, bad = check_rewards(samples, order, recipe)
     assert order and len(bad) <= 0.01 * len(order), bad
     if name == "genseg-g" or (name, world) == ("genseg", "toy"):
         assert {samples[i].no_target for i in good} == {True, False}
 
 
-@pytest.mark.parametrize("options,words", [
-    (["--recipe", "drseg", "--model", "no/such-model"], "could not load the policy 'no/such-model'"),
-    (["--recipe", "drseg", "--segmenter", "nowhere.pt"], "could not load the segmenter 'nowhere.pt'"),
-    (["--recipe", "drseg", "--dataset", "refcoco", "--data_root", "/nowhere"], "/nowhere"),
-    (["--recipe", "drseg", "--max_prompt", "5"], "above --max_prompt 5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (["--recipe", "drseg", "--model", "no/such-model"], "could not load the policy 'no/such-model'"),
+        (["--recipe", "drseg", "--segmenter", "nowhere.pt"], "could not load the segmenter 'nowhere.pt'"),
+        (["--recipe", "drseg", "--dataset", "refcoco", "--data_root", "/nowhere"], "/nowhere"),
+        (["--recipe", "drseg", "--max_prompt", "5"], "above --max_prompt 5"),
+    ],
+)
 def test_what_cannot_be_reached_is_said_in_a_sentence(tmp_path, options, words):
     done = run(tmp_path, *options, check=False, env={"HF_HUB_OFFLINE": "1"})
     assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr.splitlines()[0]
@@ -481,7 +497,7 @@ def test_every_other_recipe_takes_a_step(name):
     recipe, accelerator, policy, segmenter, batch, rollout = setup(name)
     flat = policy.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
     texts = [flat[4 * p : 4 * p + 4] for p in range(3)]
-    reward, parts, measured = judge.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
+    reward, parts, measured = train.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
     assert torch.isfinite(reward).all() and parts[0][0].keys() == recipe.weights.keys()
     assert np.mean(measured["parsed"]) > 0.8 and ("mask_iou" in measured) == (recipe.segmenter_use == "reward")
     found, values, _ = gradients(

@@ -1,0 +1,153 @@
+"""Checkpoints: written whole or not at all, found again, compared with what a run asks for.
+
+checkpoint-N/              weights, config, processor (Hugging Face's format); LoRA's or LENS's files
+checkpoint-N/recipe.json   how the checkpoint was trained, is asked and is read
+checkpoint-N/trainer.pt    optimizer, schedule, rank queue, step: what --resume needs beside the weights, and beside the
+                           output folder's metrics.jsonl and heldout.json
+final/                     the last one, without trainer.pt
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import data
+from model import Policy
+from recipes import Recipe
+
+
+def save(folder: Path, state: dict, policy: Policy, recipe: Recipe, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a checkpoint whole or not at all: to a temporary name, then rename. The Hugging Face format, plus
+    trainer.pt to go on from.
+
+    weights: the full state dict where the policy is sharded. Raises OSError (disk full) with the last good checkpoint
+    untouched.
+    """
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        policy.save(part, weights)
+        save_recipe(recipe, policy, part)
+        torch.save(state, part / "trainer.pt")
+    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(
+            f"could not write the checkpoint {folder}: {error}. "
+            "The one before it is untouched; free some space and --resume."
+        ) from error
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def all_of(output_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first; half-written ones (.part) do not count."""
+    found = [p for p in output_dir.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    return sorted((p for p in found if (p / "trainer.pt").exists()), key=lambda p: int(p.name.split("-")[1]))
+
+
+def newest(output_dir: Path) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    return next(reversed(all_of(output_dir)), None)
+
+
+# What --resume cannot change: it lives in the optimizer's state, the queue, or the shape of what learns; and the model
+# that the run started from is what KL holds on to.
+KEPT = (
+    "model",
+    "learning_rate",
+    "weight_decay",
+    "queue_size",
+    "train",
+    "lora_rank",
+    "num_queries",
+    "connector",
+    "collapse",
+    "tune_decoder",
+)
+
+
+def compare(folder: Path, recipe: Recipe) -> list[str]:
+    """Names of the settings that differ from the checkpoint's. SystemExit if one of them is in KEPT."""
+    saved, now = (dataclasses.asdict(r) for r in (load_recipe(folder), recipe))
+    other = [name for name, value in now.items() if saved[name] != value]
+    if stuck := [f"--{name} {saved[name]}" for name in other if name in KEPT]:
+        raise SystemExit(
+            f"{folder} was trained with {', '.join(stuck)}: resume it so, or start anew with --model {folder}"
+        )
+    return other
+
+
+def history(folder: Path, step: int) -> tuple[list[dict], dict]:
+    """What the run has written beside its checkpoint `folder`: metrics.jsonl's rows up to `step`, the score before."""
+    lines = (folder.parent / "metrics.jsonl").read_text().splitlines()[:step]
+    heldout = json.loads((folder.parent / "heldout.json").read_text())
+    return [json.loads(line) for line in lines], {k: v for k, v in heldout.items() if k == "before"}
+
+
+def finish(output_dir: Path, steps: int) -> Path:
+    """The last checkpoint once more as final/, without what only --resume needs."""
+    final = output_dir / "final"
+    shutil.rmtree(final, ignore_errors=True)
+    return shutil.copytree(output_dir / f"checkpoint-{steps}", final, ignore=shutil.ignore_patterns("trainer.pt"))
+
+
+# -------------------------------------------------------------------------------------------------- the recipe's file
+
+
+def save_recipe(recipe: Recipe, policy: Policy, folder: str | Path) -> None:
+    """Write recipe.json into a checkpoint: the run's settings, and in which coordinates its model writes."""
+    extra = {"family": policy.family, "space": data.FAMILIES[policy.family]}
+    Path(folder, "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe) | extra, indent=1))
+
+
+def load_recipe(folder: str | Path, override: Recipe | None = None) -> Recipe:
+    """The recipe of a checkpoint folder; for a model that has none (a Hub id, base weights) it is `override`.
+
+    Raises data.BadData, with a sentence that says why, if `override` would have the checkpoint asked or read otherwise
+    than it was trained: another schema, picture size or family. Swapped frames give plausible boxes in wrong places.
+    """
+    path = Path(folder, "recipe.json")
+    if not path.exists():
+        if override is None:
+            raise data.BadData(f"{folder} has no recipe.json that says how to ask it: name a recipe with --recipe.")
+        return override
+    saved = json.loads(path.read_text())
+    family = saved.pop("family")
+    space = saved.pop("space")
+    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+    model = Path(folder, "config.json")  # a LoRA's folder has none: it names the model that it belongs to
+    config = json.loads(model.read_text())["model_type"] if model.exists() else family
+    checks = [("family", family, config, "config.json"), ("space", space, data.FAMILIES[config], "config.json")]
+    if override is not None:
+        checks += [(f, getattr(recipe, f), getattr(override, f), "--recipe") for f in ("schema", "image_size")]
+        # The family is in the name of the policy that a recipe starts from; a folder's name need not tell.
+        named = [f for f in data.FAMILIES if f in re.sub("[-.]", "_", override.model.lower())]
+        checks += [("family", family, f, "--recipe") for f in named]
+    for what, there, here, whose in checks:
+        if there != here:
+            raise data.BadData(
+                f"{folder} was trained with {what} {there!r}, and {whose} says {here!r}: its answers would be misread. "
+                "Leave --recipe out to use the checkpoint's own."
+            )
+    return recipe
+
+
+def fingerprint(folder: str | Path) -> str | None:
+    """Eight characters that change with a checkpoint's weights (the ends of its files are read); None for a Hub id."""
+    digest = hashlib.sha256()
+    files = sorted(Path(folder).glob("*.safetensors"))
+    for path in files:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 2**20))
+            digest.update(file.read())
+    return digest.hexdigest()[:8] if files else None

@@ -1,0 +1,366 @@
+"""A run: all that it holds, by name, and how it begins, anew or from its newest checkpoint.
+
+    run = start(recipe, output_dir, resume=False)
+    with run.writing() as writer: ...               # the policy whose completions are sampled, up to date
+    run.save(step)                                  # output_dir/checkpoint-STEP; what lies there: checkpoint.py
+
+Who learns, and so what `build` leaves with requires_grad:
+
+    recipe          the VLM           context module     SAM2
+    most            all of it         none               nothing
+    --lora_rank     adapters in it    as the recipe      as the recipe
+    lens-align      nothing           all of it          nothing
+    lens            all of it         all of it          its mask decoder (--tune_decoder)
+
+There are up to three sets of a VLM's weights:
+
+    policy      what learns; float32 whatever the compute dtype, sharded under FSDP
+    replica     what writes the completions: the same weights, renewed every step, in the compute dtype and whole (a
+                sharded model would have to fetch its shards again for every token)
+    reference   what KL holds on to: recipe.model, which the run started from, also after --resume
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import datetime
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+import data
+import model as models
+import rewards
+from engine import checkpoint
+from engine.check import examine
+from engine.files import write_atomically
+from engine.journal import open_tracker
+from recipes import Recipe
+
+
+@dataclasses.dataclass
+class Run:
+    """All that a run holds, by name. A checkpoint has what changes: weights, optimizer, schedule, queue, step."""
+
+    recipe: Recipe
+    output_dir: Path
+    accelerator: Accelerator
+    samples: data.Samples
+    order: list[int]  # indices of the samples that the recipe can use
+    steps: int
+    policy: torch.nn.Module  # what learns, as Accelerate wraps it: forwards go through here
+    bare: models.Policy  # the same without the wrapping: it encodes, packs, decodes, and is saved
+    segmenter: models.Segmenter
+    reference: models.Policy | None  # None where it is not needed, as is the replica (frozen_copies)
+    replica: models.Policy | None
+    optimizer: AcceleratedOptimizer  # AdamW, as Accelerate wraps it
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    queue: rewards.RankQueue  # Dr. Seg's memory of the last metric vectors
+    first: int = 0  # the step to begin with
+    rows: list[dict] = dataclasses.field(default_factory=list)  # metrics.jsonl so far
+    heldout: dict = dataclasses.field(default_factory=dict)  # {"before": metrics, "after": metrics}
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[models.Policy]:
+        """Who writes completions, its weights up to date: the replica, where there is one, or the policy itself."""
+        with at_work(self.replica, self.bare, self.accelerator.device, self.recipe.park) as writer:
+            if self.replica:
+                refresh(self.replica, self.policy)  # where weights are sharded all processes take part
+            yield writer
+
+    def save(self, step: int) -> None:
+        """checkpoint-STEP, readable whatever the number of processes; the oldest go. All processes call it: where
+        weights are sharded each has a part."""
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = {
+            "optimizer": get_optimizer_state_dict(self.policy, self.optimizer.optimizer, options=whole),
+            "schedule": self.schedule.state_dict(),
+            "queue": self.queue.state_dict(),
+            "step": step,
+        }
+        sharded = any(hasattr(p, "full_tensor") for p in self.policy.parameters())
+        weights = get_model_state_dict(self.policy, options=whole) if sharded else None
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.output_dir / f"checkpoint-{step}", state, self.bare, self.recipe, weights)
+            for old in checkpoint.all_of(self.output_dir)[: -self.recipe.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, folder: Path) -> None:
+        """What save() wrote beside the weights, back into its places; `first` is the step to go on with."""
+        # mmap: the processes of a machine share the pages of the file, where each would hold all of it
+        state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
+        whole = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.policy, self.optimizer.optimizer, state["optimizer"], options=whole)
+        self.schedule.load_state_dict(state["schedule"])
+        self.queue.load_state_dict(state["queue"])
+        self.first = state["step"]
+
+
+# ------------------------------------------------------------------------------------------------------- how it begins
+
+
+def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator:
+    """Join the other processes, if there are any. SystemExit if they cannot run this recipe together."""
+    # The others wait while the first process scores and saves, which may take longer than the default ten minutes.
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=2))
+    # Autocast's cache would keep a second copy of all weights, in bf16, through a forward.
+    handlers = [patience, AutocastKwargs(cache_enabled=False)]
+    precision = "bf16" if recipe.dtype == "bfloat16" else "no"
+    accelerator = Accelerator(
+        mixed_precision=precision, log_with=tracker, project_dir=str(output_dir), kwargs_handlers=handlers
+    )
+    if tracker and not accelerator.log_with:  # it is left out silently where its package is absent
+        raise SystemExit(f"--tracker {tracker} needs one more package: pip install {tracker}")
+    if recipe.prompts_per_step % accelerator.num_processes:
+        processes = f"{accelerator.num_processes} processes"
+        raise SystemExit(f"--prompts_per_step {recipe.prompts_per_step} cannot be shared evenly by {processes}")
+    if accelerator.distributed_type == "FSDP" and (recipe.lora_rank or recipe.num_queries):
+        raise SystemExit("LoRA and LENS cannot be sharded: use configs/ddp.yaml, where each GPU holds the whole policy")
+    if accelerator.distributed_type == "FSDP" and precision == "bf16":
+        # Weights are gathered in bf16, gradients summed in float32. Accelerate's own policy would also round what goes
+        # into every layer (the rotary cosines with it) and the log-probabilities that come out.
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+    if accelerator.device.type == "cuda":  # on a CPU it takes matrix products to kernels that pile up, one per shape
+        torch.set_float32_matmul_precision("high")
+    return accelerator
+
+
+def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> Run:
+    """From a recipe to a run, or back to the newest checkpoint of one. SystemExit, with what to do, if it cannot be."""
+    accelerator = launch(recipe, output_dir, tracker)
+    main = accelerator.is_main_process
+
+    # A folder holds one run: nothing is mixed with what lies there, and nothing written over.
+    last = checkpoint.newest(output_dir)
+    if last and not resume:
+        raise SystemExit(f"{output_dir} holds a run already ({last.name}): --resume it, or name another --output_dir")
+    if not last and (output_dir / "final").exists():
+        raise SystemExit(f"{output_dir} holds a finished run, and no checkpoint to resume: name another --output_dir")
+    differ = checkpoint.compare(last, recipe) if last else []
+
+    # Who learns, on what. The reference is always recipe.model, what the run started from; the policy goes on.
+    policy, segmenter = build(dataclasses.replace(recipe, model=str(last)) if last else recipe, accelerator)
+    samples = data.load(
+        recipe.dataset, recipe.data_root or None, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
+    )
+    order = examine(samples, segmenter, recipe, main)
+    steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
+    reference, replica = frozen_copies(recipe, accelerator, policy)
+    policy, optimizer, schedule = prepare(recipe, accelerator, policy, steps)
+    run = Run(
+        recipe=recipe,
+        output_dir=output_dir,
+        accelerator=accelerator,
+        samples=samples,
+        order=order,
+        steps=steps,
+        policy=policy,
+        bare=accelerator.unwrap_model(policy),
+        segmenter=segmenter,
+        reference=reference,
+        replica=replica,
+        optimizer=optimizer,
+        schedule=schedule,
+        queue=rewards.RankQueue(recipe.queue_size, 3, recipe.queue_zeros),
+    )
+
+    if last:
+        run.restore(last)
+        if run.first > steps:
+            raise SystemExit(f"{last} is beyond --max_steps {steps}: give more steps, or another --output_dir")
+        run.rows, run.heldout = checkpoint.history(last, run.first)
+        if main:
+            changed = ", ".join(differ) or "none"
+            print(f"going on from {last}: step {run.first} of {steps}; settings that differ: {changed}")
+    if main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in run.rows))
+    if tracker:
+        open_tracker(accelerator, recipe)
+    return run
+
+
+# -------------------------------------------------------------------------------------- its networks and its optimizer
+
+
+def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, models.Segmenter]:
+    """The policy and the segmenter, on this process's device; requires_grad says who learns.
+
+    The whole VLM learns, or its adapters alone (--lora_rank), or none of it (LENS's alignment). SAM2 is frozen, its
+    mask decoder in LENS's joint stage excepted.
+    """
+    size = {"image_size": recipe.image_size or None, "max_pixels": recipe.max_pixels}
+    # Weights that learn are float32, whatever the compute dtype: in bfloat16, steps of 1e-6 would be rounded away.
+    only_read = recipe.lora_rank and recipe.dtype == "bfloat16"
+    policy = models.load_policy(recipe.model, **size, dtype=torch.bfloat16 if only_read else torch.float32)
+    if not recipe.num_queries:  # a LENS checkpoint may start another recipe: its VLM alone goes on
+        policy.context = policy.segmenter = None
+    segmenter = policy.segmenter or models.load_segmenter(recipe.segmenter)
+    policy.requires_grad_(recipe.train != "context")
+    if recipe.num_queries:
+        add_context(recipe, policy, segmenter)
+    add_adapters(recipe, policy)
+    if recipe.gradient_checkpointing:
+        policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.train()  # no dropout anywhere (load_policy): this only lets gradient checkpointing act
+    segmenter.eval()
+    return policy.to(accelerator.device), segmenter.to(accelerator.device)
+
+
+def build_reference(recipe: Recipe, device: torch.device) -> models.Policy:
+    """What KL holds on to: the VLM that the run started from, frozen, in the compute dtype."""
+    policy = models.load_policy(recipe.model, dtype=getattr(torch, recipe.dtype)).requires_grad_(False)
+    policy.context = policy.segmenter = None
+    return policy.to(device)
+
+
+def add_context(recipe: Recipe, policy: models.Policy, segmenter: models.Segmenter) -> None:
+    """LENS: the context module, new or the checkpoint's own, and SAM2 as a part of the policy.
+
+    SystemExit if the checkpoint's module is not the one that the recipe asks for.
+    """
+    if policy.context is None:
+        torch.manual_seed(recipe.seed)
+        d = policy.vlm.get_input_embeddings().weight.shape[1]
+        c = segmenter.no_mem_embed.shape[-1]
+        policy.context = models.ContextModule(d, c, recipe.num_queries, recipe.connector, recipe.collapse)
+    there = policy.context.config | {"segmenter": segmenter.name}
+    for name in ("num_queries", "connector", "collapse", "segmenter"):
+        if (has := there[name]) != getattr(recipe, name):
+            raise SystemExit(f"{recipe.model} has --{name} {has}, and this run asks for {getattr(recipe, name)}")
+    policy.segmenter = segmenter.requires_grad_(False)
+    policy.context.requires_grad_(True)
+    if recipe.train == "all" and recipe.tune_decoder:
+        segmenter.mask_decoder.requires_grad_(True)
+        # Two of its layers belong to the picture's embedding, which is made without gradient, once for reward and
+        # update; and no loss looks at the IoU and the presence that it predicts.
+        for name in ("conv_s0", "conv_s1", "iou_prediction_head", "pred_obj_score_head"):
+            if hasattr(segmenter.mask_decoder, name):
+                getattr(segmenter.mask_decoder, name).requires_grad_(False)
+
+
+def add_adapters(recipe: Recipe, policy: models.Policy) -> None:
+    """LoRA: new adapters, or the checkpoint's own; the rest of the VLM is frozen. Nothing where lora_rank is 0.
+
+    SystemExit if the checkpoint's rank is another, or the package is absent.
+    """
+    lora = getattr(policy.vlm, "peft_config", None)
+    if lora and lora["default"].r != recipe.lora_rank:
+        raise SystemExit(
+            f"{recipe.model} is a LoRA of rank {lora['default'].r}, and --lora_rank is {recipe.lora_rank}: "
+            "go on with its own rank, or merge it first (docs/lora.md)"
+        )
+    if not recipe.lora_rank:
+        return
+    if recipe.train == "context":
+        raise SystemExit("LENS's alignment trains the context module alone: leave --lora_rank out")
+    if find_spec("peft") is None:
+        raise SystemExit("--lora_rank needs one more package: pip install peft")
+    if not lora:
+        torch.manual_seed(recipe.seed)
+        models.add_lora(policy.vlm, recipe.lora_rank)
+    for name, p in policy.vlm.named_parameters():
+        p.requires_grad_("lora_" in name)
+
+
+def frozen_copies(
+    recipe: Recipe, accelerator: Accelerator, policy: models.Policy
+) -> tuple[models.Policy | None, models.Policy | None]:
+    """(reference, replica), each a frozen VLM, or None where it is not needed (see the top of this file)."""
+    reference = replica = None
+    if recipe.needs_reference and not recipe.lora_rank:
+        reference = build_reference(recipe, accelerator.device)
+    elif recipe.needs_reference and Path(recipe.model, "adapter_config.json").exists():
+        # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
+        raise SystemExit(
+            f"{recipe.model} is a LoRA, which KL would not see: merge it first (docs/lora.md), or --beta 0"
+        )
+    # The policy itself can write where it is whole and in the compute dtype already.
+    ready = accelerator.distributed_type != "FSDP" and (recipe.dtype == "float32" or recipe.lora_rank)
+    if not ready and recipe.train != "context":
+        replica = full_copy(policy, getattr(torch, recipe.dtype))
+    return reference, replica
+
+
+def prepare(
+    recipe: Recipe, accelerator: Accelerator, policy: models.Policy, steps: int
+) -> tuple[torch.nn.Module, AcceleratedOptimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """(policy, optimizer, schedule) for `steps` steps: the policy sharded, or with autocast around its forward."""
+    optimizer = torch.optim.AdamW(
+        [p for p in policy.parameters() if p.requires_grad],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=accelerator.device.type == "cuda",  # the default there needs room for one more copy of the weights
+    )
+    if accelerator.distributed_type == "FSDP":
+        policy, optimizer = accelerator.prepare(policy, optimizer)
+    else:  # no DDP around it (train.average_gradients): what is left of "preparing" is autocast
+        policy = accelerator.prepare_model(policy, evaluation_mode=True)
+        optimizer = accelerator.prepare(optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer.optimizer, learning_rate_factor(recipe, steps * recipe.updates_per_rollout)
+    )
+    return policy, optimizer, schedule
+
+
+def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
+    """Warm-up, then constant, linear to 0, or cosine to 0, over `total` optimizer steps."""
+
+    def factor(update: int) -> float:
+        left = 1 - max(update - recipe.warmup_steps, 0) / max(total - recipe.warmup_steps, 1)
+        shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[recipe.schedule]
+        return min(1.0, (update + 1) / max(recipe.warmup_steps, 1)) * shape
+
+    return factor
+
+
+# ------------------------------------------------------------------------------------------------- the frozen copies
+
+
+def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
+    """A frozen copy of the VLM alone, its weights in `dtype`: the replica that completions are sampled from.
+
+    Buffers stay what they are: rotary frequencies rounded to bfloat16 would turn a token at place 1,000 by radians.
+    """
+    copies = {id(p): torch.nn.Parameter(p.detach().to(dtype, copy=True), False) for p in policy.vlm.parameters()}
+    vlm = copy.deepcopy(policy.vlm, memo=copies)  # cast one by one: the float32 whole does not exist twice
+    vlm.gradient_checkpointing_disable()
+    return models.Policy(vlm, policy.processor, policy.image_size, policy.max_pixels)
+
+
+@contextlib.contextmanager
+def at_work(frozen: models.Policy | None, policy: models.Policy, device: torch.device, park: bool):
+    """A frozen copy, on `device` while it is needed; then, with `park`, back to the CPU's memory. None: the policy."""
+    yield frozen.to(device) if frozen else policy
+    if park and frozen:
+        frozen.to("cpu")
+
+
+@torch.no_grad()
+def refresh(replica: models.Policy, policy: torch.nn.Module) -> None:
+    """Copy the weights of a policy, wrapped or sharded, into its replica: once per step, not once per token."""
+    target = dict(replica.named_parameters())
+    for name, p in policy.named_parameters():
+        name = name.replace("_checkpoint_wrapped_module.", "")
+        full = p.full_tensor() if hasattr(p, "full_tensor") else p  # a collective: every process walks the same list
+        if name in target:
+            target[name].copy_(full)

@@ -1,0 +1,132 @@
+"""Writes docs/one-step.md and its picture: one real training step on the miniature, with its real numbers.
+
+python -m studies.one_step
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+import data
+import grpo
+import rewards
+import train
+from benchmarks import pictures
+from engine.run import build, full_copy
+from evaluate import to_answer
+from recipes import RECIPES, miniature, usable
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def main() -> None:
+    recipe = dataclasses.replace(miniature(RECIPES["samr1"]), prompts_per_step=1)
+    policy, segmenter = build(recipe, Accelerator(cpu=True))
+    samples = data.load("toy", None, "train")
+    order, _ = usable(samples, recipe)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate)
+    accelerator = Accelerator(cpu=True)
+    # the first request whose completions earn at least four different rewards, in answers of different lengths
+    for index in order:
+        batch = train.load_batch(recipe, policy, segmenter, samples, [index])
+        rollout = grpo.sample(
+            policy.vlm,
+            batch.prompts.inputs,
+            train.noise(recipe, 0, [0], recipe.max_completion),
+            num_samples=8,
+            max_new_tokens=recipe.max_completion,
+            eos_token_id=policy.eos_token_id,
+            banned_ids=policy.banned_ids,
+        )
+        texts = policy.decode(rollout.ids[0], rollout.mask[0])
+        reward, parts, measured = train.judge(recipe, policy, segmenter, batch, [texts], rewards.RankQueue(), None)
+        if len(set(reward[0].tolist())) >= 4 and len(set(rollout.mask[0].sum(-1).tolist())) > 1:
+            break
+    sample, (S,) = batch.samples[0], batch.prompts.inputs["attention_mask"].sum(-1).tolist()
+    A = grpo.group_advantages(reward)
+    lengths = rollout.mask[0].sum(-1).tolist()
+    weights = grpo.token_weights(rollout.mask, recipe.average)
+    micros = train.cut_rollout(recipe, policy, batch, rollout)
+    train.add_reference(full_copy(policy, torch.float32), policy, micros, recipe)
+    first = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
+    second = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
+
+    answers = [
+        to_answer(t, recipe, data.model_frame(policy.family, batch.prompts.resized[0]), (sample.width, sample.height))
+        for t in texts
+    ]
+    boxes = [o.box for a in answers for o in a.instances]
+    picture = pictures.overlay(sample.image, truth=sample.mask, boxes=boxes)
+    picture.resize((picture.width * 3, picture.height * 3)).save(DOCS / "one-step.png")
+    L = S + sum(lengths)
+    out = [
+        "# One training step, with its numbers",
+        "",
+        "Written by `python -m studies.one_step` from a real step of `--recipe samr1 --toy`, seed "
+        f"{recipe.seed}: one prompt instead of {miniature(RECIPES['samr1']).prompts_per_step}, so that it fits a page. The functions named are where to read on.",
+        "",
+        "## 1. A picture and a request (`data.py`, `model.Policy.encode`)",
+        "",
+        f"“{sample.query}”. The picture is {sample.width} × {sample.height}; the true box is {[round(v, 1) for v in sample.boxes[0].tolist()]}. The prompt "
+        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The {len(boxes)} boxes written below, and the true outline:",
+        "",
+        "![the picture, with the boxes](one-step.png)",
+        "",
+        "## 2. Eight completions (`grpo.sample`), read and judged (`train.judge`)",
+        "",
+        "Each is drawn by inverse CDF from its own seeded noise, parsed (`rewards.parse_answer`), taken to original pixels, and turned into a mask by SAM2",
+        f"(`model.Segmenter.union`): one picture embedding, one batch of {len(boxes)} objects. `tiered` pays the mask's IoU (SAM-R1 §3.3): above 0.5, 0.7, 0.8 it is 2, 3, 4.",
+        "",
+        "| | completion | mask IoU | " + " | ".join(parts[0][0]) + " | reward | advantage |",
+        "|---|---|---|" + "---|" * (len(parts[0][0]) + 2),
+    ]
+    for g in range(8):
+        iou = measured["mask_iou"][g]
+        cells = " | ".join(f"{v:g}" for v in parts[0][g].values())
+        out.append(f"| {g + 1} | `{texts[g]}` | {iou:.3f} | {cells} | {reward[0, g]:g} | {A[0, g]:+.3f} |")
+    for g, answer in enumerate(answers):
+        if not answer.answer_ok:
+            out += [
+                "",
+                f"Completion {g + 1} does not parse: it has no objects, so SAM2 is not asked and its mask is empty; its tokens are trained all the same.",
+            ]
+    mean, std = reward.mean().item(), reward.std().item()
+    out += [
+        "",
+        "## 3. Compared with each other (`grpo.group_advantages`)",
+        "",
+        f"mean {mean:.4f}, standard deviation {std:.4f} (unbiased). So completion 1 gets ({reward[0, 0]:g} − {mean:.4f}) / ({std:.4f} + 0.0001) = {A[0, 0]:+.3f}. "
+        f"The advantages sum to {abs(A.sum()):.6f}: what is good is good only next to its siblings.",
+        "",
+        "## 4. How much each token weighs (`grpo.token_weights`)",
+        "",
+        f"The lengths are {lengths}, {sum(lengths)} tokens in all. SAM-R1 averages over tokens, so each weighs 1/{sum(lengths)} = "
+        f"{weights.max():.6f}. Averaged per sequence, a token of completion 1 would weigh 1/(8 · {lengths[0]}) = {1 / 8 / lengths[0]:.6f}.",
+        "",
+        "## 5. One packed row (`grpo.pack_group`, `model.Policy.forward`)",
+        "",
+        f"[prompt | o₁ | … | o₈] has {S} + {sum(lengths)} = {L} tokens; eight separate rows would have {8 * S + sum(lengths)}.",
+        "",
+        "## 6. Two updates (`train.update`, `grpo.grpo_loss`)",
+        "",
+        "| | loss | mean ratio | clipped low | clipped high | KL to the reference | gradient norm |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, m in (("first", first), ("second", second)):
+        out.append(
+            f"| {name} | {m['loss']:+.6f} | {m['ratio']:.6f} | {m['clip_low']:.4f} | {m['clip_high']:.4f} | {m['kl']:.2e} | {m['grad_norm']:.4f} |"
+        )
+    out += [
+        "",
+        "In the first update the policy is the one that sampled: every ratio is 1, nothing can be clipped, and the KL to the reference (here: itself) is 0. Only",
+        "in the second update has the policy moved away from the one that sampled, and only then does clip-higher (0.2 below, 0.3 above) have anything to clip.",
+        f"The log-probabilities of sampling and of the packed update differ by {first['gap']:.1e} on average: that is float rounding (`gap` in `metrics.jsonl`, which is of a step's last update, adds how far the policy has moved).",
+        "",
+    ]
+    (DOCS / "one-step.md").write_text("\n".join(out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,423 @@
+"""What goes wrong, and the roads rarely taken, end to end with the shipped miniature: broken pictures, completions of
+nothing, no data, a process that dies, trackers, LoRA. Each run is a few steps on pictures drawn here."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+import data
+import evaluate
+import grpo
+import model as models
+import recipes
+import train
+from engine import run
+from engine.checkpoint import load_recipe
+from engine.run import build
+
+ROOT = Path(__file__).parents[1]
+QUICK = "--toy --dataset jsonl --num_samples 4 --eval_samples 0 --max_completion 60 --save_every 1 --keep 9".split()
+TIMING = ("seconds", "tokens_per_second")
+
+
+def draw(folder, split="train", n=6):
+    """n pictures of one diamond each, and folder/split.jsonl that says where it is."""
+    folder.mkdir(exist_ok=True)
+    lines, rng = [], np.random.default_rng(0)
+    for i in range(n):
+        (x, y), r = rng.uniform(30, 80, 2).round(), int(rng.integers(12, 24))
+        corners = [(x - r, y), (x, y - r), (x + r, y), (x, y + r)]
+        picture = Image.fromarray(rng.integers(190, 210, (112, 112, 3)).astype(np.uint8))
+        ImageDraw.Draw(picture).polygon(corners, fill=(48, 96, 210))
+        picture.save(folder / f"{split}-{i}.jpg", quality=95)
+        box, polygon = [x - r, y - r, x + r, y + r], [v for corner in corners for v in corner]
+        entry = {"image": f"{split}-{i}.jpg", "query": "the blue diamond", "boxes": [box], "polygons": [[polygon]]}
+        lines.append(json.dumps(entry) + "\n")
+    (folder / f"{split}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def options(folder, out, *more):
+    return [*QUICK, "--data_root", str(folder), "--output_dir", str(out), *more]
+
+
+@pytest.fixture
+def go(monkeypatch):
+    """`python train.py ...` in this process. Returns the rows of metrics.jsonl."""
+    states = (AcceleratorState, PartialState, GradientState)  # singletons: another test's precision would stay
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.chdir(ROOT)  # the miniature's weights are named from here
+
+    def run(folder, out, *more):
+        for shared in states:
+            shared._reset_state()
+        monkeypatch.setattr(sys, "argv", ["train.py", *options(folder, out, *more)])
+        train.main()
+        return metrics(out)
+
+    yield run
+    for shared in states:
+        shared._reset_state()
+
+
+def two_processes(folder, out, *more, seconds=60):
+    """The same as two processes over gloo; all of them are ended if they hang. Returns (exit code, what was said)."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_port", str(20000 + (os.getpid() + 7) % 20000), "train.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
+    process = subprocess.Popen(
+        launch + options(folder, out, *more),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        said = process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        pytest.fail(f"still running after {seconds} s: {process.communicate()[0][-3000:]}")
+    return process.returncode, said
+
+
+def metrics(out):
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_at(step, place, n, prompts_per_step):
+    """The sample that stands at a place of a step."""
+    recipe = recipes.Recipe(prompts_per_step=prompts_per_step)
+    return train.step_samples(list(range(n)), recipe, step)[place]
+
+
+def answers(policy, samples, recipe):
+    return [r["text"] for r in evaluate.answer_samples(policy, None, samples, recipe)]
+
+
+# ------------------------------------------------------------------------------------------------------------- the data
+
+
+@pytest.mark.parametrize("damage", ["half a JPEG", "half a PNG", "zeros in a PNG", "no picture at all"])
+def test_a_broken_picture_is_named_and_once_mended_the_run_goes_on(tmp_path, go, damage):
+    """Half a JPEG has a whole header and passes every check before the first step: it stops the second step."""
+    folder, out = draw(tmp_path / "data"), tmp_path / "run"
+    broken = folder / f"train-{read_at(1, 1, 6, 2)}.jpg"
+    good, png = broken.read_bytes(), io.BytesIO()
+    Image.open(broken).save(png, "png")
+    broken.write_bytes(
+        {
+            "half a JPEG": good[: len(good) // 2],
+            "half a PNG": png.getvalue()[:9000],
+            "zeros in a PNG": png.getvalue()[:1000] + bytes(2000) + png.getvalue()[3000:],
+            "no picture at all": b"<html>",
+        }[damage]
+    )
+    more = ["--prompts_per_step", "2", "--max_steps", "3", "--beta", "0"]
+    with pytest.raises(SystemExit, match=rf"picture cannot be read: {broken} .*Fetch the file again"):
+        go(folder, out, *more)
+    if damage == "half a JPEG":
+        assert len(metrics(out)) == 1 and (out / "checkpoint-1" / "trainer.pt").exists()
+        broken.write_bytes(good)
+        assert [r["step"] for r in go(folder, out, *more, "--resume")] == [1, 2, 3]
+
+
+def test_data_that_are_not_there_are_said_in_a_sentence(tmp_path, go, capsys):
+    folder, out = draw(tmp_path / "data"), tmp_path / "run"
+    for text in ("", "\n \n"):
+        (folder / "empty.jsonl").write_text(text)
+        with pytest.raises(SystemExit, match=rf"nothing usable in {folder}, split 'empty'. It is empty"):
+            go(folder, out, "--split", "empty")
+    with pytest.raises(SystemExit, match=rf"{folder} holds none of: nothing.jsonl.*--data_root.*split right"):
+        go(folder, out, "--split", "nothing")
+    with pytest.raises(SystemExit, match="folder not found: .*nowhere.*--data_root is where jsonl lies"):
+        go(tmp_path / "nowhere", out)
+    entry = {"image": "train-0.jpg", "query": "the red circle", "no_target": True}
+    (folder / "none.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(SystemExit, match="no sample of 'jsonl' .*recipe 'drseg'"):
+        go(folder, out, "--split", "none")
+    entry = {"image": "gone.jpg", "query": "the red circle", "no_target": True}
+    (folder / "gone.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(SystemExit, match="no picture found: gone.jpg is in none of .*Put or link them there"):
+        go(folder, out, "--split", "gone")
+    entry = {"image": "train-0.jpg", "query": "the blue diamond", "boxes": [[9, 9, 60, 60]], "points": [[[30, 30]]]}
+    (folder / "boxes.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(SystemExit, match="1 of 1 samples do not earn the maximum"):
+        go(folder, out, "--split", "boxes", "--recipe", "samr1")
+    assert "has no mask, which samr1 needs" in capsys.readouterr().out
+    assert not out.exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- completions
+
+
+def replace_completions(monkeypatch, words, branches):
+    """Sampling as ever, then the tokens of some branches are exchanged for `words` and the end token."""
+    genuine, tokenizer = grpo.sample, models.load_policy(str(ROOT / "toy" / "qwen2_5_vl")).processor.tokenizer
+
+    def sample(*args, **kw):
+        rollout = genuine(*args, **kw)
+        for g in branches:
+            tokens = tokenizer(words * g).input_ids + [kw["eos_token_id"]]
+            rollout.ids[:, g], rollout.mask[:, g], rollout.logp[:, g] = 0, False, 0.0
+            rollout.ids[:, g, : len(tokens)], rollout.mask[:, g, : len(tokens)] = torch.tensor(tokens), True
+        return rollout
+
+    monkeypatch.setattr(grpo, "sample", sample)
+
+
+@pytest.mark.parametrize("recipe", ["drseg", "samr1", "lens"])
+@pytest.mark.parametrize("branches", [[1], [0, 1, 2, 3]])
+def test_a_completion_of_only_the_end_token(tmp_path, go, monkeypatch, recipe, branches):
+    replace_completions(monkeypatch, "", branches)
+    more = ["--model", "toy/qwen2_5_vl", "--num_queries", "3"] if recipe == "lens" else []
+    more += ["--recipe", recipe, "--prompts_per_step", "2", "--max_steps", "1", "--beta", "0.01"]
+    (row,) = go(draw(tmp_path / "data", n=2), tmp_path / "run", *more)
+    assert all(np.isfinite(v) for v in row.values())
+    if len(branches) == 4:
+        assert row["length"] == row["length_max"] == 1 and row["parsed"] == row["truncated"] == 0
+    else:
+        assert row["grad_norm"] > 0 and row["parsed"] > 0 and row["zero_variance"] == 0
+    weights = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    assert all(w.isfinite().all() for w in weights.values())
+
+
+@pytest.mark.parametrize("branches", [[0, 1, 2, 3], [1, 2, 3]])
+def test_equal_rewards_move_no_weight(tmp_path, go, monkeypatch, branches):
+    """No answer can be parsed in any group: rewards are equal, whatever the lengths. One answer that can: they move."""
+    replace_completions(monkeypatch, " the", branches)
+    more = ["--prompts_per_step", "2", "--max_steps", "1", "--beta", "0", "--weight_decay", "0"]
+    (row,) = go(draw(tmp_path / "data", n=2), tmp_path / "run", *more)
+    start = models.load_policy(str(ROOT / "toy" / "qwen2_5_vl")).vlm.state_dict()
+    after = models.load_policy(str(tmp_path / "run" / "final")).vlm.state_dict()
+    same = all(torch.equal(after[k], start[k]) for k in start)
+    if len(branches) == 4:
+        assert row["parsed"] == 0 and row["zero_variance"] == 1 and row["length_max"] > 3
+        assert row["grad_norm"] == 0 and same
+    else:
+        assert row["parsed"] == 0.25 and row["grad_norm"] > 0 and not same
+
+
+# --------------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("recipe", ["lens", "lens-align"])
+def test_lens_resumed_equals_uninterrupted(tmp_path, go, recipe):
+    """Of its mask decoder some layers never get a gradient, so the optimizer has no state for them; each stage has a
+    schedule of its own, linear and cosine."""
+    folder, out, cut = draw(tmp_path / "data", n=4), tmp_path / "run", tmp_path / "cut"
+    more = f"--recipe {recipe} --model toy/qwen2_5_vl --num_queries 3 --prompts_per_step 2 --max_steps 3".split()
+    rows = go(folder, out, *more)
+    shutil.copytree(out, cut, ignore=shutil.ignore_patterns("checkpoint-[23]", "final"))
+    again = go(folder, cut, *more, "--resume")
+    steady = [[{k: v for k, v in r.items() if not k.startswith(TIMING)} for r in group] for group in (rows, again)]
+    assert steady[0] == steady[1]
+    for file in ("model.safetensors", "lens.safetensors"):
+        whole, resumed = (load_file(run / "final" / file) for run in (out, cut))
+        assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_resume_refuses_what_it_could_not_change(tmp_path, go):
+    folder, out = draw(tmp_path / "data", n=4), tmp_path / "run"
+    more = "--prompts_per_step 2 --beta 0 --eval_split train".split()
+    go(folder, out, *more, "--max_steps", "1")
+    for option, value, was in (
+        ("model", str(out / "final"), "toy/qwen2_5_vl"),
+        ("learning_rate", "0.5", "0.00015"),
+        ("queue_size", "64", "2048"),
+        ("lora_rank", "8", "0"),
+    ):
+        with pytest.raises(SystemExit, match=f"was trained with --{option} {was}: resume it so, or start anew with"):
+            go(folder, out, *more, "--max_steps", "2", "--resume", f"--{option}", value)
+    # what is scored for the first time half-way is no "before"
+    go(folder, out, *more, "--max_steps", "2", "--resume", "--eval_samples", "2", "--temperature", "0.9")
+    assert set(json.loads((out / "heldout.json").read_text())) == {"after"}
+    # finished, and its checkpoints thrown away: neither resumed nor overwritten
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    for resume in ([], ["--resume"]):
+        with pytest.raises(SystemExit, match="holds a finished run, and no checkpoint to resume"):
+            go(folder, out, *more, "--max_steps", "2", *resume)
+
+
+# ---------------------------------------------------------------------------------------------------- several processes
+
+
+def test_fewer_samples_than_processes_and_a_checkpoint_of_two_in_one(tmp_path, monkeypatch):
+    """One sample, two processes, four prompts a step. What two scored in memory, evaluate.py gives alone, from disk."""
+    folder, out = draw(draw(tmp_path / "data", n=1), "val", 3), tmp_path / "run"
+    more = "--prompts_per_step 4 --max_steps 2 --learning_rate 1e-3 --eval_samples 3 --rank raw".split()
+    code, said = two_processes(folder, out, *more)
+    assert code == 0, said[-3000:]
+    assert len(metrics(out)) == 2 and all(np.isfinite(v) for row in metrics(out) for v in row.values())
+    heldout = json.loads((out / "heldout.json").read_text())
+    monkeypatch.chdir(ROOT)
+    evaluate.main(evaluate.Options(model=str(out / "final"), dataset="jsonl", data_root=str(folder)))
+    alone = json.loads((out / "eval-final-jsonl-val" / "metrics.json").read_text())
+    assert {k: alone[k] for k in heldout["after"]} == heldout["after"] and alone["n"] == 3
+    assert heldout["after"] != heldout["before"]  # or the start's weights would pass, too
+
+
+def test_one_process_that_fails_ends_the_run(tmp_path):
+    folder, out = draw(tmp_path / "data", n=4), tmp_path / "run"
+    broken = folder / f"train-{read_at(1, 1, 4, 2)}.jpg"  # the second process reads it, at the second step
+    broken.write_bytes(broken.read_bytes()[:2000])
+    code, said = two_processes(folder, out, "--prompts_per_step", "2", "--max_steps", "2", "--beta", "0")
+    assert code != 0 and len(metrics(out)) == 1
+    assert said.count(f"picture cannot be read: {broken}") == 1 and "Fetch the file again" in said
+
+
+def test_prompts_that_cannot_be_shared_are_refused(tmp_path, go, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+    with pytest.raises(SystemExit, match="--prompts_per_step 3 cannot be shared evenly by 2 processes"):
+        go(draw(tmp_path / "data"), tmp_path / "run", "--prompts_per_step", "3")
+
+
+# -------------------------------------------------------------------------------------------------------------- tracker
+
+
+def test_tensorboard_mirrors_the_metrics(tmp_path, go):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    more = ["--prompts_per_step", "2", "--max_steps", "2", "--beta", "0", "--tracker", "tensorboard"]
+    rows = go(draw(tmp_path / "data", n=2), tmp_path / "run", *more)
+    files = [f for f in (tmp_path / "run" / "runs").rglob("events.out.tfevents.*") if f.parent.name == "runs"]
+    events = EventAccumulator(str(files[0]))
+    events.Reload()
+    found = events.Scalars("reward")
+    assert [(e.step, e.value) for e in found] == [(r["step"], pytest.approx(r["reward"], rel=1e-6)) for r in rows]
+    assert {"reward/accuracy", "grad_norm", "learning_rate"} <= set(events.Tags()["scalars"])
+
+
+# ----------------------------------------------------------------------------------------------------------------- LoRA
+
+
+LORA = "--lora_rank 4 --beta 0.01 --prompts_per_step 2 --learning_rate 1e-2 --rank raw".split()
+
+
+def with_lora(tmp_path, go, monkeypatch, *more):
+    """A run with LoRA on drawn data: (folder of the data, folder of the run, policy in memory, rows)."""
+    pytest.importorskip("peft")
+    built, build = [], run.build
+    monkeypatch.setattr(run, "build", lambda *args: built.append(build(*args)) or built[-1])
+    folder, out = draw(draw(tmp_path / "data", n=4), "val", 2), tmp_path / "run"
+    rows = go(folder, out, *LORA, *more)
+    return folder, out, built[0][0], rows
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lora(tmp_path, go, monkeypatch, dtype):
+    kind = getattr(torch, dtype)
+    more = ["--dtype", dtype, "--gradient_checkpointing", str(dtype == "bfloat16"), "--eval_samples", "2"]
+    folder, out, policy, rows = with_lora(tmp_path, go, monkeypatch, *more, "--max_steps", "2")
+
+    # only the adapter learns; the rest is what it was, held in the compute dtype
+    start = models.load_policy("toy/qwen2_5_vl", image_size=112, dtype=kind)
+    before, after = start.vlm.state_dict(), policy.vlm.state_dict()
+    learned = {k: v for k, v in after.items() if "lora_" in k}
+    base = {k.replace(".base_layer", ""): v for k, v in after.items() if k not in learned}
+    assert base.keys() == before.keys() and all(v.dtype == kind and torch.equal(v, before[k]) for k, v in base.items())
+    assert all(v.dtype == torch.float32 for v in learned.values())
+    assert any(v.abs().max() > 1e-3 for k, v in learned.items() if "lora_B" in k)  # where it starts at 0
+
+    # the reference is the adapter switched off: at the first update that is the policy itself
+    assert rows[0]["kl"] == 0 and rows[0]["grad_norm"] > 0 and rows[1]["kl"] > 0
+
+    # of the weights, the checkpoint holds the adapter and nothing else
+    assert [p.name for p in (out / "final").glob("*.safetensors")] == ["adapter_model.safetensors"]
+    saved = load_file(out / "final" / "adapter_model.safetensors")
+    names = {k: k.removeprefix("base_model.model.").replace(".weight", ".default.weight") for k in saved}
+    assert set(names.values()) == learned.keys() and all(torch.equal(saved[k], learned[names[k]]) for k in saved)
+
+    # so does from_pretrained, with the adapter on
+    plain = dict(AutoModelForImageTextToText.from_pretrained(out / "final").state_dict())
+    found = {k: v for k, v in plain.items() if "lora_" in k}
+    assert found.keys() == learned.keys() and all(torch.equal(found[k].float(), learned[k]) for k in found)
+
+    # evaluate.py reads it back: the same greedy answers, which are not those of the start
+    recipe, held = load_recipe(out / "final"), data.load("jsonl", folder, "val")
+    loaded = models.load_policy(str(out / "final"), image_size=recipe.image_size, dtype=kind)
+    texts = answers(policy, held, recipe)
+    assert texts == answers(loaded, held, recipe) and texts != answers(start, held, recipe)
+    heldout = json.loads((out / "heldout.json").read_text())
+    segmenter = models.load_segmenter(recipe.segmenter)
+    assert heldout["after"] == evaluate.evaluate(loaded, segmenter, held, recipe)
+
+    # the seed alone decides where an adapter starts
+    new = [build(recipe, Accelerator())[0].state_dict() for _ in range(2)]
+    assert all(torch.equal(new[0][k], new[1][k]) for k in new[0]) and any("lora_A" in k for k in new[0])
+
+    # killed after a step and resumed: the same adapter and figures, bit for bit
+    cut = tmp_path / "cut"
+    shutil.copytree(out, cut, ignore=shutil.ignore_patterns("checkpoint-2", "final"))
+    again = go(folder, cut, *LORA, *more, "--max_steps", "2", "--resume")
+    steady = [[{k: v for k, v in r.items() if not k.startswith(TIMING)} for r in group] for group in (rows, again)]
+    resumed = load_file(cut / "final" / "adapter_model.safetensors")
+    assert steady[0] == steady[1] and all(torch.equal(resumed[k], saved[k]) for k in saved)
+
+
+def test_the_lines_of_the_document_merge_an_adapter(tmp_path, go, monkeypatch):
+    """As they stand, with the miniature's paths in them. Then a model like any other, which gives the same answers."""
+    folder, out, policy, _ = with_lora(tmp_path, go, monkeypatch, "--max_steps", "1")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "lora.md").read_text(), re.DOTALL)
+    (lines,) = [block for block in blocks if "merge_and_unload" in block]
+    whole = tmp_path / "merged"
+    paths = {"Qwen/Qwen2.5-VL-7B-Instruct": "toy/qwen2_5_vl", "runs/drseg/final": out / "final", "merged": whole}
+    for there, here in paths.items():
+        assert f'"{there}"' in lines
+        lines = lines.replace(f'"{there}"', repr(str(here)))
+    exec(lines, {})
+    recipe, held = load_recipe(out / "final"), data.load("jsonl", folder, "val")
+    merged = models.load_policy(str(whole), image_size=recipe.image_size)
+    assert not any("lora_" in k for k in merged.vlm.state_dict())
+    assert answers(merged, held, recipe) == answers(policy, held, recipe)
+
+    # an adapter taken for a whole model would train the weights beside it, and not save them
+    with pytest.raises(SystemExit, match="is a LoRA of rank 4, and --lora_rank is 0.*merge it first"):
+        go(folder, tmp_path / "full", "--model", str(out / "final"))
+    # KL's reference is the adapter switched off, which is not where a run that starts from an adapter begins
+    with pytest.raises(SystemExit, match="is a LoRA, which KL would not see: merge it first"):
+        go(folder, tmp_path / "second", *LORA, "--model", str(out / "final"))
+    with pytest.raises(SystemExit, match="trains the context module alone: leave --lora_rank out"):
+        go(folder, tmp_path / "third", "--recipe", "lens-align", "--lora_rank", "4")
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def test_mistaken_options_are_said_in_a_sentence(tmp_path, go):
+    folder = draw(tmp_path / "data")
+    with pytest.raises(SystemExit, match=r"--tiers \(0.5, 0.7\) and --tier_rewards \(2.0, 3.0, 4.0\) differ in number"):
+        go(folder, tmp_path / "run", "--recipe", "samr1", "--tiers", "0.5", "0.7")
+    stage = r"(?s)could not load the policy .*stage before makes: python train.py --recipe lens-align --toy"
+    with pytest.raises(SystemExit, match=stage):
+        go(folder, tmp_path / "run", "--recipe", "lens", "--model", "runs/nowhere/final")
+
+
+def test_every_switch_of_the_table_is_one():
+    """The table of what papers and code do differently names options; each is taken, and changes something."""
+    table = (ROOT / "docs" / "choices.md").read_text().split("## Paper and released code")[1].split("\n## ")[0]
+    switches = re.findall(r"`(--[^`]+)`", table)
+    assert len(switches) >= 8
+    for switch in switches:
+        name = "lens" if any(word in switch for word in ("collapse", "format", "top_p", "epochs")) else "drseg"
+        recipe, _ = train.parse_command_line(["--recipe", name, *switch.split()])
+        assert recipe != recipes.RECIPES[name], switch

@@ -1,0 +1,1 @@
+"""The miniature: its drawn world, how its networks were made, their weights."""
