@@ -127,6 +127,7 @@ def build_policy(size: Size) -> models.Policy:
 
 
 def request(size: Size) -> tuple[Image.Image, str]:
+    """A picture of noise and a text of `size.words` words."""
     picture = np.random.default_rng(0).integers(0, 255, (size.side, size.side, 3), dtype=np.uint8)
     return Image.fromarray(picture), "find " + "the red circle " * (size.words // 3)
 
@@ -192,6 +193,7 @@ UPDATES: dict[str, Callable] = {
 
 
 def timed(f: Callable[[], object]) -> float:
+    """Seconds of one call, a GPU's work included."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -281,6 +283,7 @@ class Table:
 
 
 def generate_options(size: Size, policy: models.Policy) -> dict:
+    """What makes `generate` draw the same number of tokens from the same distribution."""
     return dict(
         do_sample=True,
         temperature=1.0,
@@ -294,6 +297,7 @@ def generate_options(size: Size, policy: models.Policy) -> dict:
 
 
 def bench_update(size: Size, policy: models.Policy, table: Table, ceiling: float) -> None:
+    """Forward, loss and backward on one group, packed and not."""
     ids = drawn_completions(size)
     prompts = policy.encode(*[[x] for x in request(size)])
 
@@ -316,6 +320,7 @@ def bench_update(size: Size, policy: models.Policy, table: Table, ceiling: float
 
 
 def bench_sampling(size: Size, policy: models.Policy, table: Table, ceiling: float) -> None:
+    """One group's completions, all of the same length."""
     prompts = policy.encode(*[[x] for x in request(size)])
     uniforms = torch.rand(1, size.G, size.T)
     ours = dict(
@@ -587,6 +592,7 @@ def scaling(path: Path) -> None:
 
 
 def machine() -> str:
+    """The processor or card, for the heading."""
     if DEVICE == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -595,6 +601,7 @@ def machine() -> str:
 
 
 def versions() -> str:
+    """The packages that the figures depend on."""
     found = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
     return ", ".join(f"{n} {found.get(n, 'not installed')}" for n in ("torch", "transformers", "sam2", "trl"))
 

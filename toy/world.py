@@ -115,6 +115,9 @@ def toy_query(rng: np.random.Generator, objects: list[dict]) -> tuple[str, str, 
     return query, kind, targets
 
 
+scene_of = functools.lru_cache(4096)(toy_scene)  # what has been drawn once is kept
+
+
 class ToyWorld(Sequence):
     """The miniature's samples: drawn when asked for, the same ones every time."""
 
@@ -122,7 +125,6 @@ class ToyWorld(Sequence):
         self.seed, self.length = TOY_SPLITS[split]
         self.split = split
         self.size = size
-        self.scene = functools.lru_cache(4096)(lambda i: toy_scene(self.seed, i, size))
 
     def __len__(self) -> int:
         return self.length
@@ -130,7 +132,7 @@ class ToyWorld(Sequence):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        scene = self.scene(index)
+        scene = scene_of(self.seed, index, self.size)
         return scene_sample(scene, f"toy/{self.split}/{index}/{scene['kind']}")
 
 
