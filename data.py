@@ -92,6 +92,7 @@ class Sample:
     ignore_mask: dict | None = None
     no_target: bool = False
     count: int | None = None  # counting sets: how many there are
+    sentences: tuple[str, ...] = ()  # with one_expression: all sentences of the reference, of which query is one
 
     @property
     def image(self) -> Image.Image:

@@ -58,7 +58,7 @@ def to_answer(text: str, recipe: Recipe, frame: tuple[float, float], size: tuple
     A malformed answer predicts nothing: `instances` is empty. LENS is read as its released evaluation reads it: in
     what is malformed, the first four bracketed numbers are the box, whatever is around them.
     """
-    answer = rewards.parse_answer(text, recipe.schema, lenient=recipe.schema == "lens").rescaled(frame, size)
+    answer = rewards.parse_answer(text, recipe.schema, rewards.SCHEMAS[recipe.schema].lenient).rescaled(frame, size)
     numbers = [v for o in answer.instances for xy in (o.box, *o.points, *o.negative_points) for v in xy]
     ok = answer.answer_ok and all(map(math.isfinite, numbers))  # 1e308 is finite as written, and not after rescaling
     return answer if ok else dataclasses.replace(answer, instances=[], answer_ok=False)
@@ -125,7 +125,7 @@ def predict(
             num_samples=1,
             max_new_tokens=T,
             temperature=temperature,
-            eos_token_id=policy.eos_token_id,
+            eos_token_id=policy.end_ids,
             banned_ids=policy.banned_ids,
         )
         texts = policy.decode(rollout.ids[:, 0], rollout.mask[:, 0])

@@ -1,32 +1,120 @@
 """GRPO from the equations up: sampling, group advantages, the clipped surrogate, k3 KL, two ways to average tokens.
 
 What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object, no engine. Every
-function takes tensors and returns tensors; any of them can be lifted out alone. One step, as train.py and step.py take
-it:
+function takes tensors and returns tensors; any of them can be lifted out alone. This is a whole step, on a text model
+of random weights; train.py takes the same one with pictures, and one packed row per prompt for all prompts at once.
 
-    rollout    = sample(model, inputs, uniforms, ...)             G completions for each of P prompts
-    ids, positions, mask = pack_group(prompt_ids, completions)    one row per prompt: the prompt is computed once
-    advantages = group_advantages(rewards)                        (P, G)
-    weights    = token_weights(rollout.mask, "token")             (P, G, T), sums to 1; slice it for micro-batches
-    logp, entropy = token_logprobs(hidden, lm_head_weight, targets)
-    loss, metrics = grpo_loss(logp, old_logp, ref_logp, advantages, weights)
+    >>> import transformers
+    >>> _ = torch.manual_seed(0)
+    >>> sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    >>> model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**sizes))
+    >>> prompts = torch.tensor([[5, 6, 7], [8, 9, 10]])  # P = 2 prompts of S = 3 tokens; shorter ones: padded left
+    >>> inputs = {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}
+    >>> noise = torch.rand(2, 4, 6)  # all the randomness there is
+    >>> rollout = sample(model, inputs, noise, num_samples=4, max_new_tokens=6, eos_token_id=1)
+    >>> rewards = (rollout.ids % 2 * rollout.mask).sum(-1).float()  # (P, G): here, the odd tokens are what is wanted
+    >>> advantages = group_advantages(rewards)  # (P, G)
+    >>> weights = token_weights(rollout.mask, "token")  # (P, G, T), once for the whole step; it sums to 1
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> for p in range(2):  # a micro-batch per prompt: one packed row, whose loss simply adds to the others'
+    ...     completions = [rollout.ids[p, g, rollout.mask[p, g]] for g in range(4)]
+    ...     ids, positions, visible = pack_group(prompts[p], completions)
+    ...     row = dict(input_ids=ids[None], position_ids=positions[None], attention_mask=visible[None, None])
+    ...     hidden = model.model(**row, use_cache=False).last_hidden_state[0]
+    ...     states = hidden[predicting_states(3, [len(o) for o in completions])]  # (M, d), M tokens written
+    ...     logp, entropy = token_logprobs(states, model.lm_head.weight, torch.cat(completions))
+    ...     old_logp = logp.detach()  # pi_old is the policy itself in the first update; a second one keeps these
+    ...     A = advantages[p].repeat_interleave(rollout.mask[p].sum(-1))  # (M,): one per token
+    ...     loss, metrics = grpo_loss(logp, old_logp, None, A, weights[p][rollout.mask[p]])
+    ...     loss.backward()
+    >>> optimizer.step()
+    >>> torch.allclose(logp, rollout.logp[1][rollout.mask[1]], atol=1e-4)  # what the sampler said of its tokens
+    True
 
-old_logp is the first update's own logp; ref_logp that of a frozen reference.
+old_logp is what the first update's own forward gives, ref_logp what a frozen reference gives (none here: no KL).
 
-Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, V
-vocabulary. Sources: LENS Eq. 7-12, SAM-R1 Eq. 1-4 and section 3.2.2, Dr. Seg Eq. 1-2; docs/choices.md lists
-what they leave open.
+Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, M
+completion tokens in a row, d hidden width, V vocabulary. A `mask` here is of tokens; `visible` says which token may
+look at which. Sources: LENS Eq. 7-12, SAM-R1 Eq. 1-4 and section 3.2.2, Dr. Seg Eq. 1-2; docs/choices.md lists what
+they leave open.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+# -------------------------------------------------------------------------------------------------------- who sees whom
+
+
+def pack_group(prompt_ids: Tensor, completions: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """One prompt and its completions in a single row [prompt | o_1 | ... | o_G]: the prompt is computed once.
+
+    prompt_ids (S,) without padding, completions a list of (t_i,) -> ids (L,), positions (L,) (of text; for M-RoPE see
+    model.Policy.pack), visible (L, L) bool: visible[q, k] = q sees k.
+
+              prompt  o_1   o_2     A completion sees the prompt and itself, never its siblings; its positions continue
+     prompt   tri      .     .      the prompt's (S, S + 1, ...) as if it stood there alone. So each token gets the very
+     o_1      full    tri    .      numbers that it would get in a row of its own, at 1,000 + 8 x 200 tokens instead of
+     o_2      full     .    tri     8 x 1,200.
+
+    A model loaded with attn_implementation="sdpa" takes it as attention_mask=visible[None, None]. (With "eager" it
+    would add the bools to its scores, without a word: give it 0 and -inf.) That replaces a sliding window, and a layer
+    that is no attention ignores it: require_plain_attention refuses such models. predicting_states says which states
+    predict the completions' tokens. Check that what comes out agrees with Rollout.logp.
+    """
+    S = len(prompt_ids)
+    device = prompt_ids.device
+    parts = [prompt_ids, *completions]
+    part = torch.cat([torch.full((len(ids),), i, device=device) for i, ids in enumerate(parts)])  # 0: the prompt
+    positions = [torch.arange(S, device=device), *(S + torch.arange(len(o), device=device) for o in completions)]
+    causal = torch.ones(len(part), len(part), dtype=torch.bool, device=device).tril()
+    visible = causal & ((part[None, :] == 0) | (part[None, :] == part[:, None]))
+    return torch.cat(parts), torch.cat(positions), visible
+
+
+def predicting_states(prompt_length: int, lengths: Sequence[int], between: int = 0) -> Tensor:
+    """Where in a packed row (pack_group) stands the state that predicts each completion token: (M,), completion by
+    completion.
+
+    A token is predicted by the state before it. For the first of every completion that is the prompt's last state,
+    which all share. `between`: places after each completion that belong to it and predict nothing (LENS's queries).
+
+    >>> predicting_states(3, [2, 1, 3]).tolist()  # prompt at 0-2, completions at 3-4, 5, 6-8
+    [2, 3, 2, 2, 6, 7]
+    """
+    states: list[int] = []
+    start = prompt_length
+    for length in lengths:
+        states += [prompt_length - 1, *range(start, start + length - 1)][:length]
+        start += length + between
+    return torch.tensor(states, dtype=torch.long)
+
+
+def require_plain_attention(model) -> None:
+    """ValueError, by name, for what packing and sampling here cannot serve: sliding windows, layers that are no
+    attention, caps or scales on logits. model: from transformers, text or image-text."""
+    config = model.config.get_text_config()
+    name = type(model).__name__
+    other = sorted(set(getattr(config, "layer_types", None) or []) - {"full_attention"})
+    if other:
+        raise ValueError(
+            f"{name} has layers of {', '.join(other)}: only full attention sees a packed row as it is meant"
+        )
+    if getattr(config, "sliding_window", None):
+        raise ValueError(
+            f"{name} has a sliding window of {config.sliding_window} tokens, which a packed row would undo"
+        )
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale"):
+        if getattr(config, cap, None):
+            raise ValueError(f"{name} has {cap} {getattr(config, cap)}, which token_logprobs and sample leave out")
+
 
 # ------------------------------------------------------------------------------------------------------------- sampling
 
@@ -43,6 +131,11 @@ class Rollout:
     logp: Tensor
 
 
+def recording() -> bool:
+    """Is a CUDA graph being recorded? Then no value may be looked at."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def pick_tokens(
     logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -52,47 +145,218 @@ def pick_tokens(
     likeliest. Returns ids (B,) and their log-probabilities (B,), float32, in the distribution drawn from (after
     temperature and top_p; at temperature 0 that of the logits as they are). The noise is an argument: the same uniforms
     give the same tokens on any rank, in any batch, after any restart.
+
+    ValueError for temperature < 0, top_p outside (0, 1], and for a row of logits with a NaN or without any token left.
+    (While a CUDA graph is being recorded nothing can be looked at: `sample` looks afterwards.)
     """
+    if not (temperature >= 0 and 0 < top_p <= 1):
+        raise ValueError(f"temperature {temperature} must be at least 0, top_p {top_p} above 0 and at most 1")
     logits = logits.float()
     if temperature == 0:
-        best = logits.argmax(-1)
-        return best, logits.log_softmax(-1).gather(-1, best[:, None])[:, 0]
-    logp = (logits / temperature).log_softmax(-1)
-    if top_p < 1:  # keep the smallest set of likeliest tokens whose probability reaches top_p
-        ordered, order = logp.sort(-1, descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()  # probability of all likelier tokens
-        keep = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, before < top_p)
-        logp = logp.masked_fill(~keep, -torch.inf).log_softmax(-1)
-    cdf = logp.exp().cumsum(-1)
-    # Scaling u by the last value absorbs rounding; right=True steps over tokens of zero probability when u falls on
-    # their edge.
-    ids = torch.searchsorted(cdf, (uniforms.to(cdf) * cdf[:, -1])[:, None], right=True)[:, 0]
-    # Float rounding must not step past the last token that has any probability.
-    last = logp.shape[-1] - 1 - (logp > -torch.inf).flip(-1).int().argmax(-1)
-    ids = torch.minimum(ids, last)
-    return ids, logp.gather(-1, ids[:, None])[:, 0]
+        ids = logits.argmax(-1)
+        logp = logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    else:
+        every = (logits / temperature).log_softmax(-1)  # (B, V)
+        if top_p < 1:  # keep the smallest set of likeliest tokens whose probability reaches top_p
+            ordered, order = every.sort(-1, descending=True)
+            before = ordered.exp().cumsum(-1) - ordered.exp()  # probability of all likelier tokens
+            keep = torch.zeros_like(every, dtype=torch.bool).scatter(-1, order, before < top_p)
+            every = every.masked_fill(~keep, -torch.inf).log_softmax(-1)
+        cdf = every.exp().cumsum(-1)
+        # A float64 just below 1 would round to 1. Scaling u by the last value absorbs the sum's rounding; right=True
+        # steps over tokens of zero probability when u falls on their edge.
+        u = uniforms.to(cdf).clamp(max=1 - 2**-24)
+        ids = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
+        # Float rounding must not step past the last token that has any probability.
+        last = every.shape[-1] - 1 - (every > -torch.inf).flip(-1).int().argmax(-1)
+        ids = torch.minimum(ids, last)
+        logp = every.gather(-1, ids[:, None])[:, 0]
+    if not recording() and logp.isnan().any():
+        raise ValueError("logits with a NaN, or a row in which no token may be drawn")
+    return ids, logp
 
 
-def reserve(layer, room: int = 256) -> None:
-    """Let a layer of transformers' DynamicCache append in place: space for `room` more tokens, and again when full.
+class PromptOnce:
+    """What a decode step looks at: each prompt's keys and values, once for its whole group, and each completion's own.
 
-    Its own update concatenates, that is, copies the whole cache for every token drawn: nearly half of a decode step.
-    Room for all tokens at once would be tens of gigabytes, most of it for rows that end early.
+    It is pack_group's picture while it grows: a completion sees its prompt and itself. So a group's queries meet its
+    prompt's keys in one product, and nothing is copied G times; one softmax runs over both.
+
+        queries of a group           x the prompt's keys, held once        (P, kv, G r, S)
+        each completion's query      x its own keys so far                 (P G, kv, r, room)
+
+    kv key heads, r query heads share each. `attend` is an attention function of transformers' registry. It puts the new
+    key and value into the own ones, so the model runs with use_cache=False. All that changes from token to token is in
+    tensors that stay where they are, so a step can be recorded as a CUDA graph.
     """
-    store = [F.pad(x, (0, 0, 0, room)) for x in (layer.keys, layer.values)]  # (B, heads, S + room, width)
-    layer.keys, layer.values = (whole[:, :, :-room] for whole in store)  # the old ones go now, not at the next token
 
-    def update(keys: Tensor, values: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
-        n = layer.keys.shape[2]
-        if n + keys.shape[2] > store[0].shape[2]:
-            reserve(layer, room)
-            return layer.update(keys, values)
-        for whole, new in zip(store, (keys, values), strict=True):
-            whole[:, :, n : n + new.shape[2]] = new
-        layer.keys, layer.values = (whole[:, :, : n + keys.shape[2]] for whole in store)
-        return layer.keys, layer.values
+    def __init__(self, layers: Sequence, attention_mask: Tensor, G: int):
+        """layers: of a prefilled transformers cache, keys and values (P, kv, S, d); attention_mask (P, S). ValueError
+        for a cache that does not hold every token."""
+        kinds = {type(layer).__name__ for layer in layers} - {"DynamicLayer"}
+        if kinds:
+            raise ValueError(f"a cache of {', '.join(sorted(kinds))}: sampling here is for full attention")
+        self.P = len(attention_mask)
+        self.G = G
+        self.prompt = [(layer.keys, layer.values) for layer in layers]
+        # What is added to scores: 0 where there is a token, -inf at the prompts' padding and at places not yet written.
+        self.prompt_bias = torch.zeros(attention_mask.shape, device=attention_mask.device)
+        self.prompt_bias = self.prompt_bias.masked_fill(attention_mask == 0, -torch.inf)[:, None, None]  # (P, 1, 1, S)
 
-    layer.update = update
+        def none(x: Tensor) -> Tensor:
+            return x.new_zeros(self.P * G, x.shape[1], 0, x.shape[3])
+
+        self.own = [(none(keys), none(values)) for keys, values in self.prompt]
+        self.own_bias = self.prompt_bias.new_zeros(0)  # (room,)
+        self.place = torch.zeros(1, dtype=torch.long, device=attention_mask.device)  # of the token that is being fed
+        self.served: set[int] = set()  # layers that have called
+
+    def grow(self, tokens: int) -> None:
+        """Room for so many more tokens of every completion."""
+        self.own = [(F.pad(keys, (0, 0, 0, tokens)), F.pad(values, (0, 0, 0, tokens))) for keys, values in self.own]
+        self.own_bias = F.pad(self.own_bias, (0, tokens), value=-torch.inf)
+
+    def keep(self, prompts: Tensor, rows: Tensor, G: int) -> None:
+        """Only these prompts (of P) go on, with these rows (of P G): G of each."""
+        if len(prompts) < self.P:
+            self.prompt = [(keys[prompts], values[prompts]) for keys, values in self.prompt]
+            self.prompt_bias = self.prompt_bias[prompts]
+        self.own = [(keys[rows], values[rows]) for keys, values in self.own]
+        self.P = len(prompts)
+        self.G = G
+
+    def check_served(self, model) -> None:
+        """ValueError if some layer went past `attend`: it has seen nothing of what came before."""
+        if len(self.served) < len(self.prompt):
+            raise ValueError(f"not all layers of {type(model).__name__} go through transformers' attention registry")
+
+    def attend(self, module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling=None, **other):
+        """query (P G, H, 1, d), key and value (P G, kv, 1, d) -> (P G, 1, H, d), None: an attention without weights."""
+        for kind in ("sliding_window", "softcap", "s_aux"):
+            if other.get(kind) is not None:
+                raise ValueError(f"{type(module).__name__} asks for {kind}, which sampling here does not have")
+        layer = module.layer_idx
+        self.served.add(layer)
+        prompt_keys, prompt_values = self.prompt[layer]
+        own_keys, own_values = self.own[layer]
+        own_keys.index_copy_(2, self.place, key)
+        own_values.index_copy_(2, self.place, value)
+        P, G, S = self.P, self.G, prompt_keys.shape[2]
+        kv, d = key.shape[1], key.shape[3]
+        r = query.shape[1] // kv
+        scaling = d**-0.5 if scaling is None else scaling
+
+        def by_prompt(x: Tensor) -> Tensor:  # (P G, kv, r, n) -> (P, kv, G r, n)
+            return x.view(P, G, kv, r, -1).transpose(1, 2).reshape(P, kv, G * r, -1)
+
+        def by_completion(x: Tensor) -> Tensor:  # and back
+            return x.view(P, kv, G, r, -1).transpose(1, 2).reshape(P * G, kv, r, -1)
+
+        query = query.reshape(P * G, kv, r, d)
+        to_prompt = (by_prompt(query) @ prompt_keys.transpose(-1, -2)).float()
+        to_prompt = by_completion(torch.add(self.prompt_bias, to_prompt, alpha=scaling))
+        to_own = torch.add(self.own_bias, (query @ own_keys.transpose(-1, -2)).float(), alpha=scaling)
+        attention = torch.cat([to_prompt, to_own], -1).softmax(-1).to(value.dtype)  # (P G, kv, r, S + room)
+        seen = by_completion(by_prompt(attention[..., :S]) @ prompt_values) + attention[..., S:] @ own_values
+        return seen.reshape(P * G, 1, kv * r, -1), None
+
+
+def record(step: Callable[[], None]) -> Callable[[], None]:
+    """Run a step twice, then write it down as a CUDA graph: a function that runs it again, without Python.
+
+    Drawing one token takes a GPU a few milliseconds of reading weights, and Python more than that to launch the
+    thousand small kernels that do it.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # two ordinary steps: what libraries set up on first use must not be recorded
+        step()
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # writes down the step without running it
+        step()
+    return graph.replay
+
+
+@dataclasses.dataclass
+class _Batch:
+    """What is being decoded: B rows, each a completion, and their state."""
+
+    model: torch.nn.Module
+    seen: PromptOnce
+    draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # logits (B, V), uniforms (B,) -> tokens, their logp
+    rows: Tensor  # (B,) which of the P G completions each row is
+    noise: Tensor  # (B, T)
+    position: Tensor  # (3, B, 1) or (B, 1), of the token that was fed last
+    ids: Tensor  # (B, T), with logp (B, T): what has been drawn
+    logp: Tensor
+
+    def write(self, logits: Tensor) -> None:
+        """Token number `place` of every row, from logits (B, V)."""
+        place = self.seen.place
+        tokens, logp = self.draw(logits, self.noise.index_select(1, place)[:, 0])
+        self.ids.index_copy_(1, place, tokens[:, None])
+        self.logp.index_copy_(1, place, logp[:, None])
+
+    def step(self) -> None:
+        """Feed token number `place`, draw the next one. All it reads and writes are tensors that stay where they are,
+        so it can be recorded."""
+        seen = self.seen
+        seen.own_bias.index_fill_(0, seen.place, 0.0)
+        self.position.add_(1)
+        tokens = self.ids.index_select(1, seen.place)
+        out = self.model(input_ids=tokens, position_ids=self.position, use_cache=False, logits_to_keep=1)
+        seen.place.add_(1)
+        self.write(out.logits[:, -1])
+
+    def run(self, tokens: int) -> None:
+        """So many steps: a segment. On a GPU its step is recorded, anew in every one: shapes and weights change."""
+        self.seen.grow(tokens)
+        step = self.step
+        if self.ids.is_cuda and tokens > 4:
+            step = record(self.step)
+            tokens -= 2
+        for _ in range(tokens):
+            step()
+
+    def leave(self, alive: Tensor) -> None:
+        """Rows (B,) that are not alive go. A group keeps as many places as the fullest one needs: rows stay P' x G'."""
+        G = self.seen.G
+        living = alive.view(-1, G)
+        fullest = int(living.sum(-1).max())
+        prompts = living.any(-1).nonzero()[:, 0]
+        if fullest == G and len(prompts) == len(living):
+            return
+        first = (~living).int().argsort(dim=-1, stable=True)[prompts, :fullest]  # the living stand first
+        kept = (prompts[:, None] * G + first).flatten()
+        self.seen.keep(prompts, kept, fullest)
+        self.rows = self.rows[kept]
+        self.noise = self.noise[kept]
+        self.position = self.position[..., kept, :]
+        self.ids = self.ids[kept]
+        self.logp = self.logp[kept]
+
+
+def _checked(model, inputs: Mapping[str, Tensor], uniforms: Tensor, G: int, T: int) -> dict[str, Tensor]:
+    """What sample was given, with what may be left out; ValueError, in a sentence, for what would sample nonsense."""
+    require_plain_attention(model)
+    P, S = inputs["input_ids"].shape
+    if uniforms.ndim != 3 or any(has < needed for has, needed in zip(uniforms.shape, (P, G, T))):
+        raise ValueError(f"uniforms {tuple(uniforms.shape)} are fewer than (P, G, T) = {(P, G, T)}")
+    if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+        raise ValueError("uniforms must be at least 0 and below 1")
+    attention_mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+    if not bool((attention_mask[:, -1] != 0).all()) or bool((attention_mask[:, :-1] > attention_mask[:, 1:]).any()):
+        raise ValueError("prompts must be padded on the left: each one's last token in the last column")
+    inputs = {**inputs, "attention_mask": attention_mask}
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"{type(model).__name__} takes no position_ids, and so cannot sit behind a prompt's padding")
+    if "position_ids" not in inputs:
+        if hasattr(model.base_model, "get_rope_index"):
+            raise ValueError("this model's positions are 3-D: give position_ids (model.Policy.encode makes them)")
+        inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    return inputs
 
 
 @torch.no_grad()
@@ -105,74 +369,83 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    eos_token_id: int,
+    eos_token_id: int | Sequence[int],
     banned_ids: Sequence[int] = (),
+    segment: int | None = None,
 ) -> Rollout:
-    """G completions for each of P prompts, from any Hugging Face causal or image-text model.
+    """G completions for each of P prompts, from a Hugging Face causal or image-text model (transformers 5.17 to 5.23).
 
     inputs: what the processor made, LEFT-padded, with `attention_mask` and explicit `position_ids`, (3, P, S) for the
-    Qwen-VL families or (P, S). uniforms (P, G, >= max_new_tokens): all the randomness there is. eos_token_id: one
-    token. banned_ids can never be drawn (a policy that writes an image token crashes its own next forward).
+    Qwen-VL families; (P, S), or left out, for text models. uniforms (P, G, >= max_new_tokens) in [0, 1): all the
+    randomness there is. eos_token_id: one end token or several. banned_ids can never be drawn (a policy that writes an
+    image token crashes its own next forward).
 
-    Prefill runs once per prompt, vision tower included; only its cache is copied G times. Rows that have ended leave
-    the batch.
+    One prefill per prompt, vision tower included, whose keys and values are kept once per prompt (PromptOnce). Then
+    token by token, in segments of `segment` tokens (256 on a GPU, where a segment's step is recorded and replayed; 16
+    on a CPU): at a segment's end completions that have ended leave the batch. The idea is Hydragen's (2024): exact
+    attention over a shared prefix and separate suffixes.
+
+    ValueError before the prefill for a model that this cannot serve (require_plain_attention) and for inputs that would
+    sample nonsense. Training mode and attention are what they were, also after an error.
     """
-    P, S = inputs["input_ids"].shape
-    G = num_samples
-    T = max_new_tokens
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    G, T = num_samples, max_new_tokens
+    inputs = _checked(model, inputs, uniforms, G, T)
+    P = len(inputs["input_ids"])
     device = inputs["input_ids"].device
-    if any(has < needed for has, needed in zip(uniforms.shape, (P, G, T), strict=True)):
-        raise ValueError(f"uniforms {tuple(uniforms.shape)} are fewer than (P, G, T) = {(P, G, T)}")
-    training = model.training
-    model.eval()  # in training mode, gradient checkpointing would throw the cache away
-    out = model(**inputs, use_cache=True, logits_to_keep=1)
-    cache = out.past_key_values
-    logits = out.logits[:, -1].repeat_interleave(G, 0)  # (B, V), B = P * G rows alive
-    cache.batch_repeat_interleave(G)
-    growing = [layer for layer in cache.layers if type(layer).__name__ == "DynamicLayer"]  # sliding windows do not grow
-    for layer in growing:
-        reserve(layer)
-    attention_mask = inputs["attention_mask"].repeat_interleave(G, 0)  # (B, S + t)
-    # The last position of each row, (3, B) or (B,).
-    position = inputs["position_ids"].amax(dim=-1).repeat_interleave(G, -1)
-    uniforms = uniforms[:P, :G, :T].reshape(P * G, T).to(device)
-    ids, mask, logp = (torch.zeros(P * G, T, dtype=d, device=device) for d in (torch.long, torch.bool, torch.float))
-    rows = torch.arange(P * G, device=device)  # which completion each row of the batch is
+    segment = segment or (256 if device.type == "cuda" else 16)
+    ends = torch.as_tensor(eos_token_id, device=device).reshape(-1)
     banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=device)
-    for t in range(T):
-        logits = logits.float().index_fill(-1, banned, -torch.inf)
-        tokens, token_logp = pick_tokens(logits, uniforms[rows, t], temperature, top_p)
-        # The end token belongs to the completion: else stopping would get no gradient, an empty completion no weight.
-        ids[rows, t] = tokens
-        mask[rows, t] = True
-        logp[rows, t] = token_logp
-        alive = (tokens != eos_token_id).nonzero()[:, 0]
-        if len(alive) == 0 or t == T - 1:
-            break
-        if len(alive) < len(rows):
-            rows = rows[alive]
-            tokens = tokens[alive]
-            attention_mask = attention_mask[alive]
-            position = position[..., alive]
-            for layer in cache.layers:  # one by one, so that no more than a layer is there twice
-                if layer in growing:
-                    del layer.update  # and with it the old room
-                layer.batch_select_indices(alive)
-                if layer in growing:
-                    reserve(layer)
-        position = position + 1
-        attention_mask = F.pad(attention_mask, (0, 1), value=1)
-        logits = model(
-            input_ids=tokens[:, None],
-            attention_mask=attention_mask,
-            position_ids=position[..., None],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-    for layer in growing:
-        del layer.update  # a function that knows its layer: a circle, which would keep the cache through the update
-    model.train(training)
-    return Rollout(ids.view(P, G, T), mask.view(P, G, T), logp.view(P, G, T))
+    ids = torch.zeros(P * G, T, dtype=torch.long, device=device)
+    logp = torch.zeros(P * G, T, device=device)
+
+    def draw(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        return pick_tokens(logits.float().index_fill(-1, banned, -torch.inf), u, temperature, top_p)
+
+    training = model.training
+    config = model.get_decoder().config
+    attention = config._attn_implementation
+    model.eval()  # in training mode, gradient checkpointing would throw the cache away
+    try:
+        out = model(**inputs, use_cache=True, logits_to_keep=1)
+        batch = _Batch(
+            model=model,
+            seen=PromptOnce(out.past_key_values.layers, inputs["attention_mask"], G),
+            draw=draw,
+            rows=torch.arange(P * G, device=device),
+            noise=uniforms[:P, :G, :T].reshape(P * G, T).to(device),
+            position=inputs["position_ids"].amax(-1).repeat_interleave(G, -1)[..., None].clone(),
+            ids=ids.clone(),
+            logp=logp.clone(),
+        )
+        batch.write(out.logits[:, -1].repeat_interleave(G, 0))
+        del out
+        ALL_ATTENTION_FUNCTIONS["prompt_once"] = batch.seen.attend
+        config._attn_implementation = "prompt_once"  # a name that no mask is made for: PromptOnce brings its own
+        done = 1
+        while True:
+            ids[batch.rows] = batch.ids
+            logp[batch.rows] = batch.logp
+            if batch.logp[:, :done].isnan().any():  # nobody could look while a recorded step was replayed
+                raise ValueError("logits with a NaN, or a row in which no token may be drawn")
+            alive = ~torch.isin(batch.ids[:, :done], ends).any(-1)
+            if done == T or not alive.any():
+                break
+            batch.leave(alive)
+            batch.run(min(segment, T - done))
+            done += min(segment, T - done)
+            batch.seen.check_served(model)
+    finally:
+        config._attn_implementation = attention
+        if "prompt_once" in ALL_ATTENTION_FUNCTIONS:
+            del ALL_ATTENTION_FUNCTIONS["prompt_once"]
+        model.train(training)
+
+    # The end token belongs to the completion: else stopping would get no gradient, an empty completion no weight.
+    end = torch.isin(ids, ends)
+    mask = end.cumsum(-1) - end.long() == 0
+    return Rollout(ids.where(mask, 0).view(P, G, T), mask.view(P, G, T), logp.where(mask, 0.0).view(P, G, T))
 
 
 # ----------------------------------------------------------------------------------------------------------- advantages
@@ -185,11 +458,16 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     equal has nothing to compare and gets exactly 0. That is decided by its range: the standard deviation of equal
     floats may come out as 1e-17, and dividing by it and a tiny eps would turn rounding into a training signal.
 
+    Rewards of one axis, (G,), are one group: give several groups as (P, G), a group a row. Whole numbers give float32,
+    floats their own type. ValueError for a reward that is not a finite number.
+
     >>> group_advantages(torch.tensor([[6.0, 2.0, 2.0, 2.0]]))  # one right answer among four
     tensor([[ 1.4999, -0.5000, -0.5000, -0.5000]])
     """
-    r = rewards.double()
+    if not torch.isfinite(rewards).all():
+        raise ValueError(f"a reward is not a finite number: {rewards.tolist()}")
     dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
+    r = rewards.double()
     if r.shape[-1] < 2:  # nobody to compare with
         return torch.zeros_like(rewards, dtype=dtype)
     A = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + eps)
@@ -208,12 +486,16 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
 
     Call it ONCE per optimizer step, with all prompts that this process holds, and slice it for micro-batches: then the
     gradient does not depend on how the step is cut, which is what per-micro-batch means get wrong. A completion (or,
-    under "token", a group) without tokens weighs nothing, and what it would have weighed goes to the others.
+    under "token", a group) without tokens weighs nothing, and what it would have weighed goes to the others. Over
+    processes the mean of their losses is the loss over all prompts if each holds as many completions (groups) that
+    have a token; `sample` writes none without.
 
     >>> mask = torch.tensor([[[True, True, True], [True, False, False]]])  # completions of three tokens and of one
     >>> token_weights(mask, "sequence")[0, :, 0], token_weights(mask, "token")[0, :, 0]  # of their first tokens
     (tensor([0.1667, 0.5000]), tensor([0.2500, 0.2500]))
     """
+    if mask.ndim != 3:
+        raise ValueError(f"mask {tuple(mask.shape)} must be (P, G, T): which completions are a group matters")
     m = mask.double()
     length = m.sum(-1, keepdim=True)  # |o_i|: (P, G, 1)
     if average == "sequence":
@@ -229,12 +511,12 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
 def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(policy || reference) per token, float32: exp(d) - d - 1, d = log pi_ref - log pi.
 
-    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative; unbiased, for tokens that this very policy drew. d is clamped at +-20 so
-    that exp cannot overflow, and the value at 10, so that one token cannot own the gradient (where a clamp acts, the
-    gradient is 0).
+    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative (near 0, exp(d) - d - 1 would be rounding: hence expm1); unbiased, for
+    tokens that this very policy drew. d is clamped at +-20 so that exp cannot overflow, and the value at 10, so that
+    one token cannot own the gradient (where a clamp acts, the gradient is 0).
     """
     d = (ref_logp.float() - logp.float()).clamp(-20, 20)
-    return (d.exp() - d - 1).clamp(max=10)
+    return (d.expm1() - d).clamp(0, 10)
 
 
 def grpo_loss(
@@ -250,31 +532,45 @@ def grpo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped GRPO objective as a loss: the sum over tokens of weights * (-min(rho A, clip(rho) A) + beta kl).
 
-    logp, old_logp, ref_logp, weights (P, G, T), or the same slice of each, of any shape (..., T); advantages (P, G), or
-    (...). Log-probabilities of the sampled tokens under the policy now; under the policy that sampled them, as the
-    first update on them finds it; under the reference (None: no KL). weights come from token_weights, so micro-batches
-    simply add up, and the metrics (weighted sums: kl, clip_low, clip_high, ratio) do too. Padding has weight 0; its
-    log-probabilities must be finite. Tokens in one line, (M,), with an advantage each: hand over logp[:, None] and so
-    on, and advantages (M,).
+    logp, old_logp, ref_logp, weights: one shape, (P, G, T), or the same slice of each, or (M,), tokens in one line.
+    Log-probabilities of the sampled tokens under the policy now; under the policy that sampled them, as the first
+    update on them finds it; under the reference (None: no KL). Only logp carries gradient. advantages: one per
+    completion, (P, G), that is, logp's shape without its last axis; or one per token, of logp's shape. weights come
+    from token_weights, so micro-batches simply add up, and the metrics (weighted sums: kl, ratio, clipped_low,
+    clipped_high) do too. Padding has weight 0; its log-probabilities must be finite.
 
     clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2): a token that did well may grow by more than a token that
     did badly may shrink, so rare good tokens are not held back. With one update per rollout rho is identically 1 and
-    neither clip ever acts.
+    neither clip ever acts. The log of rho is clamped at +-20, so that exp cannot overflow; there the gradient is 0.
+
+    ValueError for other shapes, which would broadcast to a number, and a wrong one; for weights that are bools (a mask
+    is no weight); for beta > 0 without a reference.
     """
-    if advantages.shape != logp.shape[:-1]:  # broadcasting would give a number, and a wrong one
-        raise ValueError(f"advantages {tuple(advantages.shape)}, but logp {tuple(logp.shape)}: one per completion")
-    logp, old_logp = logp.float(), old_logp.float()
-    A = advantages.float()[..., None]  # one scalar per completion, shared by its tokens
-    rho = (logp - old_logp).clamp(-20, 20).exp()  # rho_it = pi_theta / pi_old
+    for name, given in (("old_logp", old_logp), ("ref_logp", ref_logp), ("weights", weights)):
+        if given is not None and given.shape != logp.shape:
+            raise ValueError(f"{name} {tuple(given.shape)}, but logp {tuple(logp.shape)}")
+        if given is not None and not given.is_floating_point():
+            raise ValueError(f"{name} are {given.dtype}: they must be floats (weights come from token_weights)")
+    if advantages.shape not in (logp.shape, logp.shape[:-1]):
+        raise ValueError(
+            f"advantages {tuple(advantages.shape)}, but logp {tuple(logp.shape)}: one per completion or token"
+        )
+    if beta > 0 and ref_logp is None:
+        raise ValueError(f"beta {beta} weighs the KL to a reference: give ref_logp")
+    A = advantages.float()
+    if A.shape != logp.shape:
+        A = A[..., None]  # one scalar per completion, shared by its tokens
+    logp = logp.float()
+    rho = (logp - old_logp.detach().float()).clamp(-20, 20).exp()  # rho_it = pi_theta / pi_old
     clipped = rho.clamp(1 - clip_low, 1 + clip_high)
     loss = -torch.minimum(rho * A, clipped * A)
     metrics = {
         "ratio": rho,
-        "clip_low": (rho < 1 - clip_low) & (A < 0),  # tokens whose gradient the clip has cut
-        "clip_high": (rho > 1 + clip_high) & (A > 0),
+        "clipped_low": (rho < 1 - clip_low) & (A < 0),  # tokens whose gradient the clip has cut
+        "clipped_high": (rho > 1 + clip_high) & (A > 0),
     }
     if ref_logp is not None:
-        metrics["kl"] = k3_kl(logp, ref_logp)
+        metrics["kl"] = k3_kl(logp, ref_logp.detach())
         loss = loss + beta * metrics["kl"]
     return (weights * loss).sum(), {name: (weights * value.detach()).sum() for name, value in metrics.items()}
 
@@ -303,11 +599,11 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution (nats), without ever holding all logits.
 
-    hidden (N, d): the state that PREDICTS the target, that is, of the token before it; lm_head_weight (V, d); targets
-    (N,). Returns logp (N,) and entropy (N,), float32; entropy carries no gradient. temperature > 0 and banned_ids as in
-    `sample`: what could not be drawn has no probability here either. (There is no top_p: with it, what was sampled was
-    drawn from a narrower distribution than what is trained.) The output layer is one matrix, as in Qwen: no bias, no
-    scale, no cap on the logits.
+    hidden (M, d): the state that PREDICTS the target, that is, of the token before it (predicting_states);
+    lm_head_weight (V, d); targets (M,). Returns logp (M,) and entropy (M,), float32; entropy carries no gradient.
+    temperature > 0 and banned_ids as in `sample`: what could not be drawn has no probability here either. (There is no
+    top_p: with it, what was sampled was drawn from a narrower distribution than what is trained.) The output layer is
+    one matrix, as in Qwen: no bias, no scale, no cap on the logits.
 
     Logits exist for `chunk` tokens at a time, in forward and, by recomputation, in backward: at V = 152,000, 1,600
     completion tokens would otherwise take 1 GB in float32, and three times that with their gradient.
@@ -321,36 +617,3 @@ def token_logprobs(
         return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
     logp, entropy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return logp, entropy
-
-
-# -------------------------------------------------------------------------------------------------------------- packing
-
-
-def pack_group(prompt_ids: Tensor, completions: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """One prompt and its completions in a single row [prompt | o_1 | ... | o_G]: the prompt is computed once.
-
-    prompt_ids (S,) without padding, completions a list of (t_i,) -> ids (L,), positions (L,) (of text; for M-RoPE see
-    model.Policy.pack), mask (L, L) bool: mask[q, k] = q sees k.
-
-              prompt  o_1   o_2     A completion sees the prompt and itself, never its siblings; its positions continue
-     prompt   tri      .     .      the prompt's (S, S + 1, ...) as if it stood there alone. So each token gets the very
-     o_1      full    tri    .      numbers that it would get in a row of its own, at 1,000 + 8 x 200 tokens instead of
-     o_2      full     .    tri     8 x 1,200.
-
-    A model loaded with attn_implementation="sdpa" takes the mask as mask[None, None]. (With "eager" it would add the
-    bools to its scores, without a word: give it 0 and -inf.) The state that predicts a completion's first token is the
-    prompt's last, at S - 1, for every completion; each further token is predicted by the state before it. Check that
-    what comes out agrees with Rollout.logp.
-    """
-    S = len(prompt_ids)
-    device = prompt_ids.device
-    ids = torch.cat([prompt_ids, *completions])
-    branch = torch.cat(
-        [torch.full((len(part),), i, device=device) for i, part in enumerate([prompt_ids, *completions])]
-    )
-    positions = torch.cat(
-        [torch.arange(S, device=device), *[S + torch.arange(len(o), device=device) for o in completions]]
-    )
-    causal = torch.ones(len(ids), len(ids), dtype=torch.bool, device=device).tril()
-    mask = causal & ((branch[None, :] == 0) | (branch[None, :] == branch[:, None]))
-    return ids, positions, mask

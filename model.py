@@ -56,8 +56,13 @@ class Prompts:
         # Rows of pixel_values up to each picture's end.
         ends = self.inputs["image_grid_thw"].prod(-1).cumsum(0).tolist()
         pixels = slice(ends[i - 1] if i else 0, ends[min(j, len(ends)) - 1])
-        cut = {"position_ids": lambda x: x[:, i:j], "pixel_values": lambda x: x[pixels]}
-        return {name: cut.get(name, lambda x: x[i:j])(x) for name, x in self.inputs.items()}
+        part = {}
+        for name, x in self.inputs.items():
+            if name == "position_ids":  # (3, P, S)
+                part[name] = x[:, i:j]
+            else:
+                part[name] = x[pixels] if name == "pixel_values" else x[i:j]
+        return part
 
 
 @dataclasses.dataclass
@@ -74,8 +79,67 @@ class Rows:
     queries: Tensor | None = None  # (B, K) flat indices of the context queries
 
 
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # model_type of what is supported; data.FAMILIES: how each writes
+
+
+class CannotLoad(OSError):
+    """A network that cannot be had, in one sentence. `what` is "policy" or "segmenter", `name` what was asked for."""
+
+    def __init__(self, what: str, name: str, why: str):
+        super().__init__(f"could not load the {what} {name!r}: {why}")
+        self.what = what
+        self.name = name
+
+
+def _require_rgb(images: Sequence[Image.Image]) -> None:
+    for i, image in enumerate(images):
+        if image.mode != "RGB":
+            raise ValueError(f"picture {i} has mode {image.mode!r}: make it RGB (benchmarks.pictures.open_image does)")
+
+
+def window_attention(module, query, key, value, attention_mask=None, *, scaling=None, cu_seq_lens_q=None, **other):
+    """The vision tower's attention, each patch within its window (or picture), all windows in one call.
+
+    query, key, value (1, H, L, d); cu_seq_lens_q (W + 1,): where the W windows begin and end -> (1, L, H, d), None.
+    transformers calls any attention that is not a flash kernel once per window: 144 of them for a picture of 840 x 840
+    and 28 layers in Qwen2.5-VL, 20,000 small kernels.
+    """
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, H, d)
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        bounds = cu_seq_lens_q.int()
+        longest = int(other["max_length_q"])
+        out = varlen_attn(
+            q.contiguous(), k.contiguous(), v.contiguous(), bounds, bounds, longest, longest, scale=scaling
+        )
+        return out[None], None
+    # Elsewhere windows of the same length are a batch: exact, and at most a few lengths.
+    starts = cu_seq_lens_q[:-1]
+    lengths = cu_seq_lens_q[1:] - starts
+    out = torch.empty_like(q)
+    for n in lengths.unique().tolist():
+        rows = starts[lengths == n][:, None] + torch.arange(n, device=q.device)  # (windows, n)
+        batch = (x[rows].transpose(1, 2) for x in (q, k, v))  # (windows, H, n, d)
+        out[rows] = F.scaled_dot_product_attention(*batch, scale=scaling).transpose(1, 2)
+    return out[None], None
+
+
+def windows_in_one_call(vlm) -> None:
+    """Let a VLM's vision tower use window_attention. By its name transformers takes it for a flash kernel, and so hands
+    it all windows together; nothing is patched."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS["windows_flash"] = window_attention
+    vlm.model.visual.config._attn_implementation = "windows_flash"
+
+
 class Policy(nn.Module):
-    """A Qwen-VL and its processor as one module. All training goes through `forward`, which FSDP and autocast wrap."""
+    """A Qwen-VL and its processor as one module. All training goes through `forward`, which FSDP and autocast wrap.
+
+    It must not have a get_output_embeddings of its own: Accelerate's FSDP2 would then shard the output matrix by
+    itself, and forward, which takes that matrix from outside its module, would find a piece of it.
+    """
 
     def __init__(
         self,
@@ -87,6 +151,8 @@ class Policy(nn.Module):
         segmenter: Segmenter | None = None,  # both are trained with it
     ):
         super().__init__()
+        grpo.require_plain_attention(vlm)
+        windows_in_one_call(vlm)
         self.vlm = vlm
         self.processor = processor
         self.context = context
@@ -100,6 +166,10 @@ class Policy(nn.Module):
         self.factor = vision.patch_size * vision.spatial_merge_size  # sides of a resized picture are multiples of it
         tokenizer = processor.tokenizer
         self.eos_token_id: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        # A model may end otherwise, too: at any token that its generation_config names.
+        named = vlm.generation_config.eos_token_id
+        self.end_ids: list[int] = sorted({self.eos_token_id, *(named if isinstance(named, list) else [named or 0])})
+        self.opened = self._opened()
         # Vision tokens in a completion would ask the next forward for pictures that do not exist: they are never
         # sampled, and have no probability when completions are scored.
         names = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -112,12 +182,26 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.vlm.device
 
+    def _opened(self) -> str:
+        """What the chat template writes of the answer itself, as those of reasoning models do: "<think>", or nothing.
+
+        It stands in the prompt, and so at the head of every completion (`decode`): without it the thought of such a
+        model would never be found.
+        """
+        message = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        asked = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=False)
+        opened = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        at = opened.find("<think>", len(asked)) if opened.startswith(asked) else opened.rfind("<think>")
+        return opened[at:] if at >= 0 else ""
+
     def encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Prompts:
         """P RGB pictures and P user messages -> Prompts, on the policy's device.
 
         image_size resizes every picture to that square (rounded down to the family's factor: 840 becomes 832 at factor
-        32); without it the processor's native resize applies, up to max_pixels.
+        32); without it the processor's native resize applies, up to max_pixels. ValueError for pictures that are not
+        RGB.
         """
+        _require_rgb(images)
         if self.image_size:
             side = self.image_size // self.factor * self.factor
             images = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]
@@ -164,7 +248,7 @@ class Policy(nn.Module):
         Completions keep their order: the M tokens that forward scores are row by row, completion by completion, token
         by token; query states come in the same order.
         """
-        # Where a row's places come from:   S prompt tokens | t_1 tokens of o_1, K places | t_2 tokens of o_2, K places
+        # A row:   S prompt tokens | t_1 tokens of o_1, K places | t_2 tokens of o_2, K places | ...
         # `at` walks along the rows of the flattened (R, L): the place of the current completion's first token.
         K = 0 if self.context is None else len(self.context.queries)
         prompt_lengths = prompts.inputs["attention_mask"].sum(-1).tolist()
@@ -188,12 +272,10 @@ class Policy(nn.Module):
                 (F.pad(ids, (0, padding)), F.pad(torch.cat([rope, after], 1), (0, padding)), padded, pixels, grid)
             )
             at = r * L + S
+            source.append(r * L + grpo.predicting_states(S, [len(o) for o in completions], K).to(ids.device))
+            target += completions
+            at = r * L + S
             for o in completions:
-                # Token t is predicted by the state before it, the first one by the prompt's last, which all share.
-                before = torch.arange(at - 1, at + len(o) - 1, device=ids.device)
-                before[:1] = r * L + S - 1
-                source.append(before)
-                target.append(o)
                 queries.append(torch.arange(at + len(o), at + len(o) + K, device=ids.device))
                 at += len(o) + K
         ids, positions, visible, pixels, grid = zip(*parts, strict=True)
@@ -214,9 +296,11 @@ class Policy(nn.Module):
         temperature: float = 1.0,  # what the completions were sampled at
         embeddings: Embeddings | None = None,  # LENS: SAM2's view of the pictures; without it no mask is made
         index: Tensor | None = None,  # (B,) which of these pictures each completion is about
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Score packed completions (grpo.token_logprobs): logp (M,), entropy (M,); for LENS, with the pictures'
-        embeddings and index (B,) into them, also each completion's mask logits (B, h, w), else None."""
+        score: bool = True,  # False where masks alone are wanted: no logits are made
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Score packed completions (grpo.token_logprobs): logp (M,), entropy (M,), None each without `score`; for LENS,
+        with the pictures' embeddings and index (B,) into them, also each completion's mask logits (B, h, w), else
+        None."""
         embeds = self.vlm.get_input_embeddings()(rows.ids)
         if rows.queries is not None:  # LENS: learned vectors in the places that `pack` left for them
             B, K = rows.queries.shape
@@ -230,15 +314,17 @@ class Policy(nn.Module):
             image_grid_thw=rows.image_grid_thw,
             use_cache=False,
         ).last_hidden_state.flatten(0, 1)  # (R * L, d)
-        # Only states that predict a completion's token meet the output matrix: prompt, padding and queries need no
-        # logits, of which a full set is what fills a GPU.
-        logp, entropy = grpo.token_logprobs(
-            hidden[rows.source],
-            self.vlm.get_output_embeddings().weight,
-            rows.target,
-            temperature=temperature,
-            banned_ids=self.banned_ids,
-        )
+        logp = entropy = None
+        if score:
+            # Only states that predict a completion's token meet the output matrix: prompt, padding and queries need no
+            # logits, of which a full set is what fills a GPU.
+            logp, entropy = grpo.token_logprobs(
+                hidden[rows.source],
+                self.vlm.get_output_embeddings().weight,
+                rows.target,
+                temperature=temperature,
+                banned_ids=self.banned_ids,
+            )
         if rows.queries is None or embeddings is None:
             return logp, entropy, None
         # LENS Eq. 2-4: states of the queries -> connector -> SAM2's sparse prompt tokens -> its single-mask output.
@@ -246,11 +332,20 @@ class Policy(nn.Module):
         return logp, entropy, self.segmenter.decode(embeddings, index, tokens)[0][:, 0]
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
-        """(B, T) ids and mask -> the completions' texts, without their end token."""
+        """(B, T) ids and mask (the tokens that were written) -> the completions' texts, without their end token, with
+        what the chat template had written of them (`opened`)."""
+        ids = ids.cpu()
+        kept = mask.cpu() & ~torch.isin(ids, torch.tensor(self.end_ids))
+        tokenizer = self.processor.tokenizer
         return [
-            self.processor.tokenizer.decode(row[keep & (row != self.eos_token_id)].tolist(), skip_special_tokens=False)
-            for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)
+            self.opened + tokenizer.decode(row[keep].tolist(), skip_special_tokens=False)
+            for row, keep in zip(ids, kept, strict=True)
         ]
+
+    def tokens(self, text: str) -> list[int]:
+        """A completion's text, as decode gives it, as tokens to be trained on: its end token is put behind it."""
+        written = text.removeprefix("<think>") if self.opened.startswith("<think>") else text
+        return self.processor.tokenizer(written).input_ids + [self.eos_token_id]
 
     def save(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
         """Write the Hugging Face format: from_pretrained loads the folder. LENS's context module and mask decoder lie
@@ -331,7 +426,7 @@ def paint(policy: nn.Module, micros: Sequence[Micro], embeddings: Embeddings) ->
     masks = {}
     for micro in micros:
         index = torch.tensor([p for p, _ in micro.completions], device=embeddings.features.device)
-        logits = policy(micro.rows, embeddings=embeddings, index=index)[2]
+        logits = policy(micro.rows, embeddings=embeddings, index=index, score=False)[2]
         for (p, g), logit in zip(micro.completions, logits, strict=True):
             masks[p, g] = Segmenter.resize(logit, embeddings.sizes[p]) > 0
     return masks
@@ -371,19 +466,24 @@ def load_policy(
     """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL from a Hub id or a folder, with its context module if the folder has one.
 
     If the folder holds a LoRA, the model that it belongs to with the adapter on it (add_lora).
-    Raises OSError, with one sentence that says what was not reached, where neither gives a model.
+    CannotLoad, an OSError, where neither gives a model, or one of another family.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     name = find(name)
     lora = Path(name, "adapter_config.json")
     base = find(json.loads(lora.read_text())["base_model_name_or_path"]) if lora.exists() else name
     try:
+        family = AutoConfig.from_pretrained(base).model_type
+        if family not in FAMILIES:
+            raise CannotLoad("policy", base, f"it is a {family}, and what works here is {', '.join(FAMILIES)}.")
         processor = AutoProcessor.from_pretrained(name)
         vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
-    except OSError as error:
-        why = "neither a usable folder here nor to be had from the Hugging Face Hub."
-        raise OSError(f"could not load the policy {base!r}: {why}") from error
+    except CannotLoad:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a model_type that this transformers does not know
+        why = "neither a usable folder here nor to be had from the Hugging Face Hub, or not known to this transformers."
+        raise CannotLoad("policy", base, why) from error
     if lora.exists():
         add_lora(vlm, folder=name)
     for module in vlm.modules():  # dropout would make the log-probabilities of sampling and of training differ
@@ -447,7 +547,8 @@ class Segmenter(nn.Module):
     the two equal.
     """
 
-    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    MEAN = (0.485, 0.456, 0.406)
+    STD = (0.229, 0.224, 0.225)
 
     def __init__(self, image_encoder, prompt_encoder, mask_decoder, no_mem_embed: Tensor, image_size: int):
         super().__init__()
@@ -458,13 +559,20 @@ class Segmenter(nn.Module):
         self.image_size = image_size
         self.name = ""  # where it was loaded from
 
+    @classmethod
+    def from_sam2(cls, sam) -> Segmenter:
+        """Of a model of the sam2 package (sam2.build_sam.build_sam2), whose parts it shares."""
+        parts = (sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed)
+        return cls(*parts, sam.image_size)
+
     @property
     def device(self) -> torch.device:
         return self.no_mem_embed.device
 
     def embed(self, images: Sequence[Image.Image], chunk: int = 16) -> Embeddings:
         """I RGB pictures of any sizes -> Embeddings. The image encoder sees each once (`chunk` at a time); everything
-        after it is cheap."""
+        after it is cheap. ValueError for a picture that is not RGB."""
+        _require_rgb(images)
         size = (self.image_size, self.image_size)  # SAM2 squares every picture
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.MEAN, self.STD))
         parts = []
@@ -582,7 +690,7 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
     checkpoint files, known by its file name, or "CONFIG.yaml:FILE.pt" for any other; a folder with segmenter.yaml
     (build_segmenter) and segmenter.safetensors.
 
-    Raises OSError with one sentence where it cannot be had.
+    CannotLoad, an OSError, where it cannot be had.
     """
     name = str(name)
     folder = Path(find(name))
@@ -601,14 +709,20 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
                 sam = build_sam2(config or known[Path(checkpoint).name], checkpoint, device="cpu")
         except (OSError, KeyError) as error:
             why = "it is no checkpoint or folder with segmenter.yaml here, and the Hugging Face Hub did not give it."
-            raise OSError(f"could not load the segmenter {name!r}: {why}") from error
-        parts = sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed
-        segmenter = Segmenter(*parts, sam.image_size)
+            raise CannotLoad("segmenter", name, why) from error
+        segmenter = Segmenter.from_sam2(sam)
     segmenter.name = name
     return segmenter.eval().requires_grad_(False).to(device)
 
 
 # ------------------------------------------------------------------------------------------------- LENS: context module
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), the activation of Qwen2-VL's vision blocks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
 
 
 class ContextModule(nn.Module):
@@ -622,6 +736,13 @@ class ContextModule(nn.Module):
     blocks (full attention, 16 heads, MLP ratio 4, quick-GELU), then Linear(d, d)-GELU-Linear(d, c). connector "mlp"
     (Table 4's weaker one): no blocks, a two-layer MLP per query in their place, the same projection. collapse (released
     code): a convolution over the K states makes them one token before the projection (paper: K tokens).
+
+    >>> context = ContextModule(d=64, c=32, num_queries=8, layers=1)
+    >>> text = torch.zeros(2, 5, 64)  # embeddings of B = 2 finished sequences
+    >>> embeds = torch.cat([text, context.queries.expand(2, -1, -1)], 1)  # the queries stand behind, at places 5 to 12
+    >>> states = embeds  # what a causal language model makes of embeds, its last hidden states
+    >>> context(states[:, 5:]).shape  # SAM2's sparse prompt tokens
+    torch.Size([2, 8, 32])
     """
 
     def __init__(
@@ -638,8 +759,7 @@ class ContextModule(nn.Module):
         self.queries = nn.Parameter(torch.randn(num_queries, d) * 0.02)
         if connector == "transformer":
             self.positions = nn.Parameter(torch.randn(num_queries, d) * 0.02)
-            quick_gelu = lambda x: x * torch.sigmoid(1.702 * x)  # noqa: E731
-            how = dict(activation=quick_gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True)
+            how = dict(activation=QuickGELU(), layer_norm_eps=1e-6, batch_first=True, norm_first=True)
             blocks = [nn.TransformerEncoderLayer(d, 16, 4 * d, dropout=0.0, **how) for _ in range(layers)]
             self.blocks = nn.Sequential(*blocks)
         elif connector == "mlp":
@@ -665,10 +785,17 @@ def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
     return 1 - (2 * (p * t).sum(-1) + eps) / (p.sum(-1) + t.sum(-1) + eps)
 
 
-def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """LENS's L_seg per mask, (B, H, W) logits and truth (bool or float) -> (B,): dice + mean binary cross-entropy.
+def mask_loss(logits: Tensor, target: Tensor, focal: bool = False) -> Tensor:
+    """LENS's L_seg per mask, (B, H, W) logits and truth (bool or float) -> (B,): dice + mean binary cross-entropy (its
+    code), or + mean focal loss (the paper's example; gamma 2, alpha 0.25, as in the focal loss's own paper).
 
     Both at one resolution, the truth's: Segmenter.resize takes the logits there.
     """
-    bce = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none").flatten(1).mean(-1)
-    return dice_loss(logits, target) + bce
+    truth = target.to(logits)
+    if focal:
+        from torchvision.ops import sigmoid_focal_loss
+
+        each = sigmoid_focal_loss(logits, truth)
+    else:
+        each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return dice_loss(logits, target) + each.flatten(1).mean(-1)

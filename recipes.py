@@ -13,6 +13,7 @@ tables of docs/choices.md list it all.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import field
 from typing import Literal
 
@@ -38,6 +39,7 @@ class Recipe:
     # --- who learns
     name: str = ""  # the recipe's name; kept in checkpoints
     model: str = QWEN25_7B  # the policy: Hub id or folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL
+    start: str = ""  # the recipe whose end this one starts from, where it is a second stage
     segmenter: str = SAM2_LARGE  # Hub id, checkpoint or folder of a SAM2
     # where SAM2's masks count: nowhere in training; in the reward; in loss and reward (LENS)
     segmenter_use: Literal["evaluation", "reward", "loss"] = "evaluation"
@@ -47,8 +49,9 @@ class Recipe:
     dataset: str = "visionreasoner"  # a layout of data.load, several joined by commas
     data_root: str = MULTI_OBJECT_7K  # the folder that the dataset lies in, or its Hub id
     split: str = "train"  # the split trained on
-    one_expression: bool = False  # one sentence per reference, drawn once by seed, instead of every sentence
-    limit: int = 0  # train on a seeded draw of this many samples (0: all)
+    one_expression: bool = False  # a sample per reference, with one of its sentences, instead of one per sentence
+    redraw: bool = False  # ... drawn anew for every (seed, epoch, reference), instead of once by seed (LENS)
+    limit: int = 0  # train on the first so many usable samples of a seeded walk through the split (0: all)
     image_size: int = 840  # pictures are resized to this square for the VLM; 0: native resize up to max_pixels
     max_pixels: int = 1_000_000  # pixel cap of the native resize
     # --- what it writes and what that is worth
@@ -60,10 +63,13 @@ class Recipe:
     weights: dict[str, float] = field(default_factory=dict)
     tiers: tuple[float, ...] = (0.5, 0.7, 0.8)  # SAM-R1: IoU thresholds (exclusive) ...
     tier_rewards: tuple[float, ...] = (2.0, 3.0, 4.0)  # ... and what passing each is worth
+    look: bool = False  # Look-to-Confirm's part: <look> tags in the reasoning are paid (its prompt: --schema drseg)
+    continuous: bool = False  # VisionReasoner: its accuracy by degrees instead of thresholds (Dr. Seg Table 1)
     rank: Literal["queue", "raw"] = "queue"  # Dr. Seg: percentile in the queue, or the raw metrics (Table 5)
-    components: tuple[int, ...] = (0, 1, 2)  # Dr. Seg: which of box IoU, count, point score (Table 10)
-    queue_size: int = 2048  # Dr. Seg: vectors remembered
-    queue_zeros: int = 128  # Dr. Seg: vectors of zeros at the start, one step's worth [C]
+    components: tuple[int, ...] = (0, 1, 2)  # Dr. Seg: which of box IoU, count, point score; may be none (Table 10)
+    queue_size: int = 2048  # Dr. Seg: vectors remembered (Table 6)
+    # GenSeg-R1-G: the box that a negative point must lie in: the true one of the matched object, its own, or both
+    negative_box: Literal["truth", "written", "both"] = "truth"
     # reward details as in the released code where it differs from the paper (docs/choices.md)
     released: bool = False
     # --- GRPO
@@ -92,6 +98,7 @@ class Recipe:
     connector: Literal["transformer", "mlp"] = "transformer"  # Table 4
     collapse: bool = False  # released form: K states become one prompt token
     seg_weight: float = 1.0  # lambda of L = L_GRPO + lambda L_seg (Eq. 7)
+    focal: bool = False  # L_seg with focal loss (the paper's example) in place of cross-entropy (its code)
     tune_decoder: bool = True  # train SAM2's mask decoder in the joint stage (Table A3)
     # --- how it runs (of these only dtype and lora_rank change results, the others at most their rounding)
     prompts_at_once: int = 0  # prompts sampled together (0: all of a process); fewer need less memory
@@ -100,12 +107,16 @@ class Recipe:
     gradient_checkpointing: bool = True
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; weights that learn are float32 either way
     park: bool = False  # keep reference and replica in the CPU's memory while they are not in use
-    capture: bool = False  # on a GPU, sample with fast.py's captured decode step
     lora_rank: int = 0  # train a LoRA of this rank instead of all weights (needs peft)
     save_every: int = 50  # steps between checkpoints
     keep: int = 2  # checkpoints kept
     eval_samples: int = 0  # held-out samples scored before and after (0: none)
     eval_split: str = "val"
+
+    @property
+    def queue_zeros(self) -> int:
+        """Dr. Seg's queue begins with one step of zeros (section 5.1): 16 prompts x 8 completions are 128."""
+        return self.prompts_per_step * self.num_samples
 
     @property
     def needs_reference(self) -> bool:
@@ -144,6 +155,9 @@ VISIONREASONER = Recipe(
 # same and an improvement counts for as much late in training as early. About 500 steps.
 DRSEG = Recipe(
     name="drseg",
+    schema="drseg",
+    reward="drseg",
+    look=True,
     max_completion=3000,
     max_steps=500,
     weights={"look": 1.0, "think": 1.0, "answer": 1.0, "non_repeat": 1.0, "accuracy": 1.0},
@@ -190,14 +204,16 @@ GENSEG = Recipe(
 GENSEG_8B = dataclasses.replace(GENSEG, name="genseg-8b", model=QWEN3_8B)
 
 # GenSeg-R1-G. The same on gRefCOCO with its no-target queries, and SAM2 in the reward: mask IoU (x 5), valid negative
-# points (x 10: inside the written box, off the true mask) and "nothing fits" (+10 when true, -10 for any box then).
-# Section 5's two-stage run is genseg first, then --recipe genseg-g --model its-checkpoint.
+# points (x 10: inside the matched object's true box, off the true mask; --negative_box has other readings) and "nothing
+# fits" (+10 when true, -10 for any box then). 15,285 samples. Section 5's two-stage run is genseg first, then --recipe
+# genseg-g --model its-checkpoint.
 GENSEG_G = dataclasses.replace(
     GENSEG,
     name="genseg-g",
     segmenter_use="reward",
     dataset="grefcoco",
     data_root="data",
+    limit=15_285,
     schema="genseg-g",
     reward="genseg-g",
     weights={**GENSEG.weights, "mask_iou": 5.0, "negative": 10.0, "no_target": 10.0},
@@ -207,7 +223,8 @@ GENSEG_G = dataclasses.replace(
 # and a connector turns their last states into SAM2's prompt tokens (Eq. 2-4; model.ContextModule). Stage one,
 # lens-align, trains only these, on masks. Stage two, lens, trains VLM, context module and mask decoder together: L =
 # L_GRPO + lambda L_seg (Eq. 7), with the reward format + box IoU^2 + mask IoU^2 (Eq. 6): the reasoning is paid for the
-# mask that it leads to.
+# mask that it leads to. An epoch counts references, each with one of its sentences, another one every time [C].
+# lens-reasonseg goes on from there on ReasonSeg's training split.
 LENS_ALIGN = Recipe(
     name="lens-align",
     model=QWEN25_3B,
@@ -215,6 +232,8 @@ LENS_ALIGN = Recipe(
     train="context",
     dataset="refcoco,refcoco+,refcocog",
     data_root="data",
+    one_expression=True,
+    redraw=True,
     schema="lens",
     reward="lens",
     reward_frame=(0, 0),
@@ -237,6 +256,7 @@ LENS = dataclasses.replace(
     LENS_ALIGN,
     name="lens",
     model="runs/lens-align/final",
+    start="lens-align",
     train="all",
     num_samples=8,
     prompts_per_step=64,
@@ -245,12 +265,20 @@ LENS = dataclasses.replace(
     schedule="linear",
     warmup_steps=0,
     epochs=16,
-    one_expression=True,
     tune_decoder=True,
     park=True,
 )
 LENS_ALIGN_2B = dataclasses.replace(LENS_ALIGN, name="lens-align-2b", model=QWEN2_2B)
-LENS_2B = dataclasses.replace(LENS, name="lens-2b", model="runs/lens-align-2b/final")
+LENS_2B = dataclasses.replace(LENS, name="lens-2b", model="runs/lens-align-2b/final", start="lens-align-2b")
+LENS_REASONSEG = dataclasses.replace(
+    LENS,
+    name="lens-reasonseg",
+    model="runs/lens/final",
+    start="lens",
+    dataset="reasonseg",
+    epochs=40,
+    prompts_per_step=8,
+)
 
 _ALL = (
     DRSEG,
@@ -262,6 +290,7 @@ _ALL = (
     LENS,
     LENS_ALIGN_2B,
     LENS_2B,
+    LENS_REASONSEG,
     VISIONREASONER,
     SEGZERO,
 )
@@ -275,7 +304,7 @@ def miniature(recipe: Recipe) -> Recipe:
     What makes a paper's recipe what it is (schema, reward, averages, clips, updates) is untouched.
     """
     align, joint = recipe.train == "context", recipe.train == "all"
-    model = f"runs/{recipe.name.replace('lens', 'lens-align')}-toy/final" if joint else "toy/qwen2_5_vl"
+    model = f"runs/{recipe.start}-toy/final" if recipe.start else "toy/qwen2_5_vl"
     return dataclasses.replace(
         recipe,
         model=model,
@@ -301,22 +330,27 @@ def miniature(recipe: Recipe) -> Recipe:
         save_every=100,
         eval_samples=200,
         one_expression=False,
+        redraw=False,
     )
 
 
 # -------------------------------------------------------------------- what a recipe makes of a sample, and of an answer
 
 
-def usable(samples: data.Samples, recipe: Recipe, progress: bool = False) -> tuple[list[int], dict[str, int]]:
-    """Indices of the samples that the recipe's schema can answer, and how many were left out for which reason."""
+def usable(
+    samples: data.Samples, recipe: Recipe, progress: bool = False, limit: int = 0
+) -> tuple[list[int], dict[str, int]]:
+    """Indices, ascending, of the samples that the recipe's schema can answer, and how many were left out for which
+    reason. limit: a seeded walk through the samples keeps the first so many, and looks at no more."""
     spec = rewards.SCHEMAS[recipe.schema]
     kept: list[int] = []
     left: dict[str, int] = {}
-    for i in tqdm(range(len(samples)), desc="reading the data", disable=not progress, mininterval=1):
+    walk = np.random.default_rng(recipe.seed).permutation(len(samples)).tolist() if limit else range(len(samples))
+    for i in tqdm(walk, desc="reading the data", disable=not progress, mininterval=1):
         sample = samples[i]
         why = None
         if sample.no_target and not spec.no_target:
-            why = "nothing fits, which the schema cannot say"
+            why = "nothing fits, which this recipe does not train on"
         elif len(sample.boxes) > 1 and not spec.many:
             why = "several objects, where the schema has one"
         elif spec.negatives and not sample.no_target and sample.negative_points(len(spec.negatives)) is None:
@@ -325,7 +359,9 @@ def usable(samples: data.Samples, recipe: Recipe, progress: bool = False) -> tup
             kept.append(i)
         else:
             left[why] = left.get(why, 0) + 1
-    return kept, left
+        if limit and len(kept) == limit:
+            break
+    return sorted(kept), left
 
 
 def reward_frame(recipe: Recipe, sample: data.Sample) -> tuple[float, float]:
@@ -364,13 +400,15 @@ def reward_parts(
 ) -> dict[str, float]:
     """The recipe's reward, by part. answer and target in the recipe's frame.
 
-    rewards.py's functions share (answer, target, mask_iou, weights); what only some have is handed over here.
+    rewards.py's functions share (answer, target, mask_iou); what else one takes is handed over by name: the recipe's
+    fields, and the queue where the recipe ranks.
     """
-    options: dict = {"weights": recipe.weights}
-    if recipe.reward == "drseg":
-        options |= {"queue": queue if recipe.rank == "queue" else None, "components": recipe.components}
-    if recipe.reward == "samr1":
-        options |= {"tiers": recipe.tiers, "tier_rewards": recipe.tier_rewards}
-    if recipe.reward in ("drseg", "visionreasoner", "segzero"):
-        options |= {"released": recipe.released}
-    return rewards.REWARDS[recipe.reward](answer, target, mask_iou, **options)
+    function = rewards.REWARDS[recipe.reward]
+    given = reward_options(recipe) | {"queue": queue if recipe.rank == "queue" else None}
+    taken = inspect.signature(function).parameters
+    return function(answer, target, mask_iou, **{name: value for name, value in given.items() if name in taken})
+
+
+def reward_options(recipe: Recipe) -> dict:
+    """The recipe's fields by name, of which the rewards and their maxima (rewards.maximum) take some."""
+    return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name != "reward"}

@@ -39,22 +39,26 @@ class Schema:
 
     box: str = "bbox_2d"  # the key of an object's box
     points: tuple[str, ...] = ()  # the keys of its points, one each
-    negatives: tuple[str, ...] = ()  # of points beside it, inside its box
-    label: str | None = None  # of its name, which is read and not judged
+    negatives: tuple[str, ...] = ()  # the keys of points beside it, inside its box
+    label: str | None = None  # the key of its name, which is read and not judged
     listed: bool = True  # a list of objects, or one bare object
-    many: bool = True  # requests may have several targets (the parser lets several objects pass either way)
+    many: bool = True  # several objects, or none, may be meant; else the answer must name exactly one
     look: bool = False  # the reasoning says in <look> tags what it looks at
     no_target: bool = False  # may also be {"no_target": true}; then an empty list is malformed
+    keeps_boxes: bool = (
+        False  # a valid box counts (without points) where the rest of the answer is malformed [Seg-Zero]
+    )
+    lenient: bool = False  # in evaluation the first four bracketed numbers are the box, where all else fails [LENS]
 
 
 SCHEMAS = {
-    "lens": Schema(listed=False, many=False),
+    "lens": Schema(listed=False, many=False, lenient=True),
     "samr1": Schema(points=("point_2d",), label="label", many=False),
     "genseg": Schema(points=("point_1", "point_2"), no_target=True),
     "genseg-g": Schema(points=("point_1", "point_2"), negatives=("negative_1", "negative_2"), no_target=True),
     "drseg": Schema(points=("point_2d",), look=True),
     "visionreasoner": Schema(points=("point_2d",)),
-    "segzero": Schema(box="bbox", points=("points_1", "points_2"), listed=False, many=False),
+    "segzero": Schema(box="bbox", points=("points_1", "points_2"), listed=False, many=False, keeps_boxes=True),
 }
 
 
@@ -73,8 +77,9 @@ class Answer:
 
     text: str
     thought: str = ""  # what stands in <think>
-    looks: list[str] = dataclasses.field(default_factory=list)  # in each <look>
-    instances: list[Instance] = dataclasses.field(default_factory=list)  # none if malformed (but see segzero below)
+    looks: list[str] = dataclasses.field(default_factory=list)  # what stands in each <look> of the thought
+    instances: list[Instance] = dataclasses.field(default_factory=list)  # none if malformed (but Schema.keeps_boxes)
+    boxes: int = 0  # how many boxes were written, also in an answer that is otherwise malformed
     no_target: bool = False  # a valid answer that says that nothing fits
     think_ok: bool = False  # the whole is think-then-answer, to the letter: a newline at either end is too much
     answer_ok: bool = False  # the answer is valid in the schema
@@ -87,8 +92,11 @@ class Answer:
         def scale(numbers: Sequence[float]) -> list[float]:
             return [v * (sy if i % 2 else sx) for i, v in enumerate(numbers)]
 
-        move = lambda o: Instance(scale(o.box), [*map(scale, o.points)], [*map(scale, o.negative_points)])  # noqa: E731
-        return dataclasses.replace(self, instances=[move(o) for o in self.instances])
+        moved = [
+            Instance(scale(o.box), [scale(xy) for xy in o.points], [scale(xy) for xy in o.negative_points])
+            for o in self.instances
+        ]
+        return dataclasses.replace(self, instances=moved)
 
 
 def _between(text: str, opening: str, closing: str, start: int = 0) -> tuple[str, int] | None:
@@ -96,6 +104,20 @@ def _between(text: str, opening: str, closing: str, start: int = 0) -> tuple[str
     i = text.find(opening, start)
     j = text.find(closing, i + len(opening)) if i >= 0 else -1
     return None if j < 0 else (text[i + len(opening) : j], j + len(closing))
+
+
+def all_between(text: str, opening: str, closing: str) -> list[str]:
+    """Everything that stands between an `opening` and the next `closing`, stripped. Linear time.
+
+    >>> all_between("<look>a mug</look> <look> its rim </look>", "<look>", "</look>")
+    ['a mug', 'its rim']
+    """
+    found = []
+    at = 0
+    while (one := _between(text, opening, closing, at)) is not None:
+        found.append(one[0].strip())
+        at = one[1]
+    return found
 
 
 def _numbers(value: object, n: int) -> list[float] | None:
@@ -112,11 +134,9 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     >>> answer.think_ok, answer.answer_ok, answer.instances[0].box
     (True, True, [1.0, 2.0, 30.0, 40.0])
 
-    The first <answer> block counts, also where the whole is not think-then-answer. Seg-Zero's reward judges box and
-    points each by itself, so for "segzero" alone a valid box is kept (without points) in an answer that is otherwise
-    malformed.
-    `lenient`, for evaluation of LENS only: where that fails, the first four numbers in brackets are the box, whatever
-    stands around them (its released evaluation reads so).
+    The first <answer> block counts, also where the whole is not think-then-answer. A schema for one object asks for
+    exactly one: none, or fifty copies, are malformed. `lenient`, for evaluation: where all else fails, the first four
+    numbers in brackets are the box, whatever stands around them (LENS's released evaluation reads so).
     """
     spec = SCHEMAS[schema]
     answer = Answer(text=text)
@@ -128,26 +148,28 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     answer.think_ok = text.startswith("<think>") and joint is not None and text.endswith("</answer>")
     thought = _between(text, "<think>", "</think>")
     answer.thought = thought[0].strip() if thought else ""
-    at = 0
-    while (look := _between(text, "<look>", "</look>", at)) is not None:
-        answer.looks.append(look[0].strip())
-        at = look[1]
+    answer.looks = all_between(answer.thought, "<look>", "</look>")
     found = _between(text, "<answer>", "</answer>")
     if found is not None:
         try:  # every number becomes a float, so that 5,000 digits are an infinity and not an error of int()
             value = json.loads(found[0], parse_int=float)
         except (ValueError, RecursionError):
             value = None
-        _read_objects(value, spec, schema, answer)
+        if value is None:  # no JSON: what looks like a box is one, for whoever is to be charged for boxes
+            answer.boxes = len(_FOUR_NUMBERS.findall(found[0]))
+        _read_objects(value, spec, answer)
     if lenient and not answer.answer_ok:
-        number = r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*"
-        if four := re.search(r"\[" + ",".join([number] * 4) + r"\]", found[0] if found else text):
+        if four := _FOUR_NUMBERS.search(found[0] if found else text):
             answer.instances = [Instance([float(v) for v in four.groups()])]
             answer.answer_ok = True
     return answer
 
 
-def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> None:
+_NUMBER = r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*"
+_FOUR_NUMBERS = re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]")
+
+
+def _read_objects(value: object, spec: Schema, answer: Answer) -> None:
     """Fill `answer` from the decoded JSON."""
     if spec.no_target and isinstance(value, dict) and value.get("no_target") is True and len(value) == 1:
         answer.no_target = answer.answer_ok = True
@@ -155,8 +177,8 @@ def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> N
     objects = value if spec.listed else [value]
     if not isinstance(objects, list) or not all(isinstance(o, dict) for o in objects):
         return
-    if not objects:  # [] says "nothing", unless the schema has words for that
-        answer.no_target = answer.answer_ok = not spec.no_target
+    if not objects:  # [] says "nothing" where that can be meant, unless the schema has words for it
+        answer.no_target = answer.answer_ok = spec.many and not spec.no_target
         return
     instances = []
     boxes = 0
@@ -175,11 +197,12 @@ def _read_objects(value: object, spec: Schema, schema: str, answer: Answer) -> N
         valid = valid and good
         if good:
             instances.append(Instance(box, positive, [] if left_out else negative))
-        elif schema == "segzero" and box is not None:
+        elif spec.keeps_boxes and box is not None:
             instances.append(Instance(box))
+    answer.boxes = boxes
     answer.key_score = (boxes + points) / len(objects)
-    answer.answer_ok = valid
-    answer.instances = instances if valid or schema == "segzero" else []
+    answer.answer_ok = valid and (spec.many or len(objects) == 1)
+    answer.instances = instances if answer.answer_ok or spec.keeps_boxes else []
 
 
 class CannotSay(ValueError):
@@ -212,11 +235,14 @@ def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", 
         if spec.label:
             fields[spec.label] = "object"
         objects.append(fields)
-    if not objects and not spec.listed:
+    if not objects and not spec.many:
         raise CannotSay(f"schema {schema!r} has no way to say that nothing fits")
     if len(objects) > 1 and not spec.many:
         raise CannotSay(f"schema {schema!r} has no way to name {len(objects)} objects, only one")
-    value = {"no_target": True} if not objects and spec.no_target else objects if spec.listed else objects[0]
+    if not objects and spec.no_target:
+        value: object = {"no_target": True}
+    else:
+        value = objects if spec.listed else objects[0]
     return f"<think>{thought}</think><answer>{json.dumps(value)}</answer>"
 
 
@@ -227,9 +253,10 @@ def write_answer(instances: Sequence[Instance], schema: str, thought: str = "", 
 class Target:
     """The ground truth of one request, in the recipe's frame (width, height).
 
-    boxes (M, 4); points (M, k, 2), k = 1 or 2 annotated points per object; mask (H, W) bool or None, which keeps its
-    own resolution: points are scaled onto it by its size / frame. no_target: nothing in the picture fits, M = 0. The
-    thresholds of a reward are in its paper's frame, whatever `frame` says: it serves that scaling alone.
+    boxes (M, 4); points (M, k, 2), k = 1 or 2 annotated points per object (0 where the format has none); mask (H, W)
+    bool or None, which keeps its own resolution. no_target: nothing in the picture fits, so M = 0, and M = 0 in no
+    other case. The thresholds of a reward are in its paper's frame, whatever `frame` says: it is used to scale points
+    onto the mask, and for nothing else. ValueError for other shapes.
     """
 
     boxes: np.ndarray
@@ -237,6 +264,17 @@ class Target:
     mask: np.ndarray | None = None
     no_target: bool = False
     frame: tuple[float, float] = (840, 840)
+
+    def __post_init__(self):
+        boxes, points = np.shape(self.boxes), np.shape(self.points)
+        if len(boxes) != 2 or boxes[1] != 4:
+            raise ValueError(f"boxes of shape {boxes}: (M, 4) is meant")
+        if len(points) != 3 or points[0] != boxes[0] or points[2] != 2:
+            raise ValueError(f"points of shape {points} for {boxes[0]} boxes: (M, k, 2) is meant")
+        if self.mask is not None and np.ndim(self.mask) != 2:
+            raise ValueError(f"a mask of shape {np.shape(self.mask)}: (H, W) is meant")
+        if bool(self.no_target) != (boxes[0] == 0):
+            raise ValueError(f"no_target is {self.no_target} with {boxes[0]} boxes: it says that there are none")
 
 
 def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -253,7 +291,10 @@ def box_ious(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray:
     a, b = a[:, None], b[None]
     w = (np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0]) + extra).clip(min=0)
     h = (np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1]) + extra).clip(min=0)
-    area = lambda x: (x[..., 2] - x[..., 0] + extra) * (x[..., 3] - x[..., 1] + extra)  # noqa: E731
+
+    def area(x: np.ndarray) -> np.ndarray:
+        return (x[..., 2] - x[..., 0] + extra) * (x[..., 3] - x[..., 1] + extra)
+
     union = area(a) + area(b) - w * h
     return np.divide(w * h, union, out=np.zeros_like(union), where=(w * h > 0) & (union > 0))
 
@@ -295,20 +336,39 @@ def points_inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class Matched:
-    """Pairs of a written and a true object, n = min(N, M): arrays (n,), and `hits`, the binary criteria, (n, 3)."""
+    """Pairs of a written and a true object, n = min(N, M), arrays (n, ...)."""
 
-    iou: np.ndarray
-    l1: np.ndarray
-    distance: np.ndarray
-    hits: np.ndarray
+    written: np.ndarray  # (n,) which written object
+    true: np.ndarray  # (n,) ... goes with which true one
+    iou: np.ndarray  # (n,)
+    l1: np.ndarray  # (n,)
+    distance: np.ndarray  # (n,)
+    hits: np.ndarray  # (n, 3) the three criteria, 0 or 1, or how well each is met
     larger: int  # max(N, M)
 
 
-def match(answer: Answer, target: Target, box_l1: float, point: float, extra: float = 0.0) -> Matched:
+def falling(distance: np.ndarray, near: float = 30, far: float = 200) -> np.ndarray:
+    """Dr. Seg's g, Eq. 16: 1 up to `near`, 0 from `far`, linear between (pixels of the 840 frame).
+
+    >>> falling(np.array([0.0, 30.0, 115.0, 200.0, 999.0])).tolist()
+    [1.0, 1.0, 0.5, 0.0, 0.0]
+    """
+    return ((far - distance) / (far - near)).clip(0, 1)
+
+
+def match(
+    answer: Answer,
+    target: Target,
+    max_l1: float,
+    max_distance: float,
+    extra: float = 0.0,
+    continuous: bool = False,
+) -> Matched:
     """VisionReasoner's matching: Hungarian assignment on 3 minus the number of criteria that a pair fulfils.
 
-    The criteria: box IoU > 0.5; mean L1 distance of the corners < box_l1; point distance < point with all points in the
-    object's own written box. Thresholds in the units of the frame.
+    The criteria: box IoU > 0.5; mean L1 distance of the corners < max_l1; point distance < max_distance with all points
+    in the object's own written box. Thresholds in the units of the frame. `continuous` (Dr. Seg, appendix A, "raw
+    reward"): the IoU itself, `falling` of either distance.
 
         criteria fulfilled    true A    true B
         first object written     1         3         first-B, second-A cost 0 + 2; first-A, second-B would cost 2 + 3
@@ -317,13 +377,19 @@ def match(answer: Answer, target: Target, box_l1: float, point: float, extra: fl
     boxes, points, true_boxes, true_points = _arrays(answer, target)
     N, M = len(boxes), len(true_boxes)
     if not N or not M:
-        return Matched(*np.zeros((3, 0)), np.zeros((0, 3)), max(N, M))
+        none = np.zeros(0)
+        return Matched(none.astype(int), none.astype(int), none, none, none, np.zeros((0, 3)), max(N, M))
     iou = box_ious(boxes, true_boxes, extra)
     l1 = np.abs(boxes[:, None] - true_boxes[None]).mean(-1)
     distance = point_distances(points, true_points)
-    hits = np.stack([iou > 0.5, l1 < box_l1, (distance < point) & points_inside(points, boxes)[:, None]], -1)
+    inside = points_inside(points, boxes)[:, None]
+    if continuous:
+        hits = np.stack([iou, falling(l1), falling(distance) * inside], -1)
+    else:
+        hits = np.stack([iou > 0.5, l1 < max_l1, (distance < max_distance) & inside], -1).astype(float)
     rows, cols = linear_sum_assignment(3 - hits.sum(-1))
-    return Matched(iou[rows, cols], l1[rows, cols], distance[rows, cols], hits[rows, cols].astype(float), max(N, M))
+    pairs = (rows, cols)
+    return Matched(rows, cols, iou[pairs], l1[pairs], distance[pairs], hits[pairs], max(N, M))
 
 
 # ---------------------------------------------------------------------------------------------------------- repetition
@@ -365,11 +431,12 @@ def echoes_placeholder(text: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- rewards
-# Each takes (answer, target, mask_iou, options) and returns its named parts, weights applied: the reward is their sum.
-# mask_iou is the IoU of the answer's mask with the truth, where a recipe puts SAM2 in its reward (None counts 0).
-# weights: what each part is worth, by name, in place of 1 or of genseg-g's own; released: [C] where it differs, which
-# also widens Dr. Seg's `answer` to 0-2 and its `accuracy` to 0-3. A right [] on a request without target has no boxes
-# or points to be paid for: VisionReasoner gives it 2 of its 7, Dr. Seg the count.
+# Each takes (answer, target, mask_iou) and, by keyword, what it has to be told; a recipe hands over the fields of these
+# names (recipes.reward_parts). It returns its named parts, weights applied: the reward is their sum. mask_iou is the
+# IoU of the answer's mask with the truth, where a recipe puts SAM2 in its reward (None counts 0). weights: what each
+# part is worth, by name, in place of 1 or of genseg-g's own; released: [C] where it differs, which also widens Dr.
+# Seg's `answer` to 0-2 and its `accuracy` to 0-3. A right [] on a request without target has no boxes or points to be
+# paid for: VisionReasoner gives it 2 of its 7, Dr. Seg the count.
 
 
 Parts = dict[str, float]
@@ -395,16 +462,33 @@ def segzero_reward(answer: Answer, target: Target, mask_iou=None, *, weights=Non
 
 
 def visionreasoner_reward(
-    answer: Answer, target: Target, mask_iou=None, *, weights=None, released: bool = False
+    answer: Answer,
+    target: Target,
+    mask_iou=None,
+    *,
+    continuous: bool = False,
+    look: bool = False,
+    weights=None,
+    released: bool = False,
 ) -> Parts:
     """VisionReasoner [C], 0 to 7: think 1; answer 0-2 (valid boxes + points per object); accuracy 0-3 (hits of the
     matching over the larger count: IoU > 0.5, L1 < 10, point < 30 in the 840 frame); non_repeat 1 (at most one sentence
-    said again)."""
-    pairs = match(answer, target, 10, 30, float(released))
+    said again). `continuous`: the three criteria of accuracy by degrees (Dr. Seg Table 1, "raw reward", appendix A).
+    `look`: Dr. Seg's part of that name, 1, comes on top (its Table 4: Look-to-Confirm without ranking)."""
+    pairs = match(answer, target, 10, 30, float(released), continuous)
     accuracy = pairs.hits.sum() / max(pairs.larger, 1)
     fresh = count_repeats(answer.text) < 2
     parts = {"think": answer.think_ok, "answer": answer.key_score, "accuracy": accuracy, "non_repeat": fresh}
+    if look:
+        parts["look"] = looks_somewhere(answer, released)
     return _weighted(parts, weights)
+
+
+def looks_somewhere(answer: Answer, released: bool = False) -> bool:
+    """Look-to-Confirm (Dr. Seg section 4.2, Eq. 8): a <look> with a letter or digit in it, within the reasoning trace
+    (released: anywhere in the text)."""
+    looks = all_between(answer.text, "<look>", "</look>") if released else answer.looks
+    return any(character.isalnum() for look in looks for character in look)
 
 
 DRSEG_STOPS = ".!?…。！？｡．"
@@ -412,24 +496,23 @@ DRSEG_STOPS = ".!?…。！？｡．"
 
 def drseg_metrics(answer: Answer, target: Target, released: bool = False) -> tuple[float, float, float]:
     """Dr. Seg's x = (x1, x2, x3), Eq. 13-16, each 0 to 1: mean box IoU over matched pairs; agreement of the counts,
-    min(N, M) / max(N, M), 1 when both are 0; mean over matched pairs of g(point distance), 1 up to 30 px, 0 from 200
-    px, linear between (840 frame). Matching as in VisionReasoner. A malformed answer has N = 0 (what it loses is the
-    `answer` part). Two of three objects, at IoU 0.8 and 0.6, their points off by 20 and 115 px: (0.7, 2/3, 0.75)."""
+    min(N, M) / max(N, M), 1 when both are 0; mean over matched pairs of g(point distance), see `falling`. Matching as
+    in VisionReasoner. A malformed answer has N = 0 (what it loses is the `answer` part). Two of three objects, at IoU
+    0.8 and 0.6, their points off by 20 and 115 px: (0.7, 2/3, 0.75)."""
     pairs = match(answer, target, 10, 30, float(released))
     n = len(pairs.iou)
     if n == 0:
         return 0.0, float(pairs.larger == 0), 0.0
-    g = ((200 - pairs.distance) / 170).clip(0, 1)
-    return float(pairs.iou.mean()), n / pairs.larger, float(g.mean())
+    return float(pairs.iou.mean()), n / pairs.larger, float(falling(pairs.distance).mean())
 
 
 class RankQueue:
     """Dr. Seg's distribution ranking (section 4.3, Eq. 9-12): how a metric vector compares with the last `size` ones.
 
     rank(x) = mean over j of q_j,  q_j = (1/Q) sum_m 1(s_m <= x_j): the fraction of the queue's Q rows that x equals or
-    beats, per component. It starts with zeros (released code): at first every answer ranks 1, a malformed one too, and
-    only the other parts teach; that fades as real vectors come in. These zeros are gone once others fill the queue (16
-    steps of 128); answers that score 0 bring new ones.
+    beats, per component. It starts with one step of zeros ("a full step of zeros", section 5.1; 128 = 16 prompts x 8):
+    at first every answer ranks 1, a malformed one too, and only the other parts teach; that fades as real vectors come
+    in. These zeros are gone once others fill the queue (16 steps of 128); answers that score 0 bring new ones.
 
     New vectors wait in `pending` and enter together at the step's end (flush), so that all completions of a step are
     ranked against the same history. On several processes: gather every process's pending rows, then flush(rows) the
@@ -470,8 +553,12 @@ class RankQueue:
         self.pending.append(tuple(float(v) for v in x))
 
     def flush(self, rows: Sequence[Sequence[float]] | None = None) -> None:
-        """Let the pending rows (or `rows`: those of all processes) into the queue, oldest out first."""
-        self.rows.extend(tuple(map(float, r)) for r in (self.pending if rows is None else rows))
+        """Let the pending rows (or `rows`: those of all processes) into the queue, oldest out first. ValueError, and
+        nothing is let in, if one has not the queue's number of components."""
+        new = [tuple(map(float, row)) for row in (self.pending if rows is None else rows)]
+        if wrong := [row for row in new if len(row) != self.dims]:
+            raise ValueError(f"{len(wrong[0])} components for a queue of {self.dims}")
+        self.rows.extend(new)
         self.pending = []
         self._sort()
 
@@ -496,21 +583,24 @@ def drseg_reward(
     *,
     queue: RankQueue | None = None,
     components: Sequence[int] = (0, 1, 2),
+    look: bool = True,
     weights=None,
     released: bool = False,
 ) -> Parts:
     """Dr. Seg, 0 to 5: look + think + answer + non_repeat (Eq. 8), 1 each, and accuracy 0-1: the rank of x in `queue`
-    (Eq. 12), or without a queue the mean of x (Table 5's raw reward). `components`: which of x1-x3 count (Table 10).
+    (Eq. 12), or without a queue the mean of x (Table 5's raw reward). `components`: which of x1-x3 count (Table 10;
+    none: its first row, format alone). `look` False leaves that part out (Table 4: ranking without Look-to-Confirm).
     The caller pushes x."""
     x = drseg_metrics(answer, target, released)
     q = queue.percentiles(x) if queue is not None else x
     q = [q[j] for j in components]
-    parts = {
-        "look": any(answer.looks),
+    fresh = count_repeats(answer.text, DRSEG_STOPS, fold=True) < 2 and not echoes_placeholder(answer.text)
+    parts = {"look": looks_somewhere(answer, released)} if look else {}
+    parts |= {
         "think": answer.think_ok,
         "answer": answer.key_score if released else answer.answer_ok,  # released: 0-2, per key
-        "non_repeat": count_repeats(answer.text, DRSEG_STOPS, fold=True) < 2 and not echoes_placeholder(answer.text),
-        "accuracy": sum(round(v, 1) for v in q) if released else sum(q) / len(q),  # released: sum, one decimal each
+        "non_repeat": fresh,
+        "accuracy": sum(round(v, 1) for v in q) if released else sum(q) / max(len(q), 1),  # released: one decimal each
     }
     return _weighted(parts, weights)
 
@@ -556,48 +646,69 @@ def genseg_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None
     return _weighted(parts, weights)
 
 
-GENSEG_G_WEIGHTS = {"mask_iou": 5.0, "negative": 10.0, "no_target": 10.0}
-
-
-def genseg_g_reward(answer: Answer, target: Target, mask_iou: float | None = None, *, weights=None) -> Parts:
+def genseg_g_reward(
+    answer: Answer,
+    target: Target,
+    mask_iou: float | None = None,
+    *,
+    negative_box: str = "truth",
+    weights=None,
+) -> Parts:
     """GenSeg-R1-G section 3.6: genseg_reward plus mask_iou (x 5, SAM2's mask), negative (x 10, valid_negatives) and
-    no_target: on a request without target +10 for saying so and -10 for any box. Range: 0 to 21 with a target, -9 to 16
-    without (a box that costs 10 stands in a valid answer, which earns 1)."""
+    no_target: on a request without target +10 for saying so and -10 for any box, in a malformed answer too. Range: 0 to
+    21 with a target, -9 to 16 without (a box that costs 10 stands in a valid answer, which earns 1)."""
     parts = genseg_reward(answer, target)
     if target.no_target:
-        verdict = 1.0 if answer.no_target else -1.0 if answer.instances else 0.0
+        verdict = -1.0 if answer.boxes else float(answer.no_target)
         parts |= {"mask_iou": 0.0, "negative": 0.0, "no_target": verdict}
     else:
         iou = (mask_iou or 0.0) if answer.instances else 0.0
-        parts |= {"mask_iou": iou, "negative": valid_negatives(answer, target), "no_target": 0.0}
-    return _weighted(parts, weights, GENSEG_G_WEIGHTS)
+        negative = valid_negatives(answer, target, negative_box)
+        parts |= {"mask_iou": iou, "negative": negative, "no_target": 0.0}
+    return _weighted(parts, weights, DEFAULT_WEIGHTS["genseg-g"])
 
 
-def valid_negatives(answer: Answer, target: Target, clearance: float = 5 / 840) -> float:
-    """Fraction of the written negative points that lie in their own written box, in the picture, off the true mask, and
-    no nearer than `clearance` (of the picture's longer side) to its boundary. 0 if none is written or there is no
-    mask."""
-    written = [(p, o.box) for o in answer.instances[:MAX_OBJECTS] for p in o.negative_points]
-    if not written or target.mask is None:
+def valid_negatives(answer: Answer, target: Target, negative_box: str = "truth", clearance: float = 5 / 840) -> float:
+    """GenSeg-R1-G's r_neg, 0 to 1: the fraction of an object's negative points that are valid, averaged over all
+    objects written; one without negative points, or without a true partner (match), counts 0.
+
+    Valid: "inside the bounding box but outside the ground-truth mask" (section 3.6), in the picture, and no nearer than
+    `clearance` (of the picture's longer side) to the mask's boundary. Which box the paper means decides whether the
+    recipe works (docs/choices.md): the "truth"'s, that of the matched object; the "written" one, which pays a policy
+    for boxes beside the object; or "both". 0 without a mask.
+    """
+    if negative_box not in ("truth", "written", "both"):
+        raise ValueError(f"negative_box must be 'truth', 'written' or 'both', not {negative_box!r}")
+    objects = answer.instances[:MAX_OBJECTS]
+    if target.mask is None or not objects:
         return 0.0
+    pairs = match(answer, target, 11.9, 119)
+    total = 0.0
+    for i, j in zip(pairs.written, pairs.true, strict=True):
+        if len(objects[i].negative_points):
+            boxes = {"written": [objects[i].box], "truth": [target.boxes[j]]}
+            inside = boxes.get(negative_box) or boxes["written"] + boxes["truth"]
+            valid = [_is_clear(xy, inside, target, clearance) for xy in objects[i].negative_points]
+            total += sum(valid) / len(valid)
+    return total / len(objects)
+
+
+def _is_clear(xy: Sequence[float], boxes: list, target: Target, clearance: float) -> bool:
+    """Does the point lie in all boxes (of the frame), in the picture, and far enough from the mask?"""
+    x, y = xy
     H, W = target.mask.shape
-    sx = W / target.frame[0]
-    sy = H / target.frame[1]
+    px, py = x * W / target.frame[0], y * H / target.frame[1]
+    if not (0 <= px < W and 0 <= py < H and all(b[0] <= x <= b[2] and b[1] <= y <= b[3] for b in boxes)):
+        return False
+    # Only pixels of the mask in the neighbourhood can be too near. Pixel i covers i to i + 1, so what counts is the
+    # distance to that square, 0 inside it: on a coarse mask, distances to pixel centres would give half a pixel away,
+    # which may be all of r.
     r = clearance * max(H, W)
-    valid = 0
-    for (x, y), box in written:
-        px, py = x * sx, y * sy
-        if not (box[0] <= x <= box[2] and box[1] <= y <= box[3] and 0 <= px < W and 0 <= py < H):
-            continue
-        # Only pixels of the mask in the neighbourhood can be too near. Pixel i covers i to i + 1, so what counts is the
-        # distance to that square, 0 inside it: on a coarse mask, distances to pixel centres would give half a pixel
-        # away, which may be all of r.
-        x0, y0 = max(int(px - r), 0), max(int(py - r), 0)
-        ys, xs = np.nonzero(target.mask[y0 : int(py + r) + 1, x0 : int(px + r) + 1])
-        dx = np.abs(xs + (x0 + 0.5 - px)) - 0.5
-        dy = np.abs(ys + (y0 + 0.5 - py)) - 0.5
-        valid += bool((np.hypot(dx.clip(min=0), dy.clip(min=0)) >= r - 1e-9).all())  # "at least" r; 1e-9 for rounding
-    return valid / len(written)
+    x0, y0 = max(int(px - r), 0), max(int(py - r), 0)
+    ys, xs = np.nonzero(target.mask[y0 : int(py + r) + 1, x0 : int(px + r) + 1])
+    dx = np.abs(xs + (x0 + 0.5 - px)) - 0.5
+    dy = np.abs(ys + (y0 + 0.5 - py)) - 0.5
+    return bool((np.hypot(dx.clip(min=0), dy.clip(min=0)) >= r - 1e-9).all())  # "at least" r; 1e-9 for rounding
 
 
 def lens_reward(answer: Answer, target: Target, mask_iou: float | None = None, *, weights=None) -> Parts:
@@ -620,24 +731,63 @@ REWARDS = {
     "lens": lens_reward,
 }
 
+# What a reward's parts weigh where a recipe does not say otherwise, and where that is not 1.
+DEFAULT_WEIGHTS: dict[str, Parts] = {"genseg-g": {"mask_iou": 5.0, "negative": 10.0, "no_target": 10.0}}
+
+# Rewards that rank an answer among earlier ones: what they rank, and the names of its components.
+RANKED = {"drseg": (drseg_metrics, ("box_iou", "count", "point"))}
+
+
+def _top_tier(tier_rewards: Sequence[float] = (2.0, 3.0, 4.0), **_) -> float:
+    return max(tier_rewards)
+
+
+def _released_answer(released: bool = False, **_) -> float:
+    return 2.0 if released else 1.0
+
+
+def _ranked(released: bool = False, components: Sequence[int] = (0, 1, 2), **_) -> float:
+    return float(len(components)) if released else float(bool(components))
+
+
+def _one_if_on(look: bool = True, **_) -> float:
+    return float(look)
+
+
+def _one_if_asked(look: bool = False, **_) -> float:
+    return float(look)
+
+
 # What an honest right answer earns, part by part before weights: with a target, and without one where the recipe has
-# such requests.
+# such requests. A function says it where it follows from a recipe's options.
 _GENSEG = {"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1, "non_repeat": 1}
-MAXIMUM: dict[str, tuple[dict[str, float], dict[str, float] | None]] = {
+MAXIMUM: dict[str, tuple[dict, dict | None]] = {
     "segzero": ({"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1}, None),
-    "visionreasoner": ({"think": 1, "answer": 2, "accuracy": 3, "non_repeat": 1}, None),
-    "drseg": ({"look": 1, "think": 1, "answer": 1, "non_repeat": 1, "accuracy": 1}, None),
-    "samr1": ({"tiered": 4, "think": 1, "format": 1}, None),
+    "visionreasoner": ({"think": 1, "answer": 2, "accuracy": 3, "non_repeat": 1, "look": _one_if_asked}, None),
+    "drseg": (
+        {"look": _one_if_on, "think": 1, "answer": _released_answer, "non_repeat": 1, "accuracy": _ranked},
+        None,
+    ),
+    "samr1": ({"tiered": _top_tier, "think": 1, "format": 1}, None),
     "genseg": (_GENSEG, _GENSEG),
     "genseg-g": (_GENSEG | {"mask_iou": 1, "negative": 1}, _GENSEG | {"no_target": 1}),
     "lens": ({"format": 1, "box_iou": 1, "mask_iou": 1}, None),
 }
 
 
-def maximum(reward: str, no_target: bool = False, weights: dict[str, float] | None = None) -> float:
-    """The total that an honest right answer earns. ValueError where the recipe has no requests of that kind."""
+def maximum_parts(reward: str, no_target: bool = False, **options) -> Parts:
+    """What an honest right answer earns under a recipe's options, part by part, before weights. ValueError where that
+    is not known, or the recipe has no requests of that kind."""
+    if reward not in MAXIMUM:
+        raise ValueError(f"the reward {reward!r} has no maximum: put what a right answer earns into rewards.MAXIMUM")
     parts = MAXIMUM[reward][no_target]
     if parts is None:
         raise ValueError(f"the {reward} recipe has no answer to a request without target")
-    weights = (GENSEG_G_WEIGHTS if reward == "genseg-g" else {}) | (weights or {})
+    return {name: value(**options) if callable(value) else float(value) for name, value in parts.items()}
+
+
+def maximum(reward: str, no_target: bool = False, weights: Parts | None = None, **options) -> float:
+    """The total of maximum_parts, each times its weight."""
+    weights = DEFAULT_WEIGHTS.get(reward, {}) | (weights or {})
+    parts = maximum_parts(reward, no_target, **options)
     return sum(value * weights.get(name, 1.0) for name, value in parts.items())

@@ -6,7 +6,7 @@
 
 Any field of recipes.Recipe is an option (--learning_rate 2e-6 --weights.look 0). Outputs, in --output_dir:
 metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside); and
-stopped-step-N-rank-R.pt, the step's inputs, if its loss is not finite.
+stopped-step-N-process-R.pt, the step's inputs, if its loss is not finite.
 
     step_samples ─▶ load_batch ─▶ complete ─▶ pack_rollout ─▶ judge ─▶ group_advantages ─▶ update       (training_step)
      which ones     pictures,     the texts   packed rows     masks,    each completion     one or two optimizer
@@ -45,7 +45,7 @@ import model as models
 import recipes
 import rewards
 from benchmarks.published import as_text
-from engine import checkpoint, fast, journal
+from engine import checkpoint, journal
 from engine.files import write_atomically
 from engine.oracle import oracle_answer
 from engine.run import Run, at_work, start
@@ -60,11 +60,12 @@ def step_samples(order: list[int], recipe: Recipe, step: int) -> list[int]:
     The place in the data is a function of the step alone: there is no sampler to save, and no short last batch. With
     order [10, 11, 12] and two prompts a step, steps 0 to 2 may take [11, 10], [12, 10], [12, 11].
     """
-    first, last = step * recipe.prompts_per_step, (step + 1) * recipe.prompts_per_step - 1
+    first = step * recipe.prompts_per_step
+    last = first + recipe.prompts_per_step - 1
     epochs = range(first // len(order), last // len(order) + 1)
     shuffled = np.concatenate([np.random.default_rng([recipe.seed, epoch]).permutation(order) for epoch in epochs])
-    start = first - epochs[0] * len(order)
-    return shuffled[start : start + recipe.prompts_per_step].tolist()
+    at = first - epochs[0] * len(order)
+    return shuffled[at : at + recipe.prompts_per_step].tolist()
 
 
 def noise(recipe: Recipe, step: int, places: Sequence[int], T: int) -> Tensor:
@@ -90,12 +91,29 @@ class Batch:
     embeddings: models.Embeddings | None  # one embedding per picture serves all its completions, reward and update
 
 
-def load_batch(recipe: Recipe, policy: models.Policy, segmenter, samples: data.Samples, indices: list[int]) -> Batch:
+def redrawn(sample: data.Sample, seed: int, epoch: int, index: int) -> data.Sample:
+    """The sample with another sentence of its reference, a function of (seed, epoch, index): LENS, both stages [C]."""
+    if len(sample.sentences) < 2:
+        return sample
+    rng = np.random.default_rng([seed, epoch, index])
+    return dataclasses.replace(sample, query=sample.sentences[rng.integers(len(sample.sentences))])
+
+
+def load_batch(
+    recipe: Recipe,
+    policy: models.Policy,
+    segmenter: models.Segmenter,
+    samples: data.Samples,
+    indices: Sequence[int],
+    epochs: Sequence[int] = (),  # with recipe.redraw: the epoch that each of them is drawn in
+) -> Batch:
     """Read the pictures of a step, and encode prompts and (where masks are judged) SAM2's embeddings, once per prompt.
 
     SystemExit if a prompt is longer than the recipe allows; data.BadData, with the file's name, if a picture is broken.
     """
     chosen = [samples[i] for i in indices]
+    if recipe.redraw and epochs:
+        chosen = [redrawn(s, recipe.seed, e, i) for s, e, i in zip(chosen, epochs, indices, strict=True)]
     images = [s.image for s in chosen]
     space = data.FAMILIES[policy.family]
     with torch.no_grad():
@@ -115,26 +133,25 @@ def load_batch(recipe: Recipe, policy: models.Policy, segmenter, samples: data.S
 
 def complete(recipe: Recipe, writer: models.Policy, prompts: models.Prompts, uniforms: Tensor) -> grpo.Rollout:
     """G completions per prompt, from uniforms (P, G, T). A few prompts at a time where their caches need the room."""
-    sampler = fast.sample if recipe.capture else grpo.sample
-    few = recipe.prompts_at_once or len(uniforms)
-    parts = [
-        sampler(
+    at_once = recipe.prompts_at_once or len(uniforms)
+    rollouts = [
+        grpo.sample(
             writer.vlm,
-            prompts.part(i, i + few),
-            uniforms[i : i + few],
+            prompts.part(i, i + at_once),
+            uniforms[i : i + at_once],
             num_samples=recipe.num_samples,
             max_new_tokens=recipe.max_completion,
             temperature=recipe.temperature,
             top_p=recipe.top_p,
-            eos_token_id=writer.eos_token_id,
+            eos_token_id=writer.end_ids,
             banned_ids=writer.banned_ids,
         )
-        for i in range(0, len(uniforms), few)
+        for i in range(0, len(uniforms), at_once)
     ]
     return grpo.Rollout(
-        ids=torch.cat([part.ids for part in parts]),
-        mask=torch.cat([part.mask for part in parts]),
-        logp=torch.cat([part.logp for part in parts]),
+        ids=torch.cat([r.ids for r in rollouts]),
+        mask=torch.cat([r.mask for r in rollouts]),
+        logp=torch.cat([r.logp for r in rollouts]),
     )
 
 
@@ -143,7 +160,7 @@ def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.
     texts = []
     for sample, size in zip(batch.samples, batch.prompts.resized, strict=True):
         texts.append(oracle_answer(sample, recipe.schema, data.model_frame(policy.family, size), digits=0))
-    tokens = [policy.processor.tokenizer(t).input_ids + [policy.eos_token_id] for t in texts]
+    tokens = [policy.tokens(text) for text in texts]
     ids = torch.zeros(len(tokens), 1, max(map(len, tokens)), dtype=torch.long, device=policy.device)
     mask = torch.zeros_like(ids, dtype=torch.bool)
     for p, row in enumerate(tokens):
@@ -211,12 +228,13 @@ def judge(
                 logged.setdefault("mask_iou", []).append(iou)
             parts[-1].append(recipes.reward_parts(recipe, answer, target, iou, queue))
             logged["parsed"].append(float(answer.answer_ok))
-            if recipe.reward == "drseg":
-                # Its metrics, malformed ones' zeros included, join the queue when the step is over (train.py flushes):
-                # within a step all are ranked against the same history.
-                x = rewards.drseg_metrics(answer, target, recipe.released)
+            if recipe.reward in rewards.RANKED:
+                # Its metrics, malformed ones' zeros included, join the queue when the step is over (training_step
+                # flushes): within a step all are ranked against the same history.
+                metrics, names = rewards.RANKED[recipe.reward]
+                x = metrics(answer, target, recipe.released)
                 queue.push(x)
-                for name, value in zip(("box_iou", "count", "point"), x, strict=True):
+                for name, value in zip(names, x, strict=True):
                     logged.setdefault(name, []).append(value)
             elif len(target.boxes):  # to watch, for recipes that do not log it: the best box for each true one
                 boxes = np.array([o.box for o in answer.instances[: rewards.MAX_OBJECTS]]).reshape(-1, 4)
@@ -244,13 +262,13 @@ def add_reference(reference, policy, micros: list[models.Micro], recipe: Recipe)
         policy.vlm.enable_adapters()
 
 
-def segmentation_loss(masks: Tensor, micro: models.Micro, batch: Batch) -> Tensor:
+def segmentation_loss(masks: Tensor, micro: models.Micro, batch: Batch, focal: bool) -> Tensor:
     """LENS's L_seg, summed over a micro-batch: mask logits (B, h, w) against the truth, at the truth's resolution."""
     each = []
     for (p, _), logit in zip(micro.completions, masks, strict=True):
         truth = torch.as_tensor(batch.targets[p].mask, device=logit.device)
         logit = models.Segmenter.resize(logit, truth.shape[::-1])
-        each.append(models.mask_loss(logit[None], truth[None])[0])
+        each.append(models.mask_loss(logit[None], truth[None], focal)[0])
     return torch.stack(each).sum()
 
 
@@ -270,29 +288,29 @@ def micro_loss(
     P, G, T = rollout.mask.shape
     index = torch.tensor([p for p, _ in micro.completions], device=weights.device)
     painting = batch.embeddings if recipe.num_queries else None
-    logp, entropy, masks = policy(micro.rows, recipe.temperature, painting, index)
-    w = weights.flatten()[micro.at]
-    drift = (logp.detach() - rollout.logp.flatten()[micro.at]).abs()
-    figures = {"entropy": (w * entropy).sum(), "gap": (w * drift).sum()}
+    learns_words = recipe.train != "context"  # LENS's alignment learns masks alone
+    logp, entropy, masks = policy(micro.rows, recipe.temperature, painting, index, score=learns_words)
+    figures: dict[str, Tensor] = {}
     loss = torch.zeros((), device=weights.device)
-    if recipe.train != "context":
+    if learns_words:
+        w = weights.flatten()[micro.at]
+        drift = (logp.detach() - rollout.logp.flatten()[micro.at]).abs()
+        figures |= {"entropy": (w * entropy).sum(), "gap": (w * drift).sum()}
         if micro.old_logp is None:  # the first update: pi_old is the policy itself, no second forward is run
             micro.old_logp = logp.detach()
-        # The micro-batch's tokens are in one line, (M,); grpo_loss takes (..., T) with an advantage for each (...):
-        # (M, 1) with (M,) advantages. The sum is the same in any shape.
         loss, terms = grpo.grpo_loss(
-            logp[:, None],
-            micro.old_logp[:, None],
-            None if micro.ref_logp is None else micro.ref_logp[:, None],
-            advantages.flatten()[micro.at // T],
-            w[:, None],
+            logp,
+            micro.old_logp,
+            micro.ref_logp,
+            advantages.flatten()[micro.at // T],  # each token has its completion's
+            w,
             clip_low=recipe.clip_low,
             clip_high=recipe.clip_high,
             beta=recipe.beta,
         )
         figures |= terms
-    if masks is not None:  # LENS Eq. 7: L_GRPO + lambda L_seg, the mean over all rollouts
-        seg = segmentation_loss(masks, micro, batch) / (P * G)
+    if masks is not None:  # LENS Eq. 7: L_GRPO + lambda L_seg, the mean over all completions
+        seg = segmentation_loss(masks, micro, batch, recipe.focal) / (P * G)
         figures["seg_loss"] = seg
         loss = loss + recipe.seg_weight * seg
     return loss, figures | {"loss": loss}
@@ -310,15 +328,14 @@ def update(
 ) -> dict[str, float]:
     """One optimizer step on a rollout: micro_loss summed over micro-batches, clip the gradient, step.
 
-    Processes hold equally many groups, and each one's token weights sum to 1: so the mean of their losses is the loss
-    over all prompts. FSDP takes that mean of the gradients after every backward; without it average_gradients does,
-    once, at the end.
+    Processes hold equally many groups, none of whose completions is empty, and each one's token weights sum to 1: so
+    the mean of their losses is the loss over all prompts. FSDP takes that mean of the gradients after every backward;
+    without it average_gradients does, once, at the end.
 
-    Returns what to log. Means over tokens, weighted as in the loss: entropy (nats), ratio, kl, clip_low and clip_high
-    (fractions clipped), gap (|log-probability now less when sampled|; without meaning for alignment's written
-    completions; in a second update it has the first one's step in it; with top_p below 1, what was cut off). loss and
-    seg_loss are the step's; grad_norm is that before clipping. FloatingPointError, before it changes a weight, if loss
-    or gradient is not finite.
+    Returns what to log. Means over tokens, weighted as in the loss: entropy (nats), ratio, kl, clipped_low and
+    clipped_high (fractions clipped), gap (|log-probability now less when sampled|; in a second update it has the first
+    one's step in it; with top_p below 1, what was cut off). loss and seg_loss are the step's; grad_norm is that before
+    clipping. FloatingPointError, before it changes a parameter, if loss or gradient is not finite.
     """
     weights = grpo.token_weights(rollout.mask, recipe.average)
     advantages = advantages.to(weights.device)
@@ -370,15 +387,16 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     recipe = run.recipe
     accelerator = run.accelerator
     P = recipe.prompts_per_step // accelerator.num_processes
-    rank = accelerator.process_index
+    process = accelerator.process_index
     clock = [time.perf_counter()]
     # Whole groups, the same number on every process: a group's mean and deviation never cross processes.
-    places = range(rank * P, (rank + 1) * P)
-    here = step_samples(run.order, recipe, step)[rank * P : (rank + 1) * P]
-    batch = load_batch(recipe, run.bare, run.segmenter, run.samples, here)
+    places = range(process * P, (process + 1) * P)
+    here = step_samples(run.order, recipe, step)[process * P : (process + 1) * P]
+    epochs = [(step * recipe.prompts_per_step + place) // len(run.order) for place in places]
+    batch = load_batch(recipe, run.bare, run.segmenter, run.samples, here, epochs)
 
-    # sample: G completions per prompt from the policy as it is now. GRPO needs several: what one is worth, it learns
-    # from the others.
+    # sample: G completions per prompt from the policy as it is now. GRPO needs several: what one is worth, the others
+    # say.
     if recipe.train == "context":  # LENS's alignment samples nothing: the text is the truth, the masks learn
         rollout = oracle_rollout(run.bare, batch, recipe)
     else:
@@ -414,15 +432,15 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
             run.schedule.step()
     except FloatingPointError as error:
         inputs = {"step": step, "indices": here, "texts": texts, "reward": reward, **dataclasses.asdict(rollout)}
-        torch.save(inputs, run.output_dir / f"stopped-step-{step}-rank-{rank}.pt")
+        torch.save(inputs, run.output_dir / f"stopped-step-{step}-process-{process}.pt")
         raise SystemExit(
             f"step {step}: {error}. Its inputs are in {run.output_dir}; the last checkpoint is untouched."
         ) from error
     clock.append(time.perf_counter())
 
     # tell: what happened, over all processes
-    figures = journal.summarize(rollout, reward, parts, measured, run.bare.eos_token_id)
-    row = {"step": step + 1} | journal.over_processes(figures | learned) | {"learning_rate": rate}
+    figures = journal.of_completions(rollout, reward, parts, measured, run.bare.end_ids)
+    row = {"step": step + 1} | journal.over_processes(figures, learned) | {"learning_rate": rate}
     row |= journal.durations(clock, row["length"] * G * recipe.prompts_per_step)
     return row, journal.Shown(batch.samples[0].query, texts[0][0], parts[0][0], advantages[0, 0].item())
 
@@ -524,10 +542,10 @@ def main() -> None:
     except (data.BadData, OSError) as error:
         hint = ""
         toy = " --toy" if args.toy else ""
-        if "could not load the policy" in str(error) and recipe.train == "all" and recipe.model.startswith("runs/"):
-            first = args.recipe.replace("lens", "lens-align")
-            hint = f"\n(It is what the stage before makes: python train.py --recipe {first}{toy})"
-        elif not toy and (isinstance(error, data.BadData) or "could not load" in str(error)):
+        network = error if isinstance(error, models.CannotLoad) else None
+        if network and network.what == "policy" and recipe.start:
+            hint = f"\n(It is what the stage before makes: python train.py --recipe {recipe.start}{toy})"
+        elif not toy and (isinstance(error, data.BadData) or network):
             hint = f"\n(The miniature needs nothing but this folder: python train.py --recipe {args.recipe} --toy)"
         raise SystemExit(f"{error}{hint}") from error
 

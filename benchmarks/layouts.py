@@ -99,6 +99,7 @@ def _make(
     frame=None,
     count=None,
     no_target=False,
+    sentences=(),
 ) -> Sample:
     """What was put off at loading. boxes (N, 4), points (N, k, 2): in `frame`, or pixels; None: boxes of the masks."""
     name = str(where) if isinstance(where, Path) else id
@@ -121,7 +122,7 @@ def _make(
     nothing = no_target or count == 0 or (count is None and not len(boxes))
     ignore = coco_mask.merge(ignore) if ignore and any(map(coco_mask.area, ignore)) else None
     opener = functools.partial(_open, where, name, size)
-    return Sample(query, boxes, points, id, str(image_id), *size, opener, masks, ignore, nothing, count)
+    return Sample(query, boxes, points, id, str(image_id), *size, opener, masks, ignore, nothing, count, sentences)
 
 
 # ---------------------------------------------------------------------------------------------------- files and folders
@@ -179,14 +180,17 @@ def _picture_id(path: str) -> str:
 # --------------------------------------------------------- COCO's annotations: RefCOCO and its kin, detection, COCONut
 
 
-def _request(query: str, id: str, image: dict, folder: Path, annotations: list[dict], crowds=()) -> Callable:
+def _request(
+    query: str, id: str, image: dict, folder: Path, annotations: list[dict], crowds=(), sentences=()
+) -> Callable:
     """One request on one picture; crowds become pixels that no metric counts."""
     boxed = all("bbox" in a for a in annotations)
     boxes = [(x, y, x + w, y + h) for x, y, w, h in (a["bbox"] for a in annotations)] if boxed else None
     parts, ignored = ([a["segmentation"] for a in group] for group in (annotations, crowds))
     where = folder / image["file_name"]
     size = (image["width"], image["height"])
-    return functools.partial(_make, query, id, image["id"], where, size, parts, boxes, ignored=ignored)
+    more = {"ignored": ignored, "sentences": sentences}
+    return functools.partial(_make, query, id, image["id"], where, size, parts, boxes, **more)
 
 
 REFERENCES = {  # layout -> folder, file
@@ -217,6 +221,7 @@ def references(want: Wanted) -> Makers:
         image = images.get(ref["image_id"])
         bad = [i for i in ids if i not in annotations or not _drawable(annotations[i]["segmentation"])]
         sentences = list(enumerate(s["sent"] for s in ref["sentences"]))
+        every_sentence = tuple(text for _, text in sentences) if want.one else ()
         if bad or not sentences or image is None or image["file_name"] in absent:
             why = f"no sentence, or no picture in {pictures}"
             why = f"annotation {bad[0]} is missing or has no polygon" if bad else why
@@ -226,7 +231,7 @@ def references(want: Wanted) -> Makers:
             sentences = [sentences[np.random.default_rng([want.seed, ref["ref_id"]]).integers(len(sentences))]]
         for k, text in sentences:
             id = f"{want.name}/{want.split}/{ref['ref_id']}/{k}"
-            yield _request(text, id, image, pictures, [annotations[i] for i in ids])
+            yield _request(text, id, image, pictures, [annotations[i] for i in ids], sentences=every_sentence)
 
 
 def _panoptic(png: Path, segment: int, size: tuple[int, int]) -> np.ndarray:
@@ -245,9 +250,12 @@ def coco(want: Wanted) -> Makers:
     found = file["annotations"]
     if path.name.startswith("panoptic"):
         masks = _find(path.parents[1], path.stem, f"annotations/{path.stem}")
-        part = lambda a, s: functools.partial(_panoptic, masks / a["file_name"], s["id"])  # noqa: E731
+
+        def segment(annotation: dict, s: dict) -> Callable:
+            return functools.partial(_panoptic, masks / annotation["file_name"], s["id"])
+
         found = [
-            s | {"image_id": a["image_id"], "segmentation": part(a, s)}
+            s | {"image_id": a["image_id"], "segmentation": segment(a, s)}
             for a in found
             for s in a["segments_info"]
             if s["category_id"] in category

@@ -28,13 +28,6 @@ def check_rewards(
     units, show here, and not as a reward that stays flat for a day. (How the model's own frame is left is not checked
     here: tests do.)
     """
-    # The maximum follows the recipe's settings: rewards.MAXIMUM knows the papers' only.
-    weights = dict(recipe.weights)
-    if recipe.reward == "samr1":  # tiers may have been changed
-        weights["tiered"] = weights.get("tiered", 1.0) * max(recipe.tier_rewards) / 4
-    if recipe.reward == "drseg" and recipe.released:
-        most = {"answer": 2, "accuracy": len(recipe.components)}
-        weights |= {name: value * weights.get(name, 1.0) for name, value in most.items()}
     good, bad = [], []
     for i in tqdm(indices, desc="reward check", disable=not progress, mininterval=1):
         sample = samples[i]
@@ -48,7 +41,7 @@ def check_rewards(
         except data.BadData as error:
             bad.append(f"{sample.id}: {error}")
             continue
-        most = rewards.maximum(recipe.reward, sample.no_target, weights)
+        most = rewards.maximum(recipe.reward, sample.no_target, **recipes.reward_options(recipe))
         if not rewards.points_inside(target.points, target.boxes).all():  # not every reward looks at that
             bad.append(
                 f"{sample.id}: a point lies outside its own box, {target.points.tolist()}, {target.boxes.tolist()}"
@@ -62,9 +55,7 @@ def check_rewards(
 
 def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> list[int]:
     """The indices to train on; says what was left out and why; SystemExit if the data do not fit the recipe."""
-    order, left = recipes.usable(samples, recipe, main)
-    if recipe.limit and recipe.limit < len(order):
-        order = sorted(np.random.default_rng(recipe.seed).choice(order, recipe.limit, replace=False).tolist())
+    order, left = recipes.usable(samples, recipe, main, recipe.limit)
     order, bad = check_rewards(samples, order, recipe, main)
     if main:
         print(

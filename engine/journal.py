@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -15,36 +16,37 @@ import grpo
 from recipes import Recipe
 
 
-def summarize(
-    rollout: grpo.Rollout, reward: Tensor, parts: list, measured: dict[str, list[float]], eos_token_id: int
-) -> dict[str, float]:
-    """This process's share of a row of metrics.jsonl.
+def of_completions(
+    rollout: grpo.Rollout, reward: Tensor, parts: list, measured: dict[str, list[float]], end_ids: list[int]
+) -> dict[str, list[float]]:
+    """What is said of each of this process's completions (of zero_variance: of each of its groups), by name.
 
     reward/X: a part, its weight applied; metric/X: measured, not rewarded (metric/box_iou is over matched pairs for
-    drseg, its x1, and elsewhere over true objects, a missed one counting 0); length: tokens; truncated: the fraction
-    that has no end token; zero_variance: the fraction of groups with equal rewards, which teach nothing.
+    drseg, its x1, and elsewhere over true objects, a missed one counting 0); length: tokens; truncated: it has no end
+    token; zero_variance: the group's rewards are equal and teach nothing.
     """
-    length = rollout.mask.sum(-1).float()
-    ended = ((rollout.ids == eos_token_id) & rollout.mask).any(-1).float()
-    columns = {f"reward/{name}": [b[name] for group in parts for b in group] for name in parts[0][0]}
-    seen = {"parsed" if name == "parsed" else f"metric/{name}": values for name, values in measured.items() if values}
-    return {
-        "reward": reward.mean().item(),
-        "reward_std": reward.std(correction=0).item(),
-        **{name: float(np.mean(values)) for name, values in (columns | seen).items()},
-        **{f"{name}_std": float(np.std(values)) for name, values in columns.items()},
-        "zero_variance": (reward.amax(-1) == reward.amin(-1)).float().mean().item(),
-        "length": length.mean().item(),
-        "length_max": length.max().item(),
-        "truncated": 1 - ended.mean().item(),
-    }
+    ended = (torch.isin(rollout.ids, torch.tensor(end_ids, device=rollout.ids.device)) & rollout.mask).any(-1)
+    figures = {"reward": reward.flatten().tolist()}
+    figures |= {f"reward/{name}": [b[name] for group in parts for b in group] for name in parts[0][0]}
+    figures |= {"parsed" if name == "parsed" else f"metric/{name}": values for name, values in measured.items()}
+    figures["zero_variance"] = (reward.amax(-1) == reward.amin(-1)).float().tolist()
+    figures["length"] = rollout.mask.sum(-1).flatten().float().tolist()
+    figures["truncated"] = (~ended).flatten().float().tolist()
+    return figures
 
 
-def over_processes(row: dict[str, float]) -> dict[str, float]:
-    """Each column's mean over the processes that have it; of length_max the maximum."""
-    rows = gather_object([row])
-    means = {k: float(np.mean([r[k] for r in rows if k in r])) for k in dict.fromkeys(k for r in rows for k in r)}
-    return means | {"length_max": max(r["length_max"] for r in rows)}
+def over_processes(figures: dict[str, list[float]], learned: dict[str, float]) -> dict[str, float]:
+    """A row of metrics.jsonl: the means of of_completions' columns over all processes' completions, the spread of the
+    rewards among them (reward_std, reward/X_std), and the mean over processes of what each learned."""
+    gathered = gather_object([(figures, learned)])
+    columns: dict[str, list[float]] = {}
+    for theirs, _ in gathered:
+        for name, values in theirs.items():
+            columns.setdefault(name, []).extend(values)
+    row = {name: float(np.mean(values)) for name, values in columns.items() if values}
+    row |= {f"{name}_std": float(np.std(values)) for name, values in columns.items() if name.startswith("reward")}
+    row["length_max"] = max(columns["length"])
+    return row | {name: float(np.mean([values[name] for _, values in gathered])) for name in learned}
 
 
 def durations(clock: list[float], tokens: float) -> dict[str, float]:

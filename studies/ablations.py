@@ -110,7 +110,7 @@ STUDIES: dict[str, Study] = {
     "queue": Study(
         "drseg",
         "Dr. Seg: a queue of 2,048 is long enough to be stable and short enough to follow the policy.",
-        {"2048": {}, "256": {"queue_size": 256, "queue_zeros": 128}, "8192": {"queue_size": 8192}},
+        {"2048": {}, "256": {"queue_size": 256}, "8192": {"queue_size": 8192}},
         None,
     ),
     "components": Study(

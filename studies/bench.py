@@ -41,7 +41,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import grpo
 import model as models
 import train
-from engine import fast
 from recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -334,32 +333,25 @@ def bench_sampling(size: Size, policy: models.Policy, table: Table, ceiling: flo
         "generate, G rows (as trainers call it)": lambda: policy.vlm.generate(**rows, **options),
         "generate, num_return_sequences=G": lambda: policy.vlm.generate(**one, **options, num_return_sequences=size.G),
     }
-    first = "grpo.sample"
-    if DEVICE == "cuda":  # the captured step goes first there, so that the ratios are its own
-        first = "fast.sample"
-        sides = {first: lambda: fast.sample(policy.vlm, prompts.inputs, uniforms, **ours)} | sides
     seconds = race(sides, size.runs)
     names = {
-        "grpo.sample": "sample_captured",
         "generate, G rows (as trainers call it)": "sample",
         "generate, num_return_sequences=G": "sample_return_sequences",
     }
-    names.pop(first, None)
     table.add("sample", seconds, "s", size.G * size.T, names)
-    # Decoding reads all weights of the language model once per token, and each row's keys and values.
+    # Decoding reads all weights of the language model once per token, the prompt's keys and values, and each row's own.
     text = policy.vlm.config.text_config
     weights = sum(p.numel() * p.element_size() for p in policy.vlm.model.language_model.parameters())
-    width = (
-        2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads * torch.finfo(size.dtype).bits // 8
-    )
-    cache = size.G * (one["input_ids"].shape[1] + size.T / 2) * text.num_hidden_layers * width
-    prefill = race({"": lambda: grpo.sample(policy.vlm, prompts.inputs, uniforms, **ours | {"max_new_tokens": 1})}, 3)[
-        ""
-    ]
-    rate = (weights + cache) * (size.T - 1) / (seconds[first] - prefill)
+    heads = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * heads * torch.finfo(size.dtype).bits // 8
+    cache = (one["input_ids"].shape[1] + size.G * size.T / 2) * per_token
+    alone = ours | {"max_new_tokens": 1}
+    prefill = race({"prefill": lambda: grpo.sample(policy.vlm, prompts.inputs, uniforms, **alone)}, 3)["prefill"]
+    decoding = seconds["grpo.sample"] - prefill
+    rate = (weights + cache) * (size.T - 1) / decoding
     print(
-        f"  {'':8} {first}: prefill {prefill:.2f} s; decoding reads {rate / 1e9:.1f} GB/s, "
-        f"{rate / ceiling:.0%} of this machine's copy ceiling"
+        f"  {'':8} grpo.sample: prefill {prefill:.2f} s, then {1e3 * decoding / (size.T - 1):.1f} ms a token: "
+        f"{rate / 1e9:.1f} GB/s, {rate / ceiling:.0%} of this machine's copy ceiling"
     )
 
 
@@ -370,8 +362,7 @@ def bench_rewards(size: Size, table: Table, runs: int) -> None:
 
     sam = build_sam2("configs/sam2/sam2_hiera_t.yaml", None, device=DEVICE).eval()
     predictor = SAM2ImagePredictor(sam)
-    parts = (sam.image_encoder, sam.sam_prompt_encoder, sam.sam_mask_decoder, sam.no_mem_embed)
-    segmenter = models.Segmenter(*parts, sam.image_size).eval()
+    segmenter = models.Segmenter.from_sam2(sam).eval()
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (480, 640, 3), dtype=np.uint8))
     truth = torch.zeros(480, 640, dtype=torch.bool, device=DEVICE)
@@ -418,11 +409,9 @@ def bench_step(size: Size, table: Table, quick: bool) -> None:
         policy = build_policy(size)
         twin = copy.deepcopy(policy)
         how = ", as it comes" if default else ", same settings"
-        ours = (
-            "train.py's stages"
-            + (", --capture True" if DEVICE == "cuda" else "")
-            + (", checkpointing as in the recipes" if default else "")
-        )
+        ours = "train.py's stages" + (", checkpointing as in the recipes" if default else "")
+        if default:  # its vision tower as it comes, too: one call of attention per window
+            twin.vlm.model.visual.config._attn_implementation = "sdpa"
         sides = {
             ours: our_step(size, policy, checkpointing=default),
             "TRL GRPOTrainer" + how: trl_step(size, twin, default),
@@ -448,7 +437,7 @@ def our_step(size: Size, policy: models.Policy, checkpointing: bool) -> float:
 
     def step() -> None:
         prompts = policy.encode([image], [text])
-        rollout = fast.sample(
+        rollout = grpo.sample(
             policy.vlm,
             prompts.inputs,
             torch.rand(1, size.G, size.T),
@@ -568,7 +557,7 @@ def scaling(path: Path) -> None:
             how = dict(num_samples=size.G, max_new_tokens=size.T, eos_token_id=policy.eos_token_id)
             sides = {
                 "sample": partial(
-                    fast.sample, policy.vlm, prompts.inputs, uniforms, banned_ids=policy.banned_ids, **how
+                    grpo.sample, policy.vlm, prompts.inputs, uniforms, banned_ids=policy.banned_ids, **how
                 ),
                 "update, packed": partial(packed_update, policy, prompts, ids),
                 "update, unpacked": partial(unpacked_update, policy, prompts, ids),

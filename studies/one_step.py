@@ -116,7 +116,7 @@ def main() -> None:
     ]
     for name, m in (("first", first), ("second", second)):
         out.append(
-            f"| {name} | {m['loss']:+.6f} | {m['ratio']:.6f} | {m['clip_low']:.4f} | {m['clip_high']:.4f} | {m['kl']:.2e} | {m['grad_norm']:.4f} |"
+            f"| {name} | {m['loss']:+.6f} | {m['ratio']:.6f} | {m['clipped_low']:.4f} | {m['clipped_high']:.4f} | {m['kl']:.2e} | {m['grad_norm']:.4f} |"
         )
     out += [
         "",

@@ -175,7 +175,7 @@ def replace_completions(monkeypatch, words, branches):
     def sample(*args, **kw):
         rollout = genuine(*args, **kw)
         for g in branches:
-            tokens = tokenizer(words * g).input_ids + [kw["eos_token_id"]]
+            tokens = tokenizer(words * g).input_ids + kw["eos_token_id"][:1]
             rollout.ids[:, g], rollout.mask[:, g], rollout.logp[:, g] = 0, False, 0.0
             rollout.ids[:, g, : len(tokens)], rollout.mask[:, g, : len(tokens)] = torch.tensor(tokens), True
         return rollout

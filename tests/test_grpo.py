@@ -85,7 +85,7 @@ def test_loss_equals_the_equation(average, clips, beta):
     logp, old, ref, A = (np.asarray(x.double()) for x in (logp, old, ref, A))
     expected = slow_loss(logp, old, ref, A, mask.numpy(), average, *clips, beta)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert metrics["clip_low"] > 0 and metrics["clip_high"] > 0
+    assert metrics["clipped_low"] > 0 and metrics["clipped_high"] > 0
 
 
 @pytest.mark.parametrize("A", [1.0, -1.0])
@@ -98,13 +98,13 @@ def test_clips_cut_the_gradient_where_they_should(A, rho):
     loss.backward()
     cut = rho > 1.3 if A > 0 else rho < 0.8
     assert logp.grad.item() == pytest.approx(0.0 if cut else -rho * A, rel=1e-5)
-    assert m["clip_high"].item() == float(cut and A > 0) and m["clip_low"].item() == float(cut and A < 0)
+    assert m["clipped_high"].item() == float(cut and A > 0) and m["clipped_low"].item() == float(cut and A < 0)
 
 
 def test_ratio_is_exactly_one_on_the_first_update():
     logp = (-torch.rand(2, 3, 5) * 9).requires_grad_()
     _, m = grpo.grpo_loss(logp, logp.detach(), None, torch.randn(2, 3), grpo.token_weights(torch.ones(2, 3, 5).bool()))
-    assert m["ratio"].item() == pytest.approx(1, abs=1e-6) and m["clip_low"] == 0 and m["clip_high"] == 0
+    assert m["ratio"].item() == pytest.approx(1, abs=1e-6) and m["clipped_low"] == 0 and m["clipped_high"] == 0
 
 
 def test_kl_values_and_gradients():
@@ -183,9 +183,15 @@ def test_no_targets():
 
 
 def test_pack_group_by_hand():
-    ids, positions, mask = grpo.pack_group(torch.tensor([7, 8]), [torch.tensor([1]), torch.tensor([2, 3])])
+    ids, positions, visible = grpo.pack_group(torch.tensor([7, 8]), [torch.tensor([1]), torch.tensor([2, 3])])
     assert ids.tolist() == [7, 8, 1, 2, 3] and positions.tolist() == [0, 1, 2, 2, 3]
-    assert mask.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert visible.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- sampling
@@ -234,15 +240,49 @@ def test_temperature_and_top_p(temperature, top_p):
 
 
 def test_shapes_that_would_broadcast_are_refused():
-    """Flat tokens need an advantage each and a last axis; another G would be drawn from the wrong noise."""
-    flat = torch.zeros(6)
-    with pytest.raises(ValueError, match="one per completion"):
-        grpo.grpo_loss(flat, flat, None, torch.ones(6), flat)
-    loss, _ = grpo.grpo_loss(flat[:, None], flat[:, None], None, torch.ones(6), torch.full((6, 1), 1 / 6))
-    assert loss.item() == pytest.approx(-1)
-    inputs = {"input_ids": torch.zeros(2, 3, dtype=torch.long)}
-    with pytest.raises(ValueError, match=r"uniforms \(2, 3, 8\) are fewer"):
-        grpo.sample(None, inputs, torch.zeros(2, 3, 8), num_samples=4, max_new_tokens=8, eos_token_id=0)
+    logp, old, ref, A, mask = random_case()
+    weights = grpo.token_weights(mask)
+    whole = dict(logp=logp, old_logp=old, ref_logp=ref, advantages=A, weights=weights, beta=0.1)
+    grpo.grpo_loss(**whole)
+    for name in ("old_logp", "ref_logp", "weights"):
+        for bad in (whole[name][..., :1], whole[name][0], whole[name][:, :1]):
+            with pytest.raises(ValueError, match=name):
+                grpo.grpo_loss(**whole | {name: bad})
+    for bad in (A[:, :1], A[0], A[..., None], A.flatten()):
+        with pytest.raises(ValueError, match="one per completion or token"):
+            grpo.grpo_loss(**whole | {"advantages": bad})
+    with pytest.raises(ValueError, match="weights are torch.bool"):
+        grpo.grpo_loss(**whole | {"weights": mask})
+    with pytest.raises(ValueError, match="give ref_logp"):
+        grpo.grpo_loss(**whole | {"ref_logp": None})
+    with pytest.raises(ValueError, match="which completions are a group"):
+        grpo.token_weights(mask[0])
+
+
+def test_advantages_per_token_equal_advantages_per_completion():
+    logp, old, ref, A, mask = random_case()
+    weights = grpo.token_weights(mask, "token")
+    each, metrics = grpo.grpo_loss(logp, old, ref, A, weights, beta=0.1)
+    flat = [x.expand(mask.shape)[mask] for x in (logp, old, ref, A[..., None], weights)]
+    line, same = grpo.grpo_loss(*flat, beta=0.1)
+    assert line.item() == pytest.approx(each.item(), rel=1e-5)
+    assert {k: v.item() for k, v in same.items()} == pytest.approx({k: v.item() for k, v in metrics.items()}, rel=1e-4)
+
+
+def test_only_logp_carries_gradient():
+    """old_logp left undetached once gave a gradient of exactly 0, without a word."""
+    logp = (-torch.rand(2, 3, 5)).requires_grad_()
+    A = torch.tensor([[1.0, -1.0, 0.5]] * 2)
+    loss, _ = grpo.grpo_loss(logp, logp, logp, A, torch.ones(2, 3, 5) / 30, beta=0.1)
+    loss.backward()
+    torch.testing.assert_close(logp.grad, -A[..., None].expand(2, 3, 5) / 30)
+
+
+def test_kl_is_never_negative_near_zero():
+    d = torch.linspace(-1e-3, 1e-3, 200_001)
+    kl = grpo.k3_kl(torch.zeros_like(d), d)
+    assert (kl >= 0).all()
+    torch.testing.assert_close(kl.double(), d.double().expm1() - d.double(), rtol=2e-2, atol=1e-10)
 
 
 def test_advantages_of_whole_numbers():
@@ -250,3 +290,137 @@ def test_advantages_of_whole_numbers():
     assert torch.equal(whole, real) and whole.dtype == torch.float32
     alone, several = (grpo.group_advantages(torch.ones(2, G, dtype=torch.float64)) for G in (1, 3))
     assert alone.dtype == several.dtype == torch.float64
+
+
+def test_one_axis_is_one_group_and_what_is_no_number_is_refused():
+    rewards = torch.tensor([6.0, 2.0, 2.0, 2.0])
+    assert torch.equal(grpo.group_advantages(rewards), grpo.group_advantages(rewards[None])[0])
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="not a finite number"):
+            grpo.group_advantages(torch.tensor([[1.0, bad]]))
+
+
+def test_predicting_states_point_at_the_state_before():
+    """Against the definition: the state before a token in a row of its own, found again in the packed row."""
+    prompt, completions = torch.arange(100, 104), [torch.tensor([1]), torch.tensor([2, 3, 4]), torch.tensor([5, 6])]
+    ids, positions, visible = grpo.pack_group(prompt, completions)
+    states = grpo.predicting_states(4, [1, 3, 2])
+    before = [(ids[s].item(), positions[s].item()) for s in states]
+    assert before == [(103, 3), (103, 3), (2, 4), (3, 5), (103, 3), (5, 4)]
+    assert grpo.predicting_states(4, [1, 0, 2], between=2).tolist() == [3, 3, 9]
+
+
+# ------------------------------------------------------------------------------------------------- sampling, text alone
+
+
+def text_model(kind: str):
+    import transformers as hf
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = {"llama": hf.LlamaConfig, "qwen2": hf.Qwen2Config}[kind](num_key_value_heads=2, **sizes)
+    model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    with torch.no_grad():  # at initialisation the layers hardly matter
+        for p in model.parameters():
+            p.mul_(4.0 if p.ndim > 1 else 1.0)
+    return model.eval()
+
+
+PROMPTS = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12], [0, 3, 4, 3, 4]])
+MASK = (PROMPTS > 0).long()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("segment", [1, 3, 16])
+@torch.no_grad()
+def test_text_models_draw_what_a_slow_twin_draws(kind, segment):
+    """Left padding, no positions given, rows that end: every token from a forward over its own sequence alone."""
+    model = text_model(kind)
+    noise = torch.rand(3, 4, 12, generator=torch.Generator().manual_seed(2))
+    ends = [7, 11, 30, 31, 32, 33]
+    got = grpo.sample(
+        model,
+        {"input_ids": PROMPTS, "attention_mask": MASK},
+        noise,
+        num_samples=4,
+        max_new_tokens=12,
+        eos_token_id=ends,
+        banned_ids=[0],
+        segment=segment,
+    )
+    lengths = got.mask.sum(-1)
+    for p in range(3):
+        for g in range(4):
+            row = PROMPTS[p][MASK[p].bool()]
+            for t in range(12):
+                logits = model(input_ids=row[None]).logits[:, -1].index_fill(-1, torch.tensor([0]), -torch.inf)
+                token, logp = grpo.pick_tokens(logits, noise[p, g, t : t + 1])
+                assert got.ids[p, g, t] == token and got.logp[p, g, t].item() == pytest.approx(logp.item(), abs=1e-4)
+                row = torch.cat([row, token])
+                if int(token) in ends:
+                    break
+            assert lengths[p, g] == t + 1
+    assert 1 < lengths.float().mean() < 12 and lengths.max() > lengths.min()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_greedy_texts_equal_generate(kind):
+    model = text_model(kind)
+    how = dict(num_samples=1, max_new_tokens=12, temperature=0.0, eos_token_id=-1)
+    got = grpo.sample(model, {"input_ids": PROMPTS, "attention_mask": MASK}, torch.zeros(3, 1, 12), **how)
+    model.generation_config.eos_token_id = None
+    theirs = model.generate(input_ids=PROMPTS, attention_mask=MASK, do_sample=False, max_new_tokens=12, pad_token_id=0)
+    assert torch.equal(got.ids[:, 0], theirs[:, 5:])
+
+
+@pytest.mark.parametrize(
+    "name,words",
+    [
+        ("Mistral", "sliding window of 4096"),
+        ("Gemma3Text", "layers of sliding_attention"),
+        ("Gemma2", "layers of sliding_attention"),
+        ("Qwen3Next", "layers of linear_attention"),
+        ("GptOss", "layers of sliding_attention"),
+        ("Mamba", "layers of linear_attention"),
+        ("Cohere", "logit_scale"),
+    ],
+)
+def test_models_that_a_packed_row_cannot_serve_are_refused_by_name(name, words):
+    import types
+
+    import transformers as hf
+
+    model = types.SimpleNamespace(config=getattr(hf, f"{name}Config")())
+    with pytest.raises(ValueError, match=words):
+        grpo.require_plain_attention(model)
+    with pytest.raises(ValueError, match=words):
+        grpo.sample(model, {}, None, num_samples=1, max_new_tokens=1, eos_token_id=0)
+
+
+def test_layers_past_the_registry_are_refused():
+    """Bloom's attention does not go through transformers' registry: it would see nothing of the prompt."""
+    import transformers as hf
+
+    model = hf.BloomForCausalLM(hf.BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4))
+    inputs = {"input_ids": PROMPTS, "attention_mask": MASK}
+    with pytest.raises(ValueError, match="BloomForCausalLM takes no position_ids"):
+        grpo.sample(model, inputs, torch.zeros(3, 1, 4), num_samples=1, max_new_tokens=4, eos_token_id=-1)
+
+
+def test_pick_tokens_refuses_what_would_draw_nonsense():
+    logits = torch.tensor([[0.0, 1.0, -torch.inf]])
+    u = torch.tensor([0.5])
+    for how in ({"temperature": -0.1}, {"top_p": 0.0}, {"top_p": -1.0}, {"top_p": 1.5}, {"temperature": math.nan}):
+        with pytest.raises(ValueError, match="must be at least 0"):
+            grpo.pick_tokens(logits, u, **how)
+    for bad in (torch.tensor([[0.0, torch.nan, 1.0]]), torch.full((1, 3), -torch.inf)):
+        for temperature in (0.0, 1.0):
+            with pytest.raises(ValueError, match="NaN"):
+                grpo.pick_tokens(bad, u, temperature)
+
+
+def test_uniforms_of_64_bits_next_to_one_draw_no_vanishing_token():
+    """0.99999999999 is 1 in 32 bits; the token that it would take has a probability of e-40."""
+    logits = torch.tensor([[0.0, 0.0, -40.0]])
+    almost = torch.tensor([1 - 1e-12], dtype=torch.float64)
+    assert grpo.pick_tokens(logits, almost)[0].item() == 1

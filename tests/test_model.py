@@ -1,6 +1,7 @@
 """model.py, sampling and packing on tiny random networks of every family, each against a slow twin: one row at a time,
 full logits, transformers' own generate, sam2's own predictor."""
 
+import dataclasses
 import functools
 import gc
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 import grpo
 import model as models
-from engine import fast
+import rewards
 from toy import make
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -210,41 +211,52 @@ def test_a_batch_of_prompts_equals_one_by_one(policy):
         same(alone, grpo.Rollout(together.ids[p : p + 1], together.mask[p : p + 1], together.logp[p : p + 1]))
 
 
-def ending(policy) -> tuple[grpo.Rollout, int]:
-    """A rollout that never ends, and one of its tokens to take for the end: rows then end at different times."""
+def slow_sample(policy, prompts, uniforms, end_ids, T, temperature=1.0, top_p=1.0) -> grpo.Rollout:
+    """The slow twin: every token of every completion from a forward over the whole sequence, alone, without a cache."""
+    P, G = uniforms.shape[:2]
+    ids = torch.zeros(P, G, T, dtype=torch.long)
+    mask = torch.zeros(P, G, T, dtype=torch.bool)
+    logp = torch.zeros(P, G, T)
+    for p in range(P):
+        prompt, _, pixels, grid = prompts.one(p)
+        for g in range(G):
+            row = prompt
+            for t in range(T):
+                kinds = (row == policy.vlm.config.image_token_id).int()[None]
+                where = dict(input_ids=row[None], mm_token_type_ids=kinds, image_grid_thw=grid)
+                positions, _ = policy.vlm.model.get_rope_index(**where)
+                out = policy.vlm(input_ids=row[None], position_ids=positions, pixel_values=pixels, image_grid_thw=grid)
+                logits = out.logits[:, -1].index_fill(-1, torch.tensor(policy.banned_ids), -torch.inf)
+                token, value = grpo.pick_tokens(logits, uniforms[p, g, t : t + 1], temperature, top_p)
+                ids[p, g, t], mask[p, g, t], logp[p, g, t] = token[0], True, value[0]
+                row = torch.cat([row, token])
+                if int(token) in end_ids:
+                    break
+    return grpo.Rollout(ids, mask, logp)
+
+
+@pytest.mark.parametrize("segment", [1, 2, 3, 16])
+@torch.no_grad()
+def test_tokens_equal_a_slow_twins(policy, segment):
+    """Ragged prompts and ends, two end tokens; completions leave at a segment's end, whole groups too."""
     free = grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy))
-    return free, int(free.ids[0, 0, 4])
+    ends = [int(free.ids[0, 0, 4]), *free.ids[1, :, 2].tolist()]  # a token here and there, and all of group 1
+    slow = slow_sample(policy, encode(policy), UNIFORMS, ends, 10)
+    got = grpo.sample(
+        policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy, eos_token_id=ends, segment=segment)
+    )
+    same(got, slow)
+    lengths = slow.mask.sum(-1)
+    assert lengths[1].max() <= 3 and lengths.max() == 10 and len(lengths.unique()) > 2
+    assert got.ids[~got.mask].eq(0).all() and got.logp[~got.mask].eq(0).all()
 
 
-@pytest.mark.parametrize(
-    "sampler", [grpo.sample, functools.partial(fast.static_sample, capture=False)], ids=["grpo", "fast"]
-)
-def test_rows_that_end_leave_and_change_nothing(policy, sampler):
-    """The end token is inside the mask, nothing comes after it, and the other rows do not notice."""
-    free, end = ending(policy)
-    got = sampler(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy, eos_token_id=end))
-    ended = 0
-    for p in range(3):
-        for g in range(3):
-            row = free.ids[p, g].tolist()
-            n = row.index(end) + 1 if end in row else len(row)
-            ended += end in row
-            assert got.ids[p, g].tolist() == row[:n] + [0] * (10 - n)
-            assert got.mask[p, g].tolist() == [True] * n + [False] * (10 - n)
-            torch.testing.assert_close(got.logp[p, g, :n], free.logp[p, g, :n], rtol=1e-4, atol=1e-5)
-            assert got.logp[p, g, n:].eq(0).all()
-    assert 0 < ended < 9
-
-
-def test_a_cache_that_grows_by_two_tokens_draws_the_same(policy, monkeypatch):
-    inputs, stock = encode(policy).inputs, grpo.reserve
-    whole = grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy))
-    calls = []
-    monkeypatch.setattr(grpo, "reserve", lambda layer, room=2: calls.append(room) or stock(layer, 2))
-    grown = grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy))
-    layers = policy.vlm.config.get_text_config().num_hidden_layers
-    assert len(calls) == 5 * layers  # at the start, and four times on the way to 10 tokens
-    assert torch.equal(grown.ids, whole.ids) and torch.equal(grown.logp, whole.logp)
+@pytest.mark.parametrize("temperature,top_p", [(0.0, 1.0), (0.7, 0.9)])
+@torch.no_grad()
+def test_temperature_and_top_p_equal_a_slow_twins(policy, temperature, top_p):
+    how = {"temperature": temperature, "top_p": top_p}
+    got = grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy, segment=4, **how))
+    same(got, slow_sample(policy, encode(policy), UNIFORMS, [-1], 10, **how))
 
 
 def test_prompts_in_parts_are_the_prompts(policy):
@@ -273,9 +285,8 @@ def test_all_rows_end_at_once(policy):
     """Every token but one is banned, and that one is the end."""
     V = policy.vlm.get_output_embeddings().weight.shape[0]
     only = options(policy, eos_token_id=7, banned_ids=[i for i in range(V) if i != 7])
-    for sampler in (grpo.sample, functools.partial(fast.static_sample, capture=False)):
-        got = sampler(policy.vlm, encode(policy).inputs, UNIFORMS, **only)
-        assert got.ids[..., 0].eq(7).all() and got.mask.sum() == 9 and got.logp.abs().max() < 1e-6
+    got = grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **only)
+    assert got.ids[..., 0].eq(7).all() and got.mask.sum() == 9 and got.logp.abs().max() < 1e-6
 
 
 def test_banned_tokens_never_appear(policy):
@@ -291,31 +302,53 @@ def test_banned_tokens_never_appear(policy):
         assert policy.processor.tokenizer.convert_tokens_to_ids(name) in policy.banned_ids
 
 
-@pytest.mark.parametrize("temperature,top_p", [(0.0, 1.0), (1.0, 1.0), (0.7, 0.9)])
-def test_the_static_decode_step_draws_the_same_tokens(policy, temperature, top_p):
-    """fast.py's step without its CUDA graph: fixed cache, time as a tensor. On a CPU, fast.sample is grpo.sample."""
-    inputs, how = encode(policy).inputs, options(policy, temperature=temperature, top_p=top_p)
-    plain = grpo.sample(policy.vlm, inputs, UNIFORMS, **how)
-    same(fast.static_sample(policy.vlm, inputs, UNIFORMS, capture=False, **how), plain)
-    same(fast.sample(policy.vlm, inputs, UNIFORMS, **how), plain)
-
-
-@pytest.mark.parametrize(
-    "sampler", [grpo.sample, functools.partial(fast.static_sample, capture=False)], ids=["grpo", "fast"]
-)
-def test_sampling_from_a_policy_in_training(policy, sampler):
+def test_sampling_from_a_policy_in_training(policy):
     """Under gradient checkpointing in training mode transformers drops the cache: the sampler steps out and back."""
     inputs = encode(policy).inputs
     expected = grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy))
     policy.train().vlm.gradient_checkpointing_enable({"use_reentrant": False})
     try:
-        same(sampler(policy.vlm, inputs, UNIFORMS, **options(policy)), expected)
+        same(grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy)), expected)
         assert policy.vlm.training
     finally:
         policy.eval().vlm.gradient_checkpointing_disable()
 
 
-def test_the_static_decode_step_never_waits_for_python(policy, monkeypatch):
+@pytest.mark.parametrize("bad", ["pick_tokens", "attend"])
+def test_training_mode_and_attention_are_restored_after_an_error(policy, monkeypatch, bad):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def fails(*_args, **_kw):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(*((grpo, bad) if bad == "pick_tokens" else (grpo.PromptOnce, bad)), fails)
+    policy.train()
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy))
+        assert policy.vlm.training and policy.vlm.get_decoder().config._attn_implementation == "sdpa"
+        assert "prompt_once" not in ALL_ATTENTION_FUNCTIONS
+    finally:
+        policy.eval()
+
+
+def test_inputs_that_would_sample_nonsense_are_refused_before_the_prefill(policy, monkeypatch):
+    inputs = encode(policy).inputs
+    monkeypatch.setattr(policy.vlm.model, "forward", lambda *_a, **_k: pytest.fail("the prefill ran"))
+    right = {**inputs, "attention_mask": inputs["attention_mask"].flip(-1)}
+    with pytest.raises(ValueError, match="padded on the left"):
+        grpo.sample(policy.vlm, right, UNIFORMS, **options(policy))
+    with pytest.raises(ValueError, match="give position_ids"):
+        rest = {k: v for k, v in inputs.items() if k != "position_ids"}
+        grpo.sample(policy.vlm, rest, UNIFORMS, **options(policy))
+    for noise in (UNIFORMS + 1, UNIFORMS - 1, UNIFORMS * torch.nan):
+        with pytest.raises(ValueError, match="at least 0 and below 1"):
+            grpo.sample(policy.vlm, inputs, noise, **options(policy))
+    with pytest.raises(ValueError, match=r"uniforms \(2, 3, 10\) are fewer"):
+        grpo.sample(policy.vlm, inputs, UNIFORMS[:2], **options(policy))
+
+
+def test_a_decode_step_never_waits_for_python(policy, monkeypatch):
     """A CUDA graph cannot record a step that reads a value back. So no such reading may come with each token."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -323,36 +356,84 @@ def test_the_static_decode_step_never_waits_for_python(policy, monkeypatch):
         reads = 0
 
         def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            self.reads += op.name().split("::")[1] in (
-                "_local_scalar_dense",
-                "nonzero",
-                "equal",
-                "is_nonzero",
-                "masked_select",
-            )
+            waiting = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select")
+            self.reads += op.name().split("::")[1] in waiting
             return op(*args, **(kwargs or {}))
 
+    monkeypatch.setattr(grpo, "recording", lambda: True)  # as on a GPU that records
     counts = []
     for T in (3, 9):
         with Count() as count:
-            fast.static_sample(
-                policy.vlm, encode(policy).inputs, UNIFORMS, capture=False, **options(policy, max_new_tokens=T)
-            )
+            grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy, max_new_tokens=T))
         counts.append(count.reads)
     assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_captured_decode_step_draws_the_same_tokens(policies):
-    policy = policies["qwen2_5_vl"].to("cuda")
+def test_the_recorded_decode_step_draws_the_same_tokens(policies):
+    policy = policies["qwen2_5_vl"]
+    expected = grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy))
+    policy.to("cuda")
     try:
-        inputs = encode(policy).inputs
-        same(
-            fast.sample(policy.vlm, inputs, UNIFORMS, **options(policy)),
-            grpo.sample(policy.vlm, inputs, UNIFORMS, **options(policy)),
-        )
+        for segment in (3, 5, 256):  # 5 is recorded twice
+            got = grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy, segment=segment))
+            same(grpo.Rollout(*(x.cpu() for x in dataclasses.astuple(got))), expected)
     finally:
         policy.to("cpu")
+
+
+def test_a_chat_template_that_opens_the_answer(policy):
+    """Reasoning models' templates end in <think>: it belongs to every completion, and is not written a second time."""
+    assert policy.opened == ""
+    template = policy.processor.chat_template
+    opening = "{% if add_generation_prompt %}<think>\n{% endif %}"
+    try:
+        policy.processor.chat_template = template + opening
+        again = models.Policy(policy.vlm, policy.processor)
+        text = "<think>\nleft</think><answer>[]</answer>"
+        ids = torch.tensor([policy.processor.tokenizer("left</think><answer>[]</answer>").input_ids])
+        assert again.decode(ids, torch.ones_like(ids, dtype=torch.bool)) == [text]
+        assert rewards.parse_answer(text, "drseg").think_ok
+        assert policy.processor.tokenizer.decode(again.tokens("<think></think>x")[:-1]) == "</think>x"
+    finally:
+        policy.processor.chat_template = template
+
+
+def test_every_end_that_the_model_names_is_one(policy):
+    other = policy.processor.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    before = policy.vlm.generation_config.eos_token_id
+    try:
+        policy.vlm.generation_config.eos_token_id = [policy.eos_token_id, other]
+        again = models.Policy(policy.vlm, policy.processor)
+        assert again.end_ids == sorted([policy.eos_token_id, other])
+        ids = torch.tensor([[20, 21, other, 0]])
+        assert again.decode(ids, torch.tensor([[True, True, True, False]])) == [
+            policy.processor.tokenizer.decode([20, 21])
+        ]
+    finally:
+        policy.vlm.generation_config.eos_token_id = before
+
+
+# ------------------------------------------------------------------------------------------------- windows of the tower
+
+
+def test_windows_in_one_call_equal_the_loop(policy):
+    """Values and gradients, on pictures whose windows have several lengths."""
+    visual = policy.vlm.model.visual
+    assert visual.config._attn_implementation == "windows_flash"
+    inputs = encode(policy).inputs
+    found = []
+    for attention in ("sdpa", "windows_flash"):
+        visual.config._attn_implementation = attention
+        policy.zero_grad()
+        out = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        out = out.pooler_output if hasattr(out, "pooler_output") else out
+        out = torch.cat(list(out)) if isinstance(out, (tuple, list)) else out
+        out.square().mean().backward()
+        found.append((out.detach(), {n: p.grad.clone() for n, p in visual.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
 # ------------------------------------------------------------------------------------------------------- save and load

@@ -34,7 +34,7 @@ def answer_of(boxes, points, negatives=None):
 
 def target_of(boxes, points, **more):
     points = np.array(points, float).reshape(len(boxes), -1, 2) if len(boxes) else np.zeros((0, 1, 2))
-    return Target(np.array(boxes, float).reshape(-1, 4), points, **more)
+    return Target(np.array(boxes, float).reshape(-1, 4), points, **{"no_target": not len(boxes)} | more)
 
 
 # -------------------------------------------------------------------------------------------- the released rewards'
@@ -307,18 +307,43 @@ def test_genseg_without_target():
     )
 
 
-def test_genseg_g_weighs_mask_and_negatives():
+def test_a_box_in_a_malformed_answer_costs_the_no_target_penalty():
+    nothing = target_of([], [], mask=np.zeros((84, 84), bool), frame=(1000, 1000))
+    score = lambda text: rewards.genseg_g_reward(parse_answer(text, "genseg-g"), nothing, 0.0)["no_target"]  # noqa: E731
+    box = {"bbox_2d": [0, 0, 400, 400]}
+    assert score(said([box])) == -10  # its points are missing
+    assert score(said([box | {"point_1": "here"}])) == -10
+    assert score(said(str([box])[:-2])) == -10  # no JSON at all, but there it stands
+    assert score(said("what?")) == 0 and score(NOTHING) == 10
+
+
+@pytest.mark.parametrize("reading,values", [("truth", (0, 5, 10)), ("written", (5, 5, 10)), ("both", (0, 5, 10))])
+def test_genseg_g_weighs_mask_and_negatives(reading, values):
     mask = np.zeros((500, 500), bool)
-    mask[100:200, 100:200] = True  # 200-400 in the frame
+    mask[100:200, 120:200] = True  # 240-400 by 200-400 in the frame
     target = target_of([[200, 200, 400, 400]], [[[300, 300]] * 2], mask=mask, frame=(1000, 1000))
     written = {"bbox_2d": [150, 200, 400, 400], "point_1": [300, 300], "point_2": [300, 300]}
-    score = lambda o, iou=0.6: rewards.genseg_g_reward(parse_answer(said([o]), "genseg-g"), target, iou)  # noqa: E731
+
+    def score(*objects, iou=0.6):
+        answer = parse_answer(said(list(objects)), "genseg-g")
+        return rewards.genseg_g_reward(answer, target, iou, negative_box=reading)
+
     assert score(written)["mask_iou"] == 3 and score(written)["negative"] == 0  # left out: valid, worth nothing
-    both = written | {"negative_1": [160, 300], "negative_2": [300, 300]}
-    assert score(both)["negative"] == 5  # one of two is off the mask
-    assert score(both | {"negative_2": [170, 250]})["negative"] == 10
-    half = score(written | {"negative_1": [160, 300]})  # half-written ones are malformed
+    beside = written | {"negative_1": [160, 300], "negative_2": [300, 300]}  # beside the true box, and on the mask
+    within = written | {"negative_1": [210, 300], "negative_2": [300, 300]}
+    both = written | {"negative_1": [210, 300], "negative_2": [220, 250]}
+    assert tuple(score(o)["negative"] for o in (beside, within, both)) == values
+    half = score(written | {"negative_1": [210, 300]})  # half-written ones are malformed
     assert half["format"] == half["mask_iou"] == half["negative"] == 0
+    # averaged over all objects written: neither an object without negatives nor an extra one carries the others'
+    extra = {"bbox_2d": [0, 0, 2, 2], "point_1": [1, 1], "point_2": [1, 1], "negative_1": [1, 1], "negative_2": [1, 1]}
+    assert score(written, extra)["negative"] == 0  # once, the extra one's points counted for all: 10
+    assert score(both, extra)["negative"] == 5
+    if reading == "truth":
+        outside = both | {"bbox_2d": [600, 600, 900, 900]}  # the written box plays no part
+        assert score(outside)["negative"] == 10
+    with pytest.raises(ValueError, match="negative_box must be"):
+        rewards.valid_negatives(answer_of([[0, 0, 1, 1]], [[[0, 0]]]), target, "some")
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.2, 1, 2])  # the mask's resolution is not the frame's
@@ -353,7 +378,8 @@ def test_negative_points_keep_clear_of_the_mask(point, valid, scale):
     mask[edge[0] : edge[1], edge[0] : edge[1]] = True
     box = [-10, -10, 850, 850] if abs(point[0]) > 840 or min(point) < 0 or max(point) >= 840 else [250, 250, 550, 550]
     answer = answer_of([box], [[[400, 400]] * 2], [[point]])
-    assert rewards.valid_negatives(answer, Target(np.zeros((0, 4)), np.zeros((0, 2, 2)), mask)) == valid
+    for reading in ("truth", "written", "both"):
+        assert rewards.valid_negatives(answer, target_of([box], [[[400, 400]] * 2], mask=mask), reading) == valid
 
 
 def test_negative_points_equal_a_slow_twin():
@@ -361,7 +387,7 @@ def test_negative_points_equal_a_slow_twin():
     for frame, (H, W) in (((1000, 1000), (60, 90)), ((840, 840), (90, 90)), ((90, 60), (60, 90))):
         mask = rng.random((H, W)) > 0.98
         r, pixels = 5 / 840 * max(H, W), np.argwhere(mask)
-        target = target_of([], [], mask=mask, frame=frame)
+        target = target_of([[0, 0, *frame]], [[[0, 0]] * 2], mask=mask, frame=frame)
         valid = []
         for x, y in rng.uniform(0, frame, (200, 2)):
             px, py = x * W / frame[0], y * H / frame[1]
@@ -772,9 +798,9 @@ def test_no_trick_beats_the_right_answer(name, no_target):
         best = score(text, 1.0)
         assert sum(best.values()) == rewards.maximum(name, no_target), best
         if not no_target:
-            most = rewards.MAXIMUM[name][no_target]
-            weights = rewards.GENSEG_G_WEIGHTS if name == "genseg-g" else {}
-            assert {k: v for k, v in best.items() if v} == {k: v * weights.get(k, 1) for k, v in most.items()}
+            most = rewards.maximum_parts(name, no_target)
+            weights = rewards.DEFAULT_WEIGHTS.get(name, {})
+            assert {k: v for k, v in best.items() if v} == {k: v * weights.get(k, 1) for k, v in most.items() if v}
         seen = 0
         for what, trick, iou in tricks(name, target, right):
             if no_target and trick in (text, NOTHING):
@@ -935,3 +961,120 @@ def test_queue_refuses_vectors_of_another_length():
     queue.push([0.5])
     queue.flush()
     assert queue.rank([0.4]) == 0.5  # two of the four rows are zeros
+
+
+# --------------------------------------------------------------------------------------------- edges, each with a story
+
+
+def test_look_counts_in_the_reasoning_only_and_needs_something_visible():
+    box = '[{"bbox_2d": [0, 0, 9, 9], "point_2d": [4, 4]}]'
+    target = target_of([[0, 0, 9, 9]], [[[4, 4]]])
+    for thought, answer, looks in (
+        ("<look>the mug</look>", box, True),
+        ("<look>杯</look>", box, True),
+        ("<look></look>", box, False),
+        ("<look> … ‌</look>", box, False),  # a zero-width character is no look
+        ("no", box + "<look>the mug</look>", False),
+        ("<look>open", box, False),
+    ):
+        read = parse_answer(f"<think>{thought}</think><answer>{answer}</answer>", "drseg")
+        assert rewards.drseg_reward(read, target)["look"] == looks, thought
+    elsewhere = parse_answer(f"<look>a mug</look><think>no</think><answer>{box}</answer>", "drseg")
+    assert rewards.drseg_reward(elsewhere, target)["look"] == 0
+    assert rewards.drseg_reward(elsewhere, target, released=True)["look"] == 1
+
+
+def test_look_to_confirm_and_ranking_are_switched_one_by_one():
+    """Dr. Seg Table 4, its 2 x 2: neither, look alone, ranking alone, both."""
+    target = target_of([[0, 0, 400, 400]], [[[150, 150]]])
+    text = '<think><look>it</look></think><answer>[{"bbox_2d": [0, 0, 400, 400], "point_2d": [150, 150]}]</answer>'
+    answer = parse_answer(text, "drseg")
+    plain = rewards.visionreasoner_reward(answer, target)
+    assert rewards.visionreasoner_reward(answer, target, look=True) == plain | {"look": 1}
+    both = rewards.drseg_reward(answer, target)
+    assert rewards.drseg_reward(answer, target, look=False) == {k: v for k, v in both.items() if k != "look"}
+    for name, look in (("visionreasoner", False), ("visionreasoner", True), ("drseg", False), ("drseg", True)):
+        earned = rewards.REWARDS[name](answer, target, look=look)
+        assert sum(earned.values()) == rewards.maximum(name, look=look)
+
+
+def test_visionreasoner_by_degrees_equals_the_definition():
+    """Dr. Seg Table 1, appendix A: IoU, g of the box's L1, g of the points' distance; matched by their sum."""
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        n, m = rng.integers(1, 4, 2)
+        boxes, true = (np.sort(rng.uniform(0, 400, (k, 2, 2)), 1).reshape(k, 4) for k in (n, m))
+        points, true_points = (rng.uniform(0, 400, (k, 1, 2)) for k in (n, m))
+        answer, target = answer_of(boxes.tolist(), points.tolist()), target_of(true, true_points)
+        degrees = np.zeros((n, m))
+        for i in range(n):
+            for j in range(m):
+                iou = rewards.box_iou(boxes[i], true[j])
+                l1 = np.abs(boxes[i] - true[j]).mean()
+                far = math.dist(points[i, 0], true_points[j, 0])
+                x, y = points[i, 0]
+                inside = boxes[i][0] <= x <= boxes[i][2] and boxes[i][1] <= y <= boxes[i][3]
+                g = lambda d: min(max((200 - d) / 170, 0), 1)  # noqa: E731
+                degrees[i, j] = iou + g(l1) + g(far) * inside
+        import itertools
+
+        small, large = sorted((n, m))
+        grid = degrees if n <= m else degrees.T
+        orders = itertools.permutations(range(int(large)), int(small))
+        best = max(sum(grid[i, j] for i, j in enumerate(c)) for c in orders)
+        parts = rewards.visionreasoner_reward(answer, target, continuous=True)
+        assert parts["accuracy"] == pytest.approx(best / large, abs=1e-9)
+
+
+def test_components_may_be_none():
+    """Dr. Seg Table 10, first row: format alone. Once a division by zero."""
+    target = target_of([[0, 0, 9, 9]], [[[4, 4]]])
+    answer = parse_answer(said([{"bbox_2d": [0, 0, 9, 9], "point_2d": [4, 4]}]), "drseg")
+    for released in (False, True):
+        assert rewards.drseg_reward(answer, target, components=(), released=released)["accuracy"] == 0
+    assert rewards.maximum("drseg", components=()) == 4
+
+
+def test_one_object_means_one():
+    """[], and fifty copies, are malformed where a request has one target: both once earned SAM-R1's format part."""
+    one = {"bbox_2d": [0, 0, 9, 9], "point_2d": [4, 4], "label": "it"}
+    target = target_of([[0, 0, 9, 9]], [[[4, 4]]], mask=np.ones((9, 9), bool))
+    for objects, ok in (([one], True), ([], False), ([one] * 2, False), ([one] * 50, False)):
+        answer = parse_answer(said(objects), "samr1")
+        assert answer.answer_ok == ok and len(answer.instances) == ok
+        assert rewards.samr1_reward(answer, target, 1.0)["format"] == (1 if ok else -1)
+    assert parse_answer(said([]), "drseg").no_target and not parse_answer(said([]), "samr1").no_target
+    with pytest.raises(rewards.CannotSay):
+        write_answer([], "samr1")
+
+
+def test_a_queue_is_not_broken_by_a_row_of_another_length():
+    queue = RankQueue(size=4, dims=3)
+    before = queue.state_dict()
+    with pytest.raises(ValueError, match="2 components for a queue of 3"):
+        queue.flush([[1, 2, 3], [1, 2]])
+    assert queue.state_dict() == before
+    queue.flush([[0.5, 0.5, 0.5]])
+    assert queue.rank([0.6, 0.6, 0.4]) == pytest.approx((1 + 1 + 0.75) / 3)
+
+
+@pytest.mark.parametrize(
+    "given,words",
+    [
+        (dict(boxes=np.zeros(4), points=np.zeros((1, 1, 2))), "boxes of shape"),
+        (dict(boxes=np.zeros((1, 5)), points=np.zeros((1, 1, 2))), "boxes of shape"),
+        (dict(boxes=np.zeros((2, 4)), points=np.zeros((1, 1, 2))), "points of shape"),
+        (dict(boxes=np.zeros((1, 4)), points=np.zeros((1, 2))), "points of shape"),
+        (dict(boxes=np.zeros((1, 4)), points=np.zeros((1, 1, 2)), mask=np.zeros((1, 4, 4))), "a mask of shape"),
+        (dict(boxes=np.zeros((0, 4)), points=np.zeros((0, 1, 2))), "no_target is False with 0 boxes"),
+        (dict(boxes=np.zeros((1, 4)), points=np.zeros((1, 1, 2)), no_target=True), "no_target is True with 1 boxes"),
+    ],
+)
+def test_a_target_of_wrong_shape_is_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        Target(**given)
+
+
+def test_a_reward_without_a_maximum_is_said_in_a_sentence():
+    with pytest.raises(ValueError, match="'mine' has no maximum: put what a right answer earns into rewards.MAXIMUM"):
+        rewards.maximum("mine")

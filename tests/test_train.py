@@ -58,7 +58,7 @@ def setup(name, **changes):
 def gradients(setting, advantages, **changes):
     """The gradient that update leaves, for one way of cutting the step."""
     recipe, accelerator, policy, _, batch, rollout = setting
-    recipe = replace(recipe, max_grad_norm=1e9, **changes)
+    recipe = replace(recipe, max_grad_norm=1e9, beta=0.0, **changes)  # no reference in these
     policy.zero_grad()
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.0)
     micros = train.cut_rollout(recipe, policy, batch, rollout)
@@ -136,13 +136,13 @@ def test_noise_is_of_the_place_not_of_the_sample_or_process():
 
 
 def test_second_update_of_a_rollout_is_clipped():
-    setting = recipe, accelerator, policy, _, batch, rollout = setup("samr1")
+    setting = recipe, accelerator, policy, _, batch, rollout = setup("samr1", beta=0.0)
     micros = train.cut_rollout(recipe, policy, batch, rollout)
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]] * 3)
     first = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
     second = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
-    assert first["clip_low"] + first["clip_high"] == 0 and second["clip_low"] + second["clip_high"] > 0
+    assert first["clipped_low"] + first["clipped_high"] == 0 and second["clipped_low"] + second["clipped_high"] > 0
     del setting
 
 
@@ -379,7 +379,7 @@ def test_disk_full_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 
 
 def test_groups_that_teach_nothing_leave_the_policy_alone():
-    setting = setup("drseg", beta=0.0)
+    setting = setup("drseg")
     found, values, _ = gradients(setting, grpo.group_advantages(torch.full((3, 4), 0.3)))
     assert values["grad_norm"] == 0 and all(g.abs().max() == 0 for g in found.values())
 
@@ -389,7 +389,7 @@ def test_unparsable_and_empty_completions_are_judged():
     texts = [["", "no answer at all", "<think></think><answer>[{]</answer>", "<answer>[]</answer>"]] * 3
     reward, parts, measured = train.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
     assert torch.isfinite(reward).all() and set(measured["mask_iou"]) == {0.0}
-    assert reward[0].tolist() == [-2, -2, 0, 0]  # think, format: +1 or -1
+    assert reward[0].tolist() == [-2, -2, 0, -2]  # think, format: +1 or -1
 
 
 def test_nan_stops_the_step():
