@@ -214,9 +214,9 @@ PROMPTS = {
     'and two background points inside the box. If nothing fits, answer {{"no_target": true}}.\n'
     '<think>reasoning goes here</think><answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_1": [x, y], "point_2": [x, y], '
     '"negative_1": [x, y], "negative_2": [x, y]}}]</answer>',
-    "drseg": "Find every object that fits: {query}\n{how} First reason, and while reasoning say what you look at; "
-    "then give for each a box and a point on it.\n<think>reasoning goes here <look>region goes here</look> "
-    "reasoning goes here</think>"
+    "drseg": "Find every object that fits: {query}\n{how} First reason; in the reasoning, say at least once, between "
+    "<look> and </look>, what you look at. Then give for each a box and a point on it.\n"
+    "<think>reasoning goes here <look>region goes here</look> reasoning goes here</think>"
     '<answer>[{{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}}]</answer>',
     "visionreasoner": "Find every object that fits: {query}\n{how} First reason, then give for each a box "
     "and a point on it.\n"
