@@ -27,8 +27,14 @@ assert mask[tuple(sample.positive_points(1)[0, 0, ::-1].astype(int))] and np.arr
 assert "it" in data.build_prompt("it", "lens", "pixels")
 """,
     "grpo": """
-import torch
-assert abs(grpo.group_advantages(torch.tensor([[1.0, 2.0, 3.0]]))[0, 2].item() - 1 / 1.0001) < 1e-6
+import doctest, torch
+example = doctest.DocTestParser().get_doctest(grpo.__doc__, {"torch": torch, **vars(grpo)}, "a step", None, 0)
+runner = doctest.DocTestRunner()
+runner.run(example, clear_globs=False)  # samples, packs, and makes an update
+assert runner.summarize(False).failed == 0 and len(example.examples) >= 15
+before = [p.detach().clone() for p in example.globs["model"].parameters()]
+example.globs["optimizer"].step()
+assert all((p - b).abs().max() > 0 for p, b in zip(example.globs["model"].parameters(), before))  # they had gradients
 """,
     "model": """
 import torch
