@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 import recipes
+import train
 from engine.check import check_rewards
+from engine.run import build
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -89,22 +92,39 @@ def test_what_blocks_are_said_to_print():
     assert float(done.stdout) == (1 / 2 + 2 / 2) / 2
 
 
-def test_a_recipe_of_your_own_passes_the_reward_check():
-
+def test_a_paper_added_by_the_page_trains():
+    """The page's block, then: its truth earns the maximum, its text is read back, and it takes a training step."""
     import data
     import rewards
 
     block = next(b for b in BLOCKS if "tight_reward" in b)
-    assert len(block.splitlines()) < 30
     scope: dict = {}
     exec(block, scope)
     try:
-        recipe, samples = recipes.miniature(scope["TIGHT"]), data.load("toy", None, "val")
+        recipe = recipes.miniature(scope["TIGHT"])
+        samples = data.load("toy", None, "val")[:60]
         order, _ = recipes.usable(samples, recipe)
-        good, bad = check_rewards(samples, order[:40], recipe)
-        assert len(good) >= 39, bad
+        good, bad = check_rewards(samples, order, recipe)
+        assert len(good) >= 20 and not bad
+        answer = rewards.parse_answer(
+            '<think></think><answer>{"box": [0, 0, 8, 8], "centre": [4, 4]}</answer>', "tight"
+        )
+        assert (
+            answer.answer_ok
+            and recipes.reward_parts(recipe, answer, recipes.to_target(samples[order[0]], recipe), None, None)[
+                "centred"
+            ]
+        )
+        policy, segmenter = build(recipe, Accelerator(cpu=True))
+        batch = train.load_batch(recipe, policy, segmenter, samples, order[:2])
+        asked = policy.processor.tokenizer.decode(batch.prompts.inputs["input_ids"][0])
+        assert "Box the one object that fits" in asked
+        texts = [[answer.text, "nothing"]] * 2
+        reward, parts, _ = train.judge(recipe, policy, segmenter, batch, texts, rewards.RankQueue(), None)
+        assert reward.shape == (2, 2) and (reward[:, 0] > reward[:, 1]).all() and parts[0][0]["centred"] == 1
     finally:
-        del rewards.REWARDS["tight"], rewards.MAXIMUM["tight"], recipes.RECIPES["tight"]
+        for table in (rewards.SCHEMAS, rewards.REWARDS, rewards.MAXIMUM, data.PROMPTS, recipes.RECIPES):
+            del table["tight"]
 
 
 def test_the_memory_table_is_what_its_command_prints():
