@@ -7,62 +7,101 @@ from __future__ import annotations
 
 import re
 
-# What the papers print, in percent, to stand beside a run's own figures. A heading names paper and table, then
-# benchmarks (with a "/"), each with its metrics; "unnamed" where the paper does not say which of its metrics it is.
-# Rows for others' methods are as that paper gives them. GenSeg's gRefCOCO is a draw of 642 + 358 (--make_up 642 358).
+# What the papers print, in percent, to stand beside a run's own figures: their own rows, and those of the baselines
+# that can be run here, the untrained Instruct models among them. A heading names paper and table, then benchmarks (with
+# a "/"), each with its metrics; "unnamed" where the paper does not say which of its metrics it is, "-" where a row has
+# no figure. SAM-R1's Table 2 does not name its metric; its Tables 4 and 5 give the same 73.1 as cIoU. GenSeg's gRefCOCO
+# is a draw of 642 + 358 (--make_up 642 358). docs/evaluation.md has a command for each.
 TABLES = """
 LENS Table 1: refcoco/val ciou refcoco/testA ciou refcoco/testB ciou
+  Seg-Zero-3B - 79.3 -
+  Seg-Zero-7B - 80.3 -
   LENS-2B 80.7 82.7 77.1
   LENS-3B 84.2 85.3 81.0
 LENS Table 1: refcoco+/val ciou refcoco+/testA ciou refcoco+/testB ciou refcocog/val ciou refcocog/test ciou
+  Seg-Zero-3B - 73.7 - 71.5 -
+  Seg-Zero-7B - 76.2 - 72.6 -
   LENS-2B 73.8 78.0 67.3 75.7 76.4
   LENS-3B 79.4 82.8 74.3 81.2 81.0
 LENS Table 2: reasonseg/val giou ciou reasonseg/test giou ciou groundingsuite/val giou ciou
+  Seg-Zero-3B 58.2 53.1 56.1 48.6 67.3 68.9
   LENS-3B 62.1 64.9 57.2 58.0 67.0 78.3
 SAM-R1 Table 1: reasonseg/val giou ciou reasonseg/test giou ciou
+  Qwen2.5VL-3B 53.8 44.1 47.6 37.4
+  Seg-Zero* 62.0 52.0 58.3 53.4
   SAM-R1 64.0 55.8 60.2 54.3
-SAM-R1 Table 2: refcoco/testA unnamed refcoco+/testA unnamed refcocog/test unnamed
+SAM-R1 Table 2: refcoco/testA ciou refcoco+/testA ciou refcocog/test ciou
+  Seg-Zero* 79.2 73.9 73.3
   SAM-R1 79.2 74.7 73.1
 SAM-R1 Table 3 (boxes): reasonseg/test unnamed
   SAM-R1 63.8
+SAM-R1 Table 5: reasonseg/test giou ciou refcocog/test giou ciou
+  GRPO 57.8 51.2 74.1 71.8
+  Ours 60.2 54.3 75.4 73.1
 GenSeg-R1 Table 2: refcocog/val ciou miou p50 p70 p90
+  Qwen2.5-VL-7B-Instruct 50.99 52.76 58.41 51.15 25.34
+  Qwen3-VL-4B-Instruct 50.19 48.90 54.53 48.85 23.36
+  Qwen3-VL-8B-Instruct 55.96 51.88 58.34 51.92 26.04
+  Seg-R1-3B 62.94 67.24 74.70 65.41 31.29
   VisionReasoner-7B 65.30 69.66 76.80 65.33 31.60
+  Seg-R1-7B 66.07 70.14 78.24 67.74 31.99
   Seg-Zero-7B 67.94 71.55 79.13 68.52 33.93
   GENSEG-R1-4B 70.62 73.18 81.66 71.20 35.33
   GENSEG-R1-8B 71.27 73.82 82.32 73.14 35.45
 GenSeg-R1 Table 3: refcocog/val box_miou ap ap50 ap75
+  Qwen3-VL-4B-Instruct 53.01 47.45 57.02 50.49
+  Qwen3-VL-8B-Instruct 55.46 49.81 59.93 53.25
+  Qwen2.5-VL-7B-Instruct 58.26 51.62 62.73 55.15
+  Seg-R1-7B 74.52 62.94 82.16 70.15
   VisionReasoner-7B 79.67 71.49 85.81 76.02
+  Seg-Zero-7B 80.00 71.97 - -
   GENSEG-R1-4B 81.01 73.47 87.80 78.90
   GENSEG-R1-8B 80.28 72.77 87.17 78.35
 GenSeg-R1 Table 5: grefcoco/val target_miou target_ciou n_acc
   Seg-Zero-7B 66.11 65.90 0.00
+  Seg-R1-7B 69.51 69.02 0.00
   GENSEG-R1-4B 75.58 75.54 79.05
   GENSEG-R1-G 76.69 76.83 82.40
 GenSeg-R1 Table 6: reasonseg/test miou ciou
+  Seg-R1-7B 57.75 48.93
   Seg-Zero-7B 61.41 55.63
   GENSEG-R1-G 65.93 57.83
   GENSEG-R1-4B 68.40 62.73
 Dr. Seg Table 2: refcoco/testA giou refcoco+/testA giou refcocog/test giou
+  Qwen2-VL 68.7 65.7 63.5
   Qwen2.5-VL 79.9 76.8 72.8
-  VisionReasoner 79.0 75.3 72.5
+  Seg-Zero 80.3 76.2 72.6
+  VisionReasoner* 79.0 75.3 72.5
   Dr. Seg 80.2 76.8 74.2
 Dr. Seg Table 2: reasonseg/val giou reasonseg/test giou coconut/val giou
+  Qwen2-VL 44.5 38.7 9.8
   Qwen2.5-VL 56.9 52.1 31.8
-  VisionReasoner 65.5 61.5 78.1
+  Seg-Zero 62.6 57.5 69.3
+  VisionReasoner* 65.5 61.5 78.1
   Dr. Seg 67.8 65.6 79.6
 Dr. Seg Table 3 Pixmo: counting/val count_acc counting/test count_acc
+  Qwen2-VL 29.9 48.0
+  Qwen2.5-VL 63.3 67.9
   VisionReasoner 70.1 69.5
   Dr. Seg 74.6 72.4
 Dr. Seg Table 3 CountBench: counting/test count_acc
+  Qwen2-VL 76.5
+  Qwen2.5-VL 76.0
   VisionReasoner 87.6
   Dr. Seg 91.5
 Dr. Seg Table 7: coco-detection/val ap ap50 precision recall f1
+  Qwen2-VL 28.3 43.5 72.1 41.3 52.5
+  Qwen2.5-VL 29.2 47.6 72.4 46.6 56.7
   VisionReasoner 37.7 57.3 62.6 63.9 63.3
   Dr. Seg 40.1 59.0 69.6 64.3 66.8
 Dr. Seg Table 12: refcoco/val box_acc refcoco/testA box_acc refcoco+/val box_acc refcoco+/testA box_acc
+  Qwen2-VL 80.8 83.9 72.5 76.5
+  Qwen2.5-VL 88.8 91.7 82.3 88.2
   VisionReasoner 88.6 90.6 83.6 87.9
   Dr. Seg 89.4 91.5 83.6 88.0
 Dr. Seg Table 12: refcocog/val box_acc refcocog/test box_acc
+  Qwen2-VL 77.3 78.2
+  Qwen2.5-VL 84.7 85.7
   VisionReasoner 86.1 87.5
   Dr. Seg 88.1 88.0
 """
@@ -79,8 +118,9 @@ def published_rows(tables: str) -> dict[str, list[tuple[str, str, dict[str, floa
             continue
         method, *values = line.strip().rsplit(maxsplit=len(columns))
         for benchmark in dict.fromkeys(b for b, _ in columns):
-            row = {m: float(v) for (b, m), v in zip(columns, values, strict=True) if b == benchmark}
-            found.setdefault(benchmark, []).append((method, source, row))
+            row = {m: float(v) for (b, m), v in zip(columns, values, strict=True) if b == benchmark and v != "-"}
+            if row:
+                found.setdefault(benchmark, []).append((method, source, row))
     return found
 
 

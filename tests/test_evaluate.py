@@ -507,7 +507,7 @@ def test_published_figures_are_in_the_papers():
         if line[0] != " ":
             paper = next(stem for stem in texts if stem == line.split(" Table")[0].lower().replace(". ", "-"))
             continue
-        method = re.split(r" \d", line.strip())[0]
+        method = re.split(r" [\d-]", line.strip())[0]
         same = lambda text: [f"{float(v) * (100 if float(v) < 1 else 1):.2f}" for v in re.findall(r"\d+\.\d+", text)]  # noqa: E731
         rows = [set(same(row)) for row in texts[paper] if "".join(method.split()) in "".join(row.split())]
         assert any(set(same(line.replace(method, ""))) <= row | {"0.00"} for row in rows), line
