@@ -93,7 +93,10 @@ def test_the_page_of_cheats_is_true():
 CHEATS = (ROOT / "docs" / "cheats.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if "peft" not in b and b not in CHEATS], ids=lambda b: b.split("\n")[1][:40])
+ALONE = [b for b in BLOCKS if "peft" not in b and b not in CHEATS]
+
+
+@pytest.mark.parametrize("block", ALONE, ids=lambda b: b.split("\n")[1][:40])
 def test_code_blocks_run(block):
     done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
