@@ -1,446 +1,375 @@
-"""The papers' ablations in miniature: each a handful of changed fields, over seeds, with a table and a figure.
+"""The papers' claims (claims.py) asked of the miniature: paired runs, intervals, and a verdict on the whole order.
 
-    python -m studies.ablations                       # what there is
-    python -m studies.ablations tiers                 # run one (finished runs are kept in runs/ablations)
-    python -m studies.ablations tiers --seeds 0 1 2 --steps 100
-    python -m studies.ablations --words runs/lens-toy/final
-    python -m studies.ablations --page                # write docs/ablations.md from all that has been run
+    python -m studies.ablations                            # what there is
+    python -m studies.ablations tiers --seeds 6            # run one study, and write its page again
+    python -m studies.ablations all                        # everything: many hours; stop it when you like, it goes on
+    python -m studies.ablations --page                     # docs/ablations.md from all that has been run
 
-A study says what the paper claims before it is run. What the miniature shows, agreement or not, is computed: a
-difference counts as one only if the seeds' ranges do not overlap; else the page says "no difference seen". A null
-result is a result.
+Runs are paired: a seed means the same data, in the same order, with the same noise in every arm, and what is compared
+is the difference within each seed. A 95 % interval of that difference (Student's t) that leaves out 0 decides; a claim
+is judged in the paper's whole order of arms, neighbour by neighbour. A null result is a result, and the page says how
+large a difference it could have seen.
+
+Finished runs are kept in runs/ablations under a name made of their settings and of the code that made them, and never
+run twice. As many run side by side as there are cores, each on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
-import re
+import multiprocessing
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
-import rewards
 from recipes import RECIPES, Recipe, miniature, usable
+from studies.claims import STUDIES, Study, points_in_box
 
+ROOT = Path(__file__).resolve().parents[1]
 RUNS = Path("runs/ablations")
-DOCS = Path("docs")
+DOCS = ROOT / "docs"
+NOT_FIELDS = ("start", "prompts_mode")  # of an arm: what is no field of a recipe
+START_STEPS = 150  # of the stage before, where an arm has one
+
+# -------------------------------------------------------------------------------------------------------------- one run
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """`variants` maps a label to the fields that it changes. Beside fields: "weights" changes single parts (None takes
-    one away), "start" names the recipe trained before, from whose end this run starts, "prompts_mode" what SAM2 gets in
-    the final evaluation."""
-
-    recipe: str
-    claim: str  # what the paper says
-    variants: dict[str, dict]
-    better: tuple[str, str] | None = None  # (label, label): the paper says that the first beats the second
-    metric: str = "giou"  # of the held-out scores, or a column of metrics.jsonl (mean over the run's last fifth)
-    remark: str = ""  # why, where the runs themselves show it
-
-
-def negative_points(inside: bool | None):
-    """SAM-R1's rewards that failed: +1 if every object has a positive and a negative point (`inside`: in its box).
-
-    Here on genseg-g's answers, which can write negative points; a right "nothing fits" earns the whole tier. None: no
-    such part, to compare with.
-    """
-
-    def reward(answer: rewards.Answer, target: rewards.Target, mask_iou=None, *, weights=None) -> dict[str, float]:
-        parts = rewards.samr1_reward(answer, target, mask_iou)
-        if target.no_target:
-            parts["tiered"] = 4.0 * answer.no_target
-        if inside is None:
-            return parts
-        good = [len(o.points) > 0 and len(o.negative_points) > 0 for o in answer.instances]
-        if inside:
-            for i, o in enumerate(answer.instances):
-                x1, y1, x2, y2 = o.box
-                good[i] &= all(x1 <= x <= x2 and y1 <= y <= y2 for x, y in [*o.points, *o.negative_points])
-        return parts | {"both_points": float(bool(good) and all(good) and not target.no_target)}
-
-    return reward
-
-
-for _name, _inside in {"samr1-any": None, "samr1-negative": False, "samr1-negative-inside": True}.items():
-    rewards.REWARDS[_name] = negative_points(_inside)
-    _most = {"tiered": 4, "think": 1, "format": 1}
-    rewards.MAXIMUM[_name] = (_most if _inside is None else _most | {"both_points": 1}, _most)
-
-STUDIES: dict[str, Study] = {
-    "tiers": Study(
-        "samr1",
-        "SAM-R1, Table 5: tiers (0.5, 0.7, 0.8) beat any single threshold of the mask IoU.",
-        {
-            "tiers": {},
-            "0.5 alone": {"tiers": (0.5,), "tier_rewards": (4.0,)},
-            "0.7 alone": {"tiers": (0.7,), "tier_rewards": (4.0,)},
-            "0.8 alone": {"tiers": (0.8,), "tier_rewards": (4.0,)},
-        },
-        ("tiers", "0.8 alone"),
-    ),
-    "average": Study(
-        "samr1",
-        "SAM-R1, section 3.2.2: averaging over the group's tokens serves long reasoning better than averaging per sequence.",
-        {"token": {}, "sequence": {"average": "sequence"}},
-        ("token", "sequence"),
-    ),
-    "clip": Study(
-        "samr1",
-        "SAM-R1, section 3.2.2: clip-higher (0.2 / 0.3) keeps exploring where the symmetric clip (0.2 / 0.2) does not: entropy stays up.",
-        {"clip-higher": {}, "symmetric": {"clip_high": 0.2}},
-        ("clip-higher", "symmetric"),
-        "entropy",
-    ),
-    "kl": Study(
-        "samr1",
-        "SAM-R1: without the KL term training collapses (after about 100 steps at full scale).",
-        {"with KL": {}, "no KL": {"beta": 0.0}},
-        ("with KL", "no KL"),
-    ),
-    "rank": Study(
-        "drseg",
-        "Dr. Seg, Tables 1 and 5: the ranked reward beats the raw one.",
-        {"ranked": {}, "raw": {"rank": "raw"}},
-        ("ranked", "raw"),
-    ),
-    "queue": Study(
-        "drseg",
-        "Dr. Seg: a queue of 2,048 is long enough to be stable and short enough to follow the policy.",
-        {"2048": {}, "256": {"queue_size": 256}, "8192": {"queue_size": 8192}},
-        None,
-    ),
-    "components": Study(
-        "drseg",
-        "Dr. Seg, Table 10: all three of box IoU, count and point score are needed.",
-        {
-            "IoU, count, point": {},
-            "IoU": {"components": (0,)},
-            "IoU, count": {"components": (0, 1)},
-            "point": {"components": (2,)},
-        },
-        ("IoU, count, point", "point"),
-    ),
-    "look": Study(
-        "drseg",
-        "Dr. Seg, Tables 5 and 9: rewarding <look> helps.",
-        {"rewarded": {}, "not rewarded": {"weights": {"look": 0.0}}},
-        ("rewarded", "not rewarded"),
-        remark="With another word in its place (Table 9) there is no run: the miniature's policy can write this one only.",
-    ),
-    "entropy": Study(
-        "drseg",
-        "Dr. Seg, section 3.2: entropy falls in training; it falls less with <look> rewarded.",
-        {"rewarded": {}, "not rewarded": {"weights": {"look": 0.0}}},
-        ("rewarded", "not rewarded"),
-        "entropy",
-    ),
-    "points": Study(
-        "genseg",
-        "GenSeg-R1, Table 4: SAM2 prompted with the box and two points beats the box and one point, and the box alone.",
-        {"2 points": {"prompts_mode": "2"}, "1 point": {"prompts_mode": "1"}, "box": {"prompts_mode": "box"}},
-        ("2 points", "box"),
-    ),
-    "reward-in-loop": Study(
-        "genseg-g",
-        "GenSeg-R1, Tables 1 and 5: SAM2 and no-target in the reward (GenSeg-R1-G) beat the distance reward.",
-        {
-            "SAM2 in the loop": {},
-            "distances": {"reward": "genseg", "weights": {"mask_iou": None, "negative": None, "no_target": None}},
-        },
-        ("SAM2 in the loop", "distances"),
-    ),
-    "negatives": Study(
-        "genseg-g",
-        "GenSeg-R1: negative points sharpen the mask.",
-        {"rewarded": {}, "not rewarded": {"weights": {"negative": 0.0}}},
-        ("rewarded", "not rewarded"),
-        remark='A negative point counts as valid in its own written box: a weak policy earns more by boxes beside the object than by good ones. Without it seed 1 ends by saying "nothing fits" to everything.',
-    ),
-    "two-stages": Study(
-        "genseg-g",
-        "GenSeg-R1, section 5: genseg first, then genseg-g, is the recipe of its best model.",
-        {
-            "genseg, then genseg-g": {"start": "genseg"},
-            "genseg-g, then again": {"start": "genseg-g"},
-            "genseg-g once": {},
-        },
-        ("genseg, then genseg-g", "genseg-g, then again"),
-    ),
-    "negative-points": Study(
-        "genseg-g",
-        "SAM-R1, left out by its authors: paying for a positive and a negative point, even inside the box, does not help the mask.",
-        {
-            "tiers alone": {"weights": {}, "reward": "samr1-any"},
-            "+1 for both": {"weights": {}, "reward": "samr1-negative"},
-            "+1 for both inside": {"weights": {}, "reward": "samr1-negative-inside"},
-        },
-        ("tiers alone", "+1 for both"),
-    ),
-    "lens-queries": Study(
-        "lens-align",
-        "LENS, Table 3: 64 queries are better than 1 (87.8 against 85.9), more add nothing.",
-        {"16": {}, "1": {"num_queries": 1}, "64": {"num_queries": 64}},
-        ("64", "1"),
-        "giou_true_text",
-    ),
-    "lens-connector": Study(
-        "lens-align",
-        "LENS, Table 4: a transformer connector is much better than an MLP (87.8 against 72.8).",
-        {"transformer": {}, "mlp": {"connector": "mlp"}},
-        ("transformer", "mlp"),
-        "giou_true_text",
-    ),
-    "lens-reward": Study(
-        "lens",
-        "LENS, Table 5: the mask reward adds to the box reward.",
-        {"with": {"start": "lens-align"}, "without": {"start": "lens-align", "weights": {"mask_iou": 0.0}}},
-        ("with", "without"),
-    ),
-    "lens-alignment": Study(
-        "lens",
-        "LENS, Table 5: joint training needs the alignment stage first.",
-        {"aligned": {"start": "lens-align"}, "not aligned": {"model": "toy/qwen2_5_vl"}},
-        ("aligned", "not aligned"),
-    ),
-    "lens-decoder": Study(
-        "lens",
-        "LENS, Table A3: tuning SAM2's mask decoder beats freezing it.",
-        {"tuned": {"start": "lens-align"}, "frozen": {"start": "lens-align", "tune_decoder": False}},
-        ("tuned", "frozen"),
-    ),
-}
-
-
-def settings(recipe_name: str, changes: dict) -> Recipe:
-    """The miniature of a recipe with a variant's changes."""
-    recipe = miniature(RECIPES[recipe_name])
-    fields = {k: v for k, v in changes.items() if k not in ("start", "prompts_mode")}
+def settings(study: Study, changes: dict) -> Recipe:
+    """The miniature of a study's recipe with an arm's changes."""
+    recipe = miniature(RECIPES[study.recipe])
+    fields = {name: value for name, value in changes.items() if name not in NOT_FIELDS}
     if "weights" in fields:
         weights = recipe.weights | fields["weights"] if fields["weights"] else {}
-        fields["weights"] = {k: v for k, v in weights.items() if v is not None}
+        fields["weights"] = {name: value for name, value in weights.items() if value is not None}
     return dataclasses.replace(recipe, **fields)
 
 
-def one_run(recipe_name: str, changes: dict, seed: int, steps: int, start_steps: int) -> Path:
-    """The folder of one run, trained now if it is not there: its name says what was changed, so that studies share."""
-    from train import train  # imported late: listing the studies should not load torch
+def code_version() -> str:
+    """Eight characters that change with any file that a run depends on: the concepts, engine, benchmarks, the toy."""
+    digest = hashlib.sha256()
+    for pattern in ("*.py", "engine/*.py", "benchmarks/*.py", "toy/world.py", "toy/*/*"):
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
 
-    recipe = settings(recipe_name, changes)
-    start = changes.get("start")
-    told = [recipe_name] + [f"{k}={v}" for k, v in changes.items() if k not in ("start", "prompts_mode")]
-    before = start_steps or steps
-    told += [f"after={start}{before or miniature(RECIPES[start]).max_steps}"] if start else []
-    recipe = dataclasses.replace(recipe, max_steps=steps or recipe.max_steps, seed=seed, save_every=10**6, keep=1)
-    slug = re.sub(r"[^a-z0-9.=_]+", "-", "-".join(told).lower()).strip("-")
-    folder = RUNS / f"{slug}-seed{seed}-{recipe.max_steps}"
+
+def folder_of(recipe: Recipe) -> Path:
+    """Where the run of these settings lies: recipe, seed, steps for people, and a digest of everything."""
+    told = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
+    key = hashlib.sha256((told + code_version()).encode()).hexdigest()[:10]
+    return RUNS / f"{recipe.name}-seed{recipe.seed}-{recipe.max_steps}-{key}"
+
+
+def chain(study: Study, changes: dict, seed: int) -> list[Recipe]:
+    """The runs of one arm and seed in order: the stage before, if it has one, and itself."""
+    plain = {"seed": seed, "save_every": 10**6, "keep": 1}
+    recipe = dataclasses.replace(settings(study, changes), max_steps=study.steps, **plain)
+    if start := changes.get("start"):
+        before = dataclasses.replace(miniature(RECIPES[start]), max_steps=START_STEPS, **plain)
+        return [before, dataclasses.replace(recipe, model=str(folder_of(before) / "final"))]
+    return [recipe]
+
+
+def train_one(recipe: Recipe) -> None:
+    """Run it, in this process, unless it has been run."""
+    folder = folder_of(recipe)
     if not (folder / "done").exists():
-        if start:
-            model = one_run(start, {}, seed, before, 0) / "final"
-            recipe = dataclasses.replace(recipe, model=str(model))
-        print(f"== {folder.name}", flush=True)
-        train(recipe, folder, resume=True)
+        from train import train  # torch and all that: not for listing the studies
+
+        train(recipe, folder, resume=any(folder.glob("checkpoint-*")))
         (folder / "done").touch()
-    return folder
 
 
-def score(model: str, recipe: Recipe, prompts_mode: str) -> dict:
-    """The held-out metrics of a policy once more, with SAM2 prompted by "box", "1" or "2" points as well."""
+def train_chain(recipes: list[Recipe]) -> None:
+    """A worker's job: the runs of one arm and seed, one after the other, quietly, on one thread."""
+    folder = folder_of(recipes[-1])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".log"), "a", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        for recipe in recipes:
+            train_one(recipe)
+
+
+def train_all(jobs: list[list[Recipe]], workers: int) -> None:
+    """All that is missing, several side by side. A stage that several start from is run first, once."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "ACCELERATE_USE_CPU": "true"}
+    for depth in (1, 2):
+        wanted = {folder_of(job[depth - 1]): job[:depth] for job in jobs if len(job) >= depth}
+        missing = {folder: job for folder, job in wanted.items() if not (folder / "done").exists()}
+        with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+            for n, _ in enumerate(pool.imap_unordered(train_chain, missing.values()), 1):
+                print(f"  {n} of {len(missing)} runs", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- measured
+
+
+def value_of(study: Study, changes: dict, recipe: Recipe) -> dict:
+    """What one finished run says: the study's metric before and after, and the curve of its training."""
+    folder = folder_of(recipe)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    held = json.loads((folder / "heldout.json").read_text(encoding="utf-8"))
+    column = next(name for name in ("metric/mask_iou", "metric/box_iou") if name in rows[-1])
+    result = {"seed": recipe.seed, "steps": len(rows), "curve": [round(row[column], 4) for row in rows]}
+    result["collapsed"] = round(min(row["parsed"] for row in rows[len(rows) // 2 :]), 3)
+    if study.metric == "spread of entropy":
+        entropy = np.array([row["entropy"] for row in rows])
+        result |= {"before": None, "after": float(np.std(np.diff(entropy)) / np.sqrt(2))}
+    elif mode := changes.get("prompts_mode"):
+        start = recipe.model
+        scores = [scored(model, recipe, mode)[study.metric] for model in (start, str(folder / "final"))]
+        result |= dict(zip(("before", "after"), scores, strict=True))
+    else:
+        result |= {when: held[when][study.metric] for when in ("before", "after")}
+    if study is STUDIES["negative-points"]:
+        result["landed"] = where_negatives_land(str(folder / "final"), recipe)
+    return result
+
+
+def held_out(recipe: Recipe) -> tuple:
+    """The held-out samples, and the indices of those that are scored."""
     import data
+
+    samples = data.load(recipe.dataset, None, recipe.eval_split)
+    return samples, usable(samples, recipe)[0][: recipe.eval_samples]
+
+
+def scored(model: str, recipe: Recipe, prompts_mode: str) -> dict:
+    """The held-out metrics of a policy, with SAM2 prompted by "box", "1" or "2" points as well."""
     import evaluate
     import model as models
 
     policy = models.load_policy(model, image_size=recipe.image_size)
     segmenter = models.load_segmenter(recipe.segmenter)
-    held = data.load(recipe.dataset, None, recipe.eval_split)
-    chosen = usable(held, recipe)[0][: recipe.eval_samples]
-    return evaluate.evaluate(policy, segmenter, held, recipe, indices=chosen, prompts_mode=prompts_mode)
+    samples, chosen = held_out(recipe)
+    return evaluate.evaluate(policy, segmenter, samples, recipe, indices=chosen, prompts_mode=prompts_mode)
 
 
-def words(folder: Path) -> str:
-    """Do the masks follow the words? Two objects of one picture, each asked for by its own sentence.
-
-    Held-out pictures with two objects of different colour or shape. A pair counts as moved if the mask for "the A" has
-    more IoU with A than with B, and the mask for "the B" more with B.
-    """
-    import torch
-
+def where_negatives_land(model: str, recipe: Recipe) -> dict[str, float]:
+    """Of the objects written: the share with negative points, of these the share whose points are all in their own box
+    (SAM-R1 Figure 4: first far outside), and of the points the share that lies on the object (then on it)."""
+    import evaluate
     import model as models
-    from engine.checkpoint import load_recipe
-    from evaluate import predict
-    from toy import world
 
-    trained = (folder / "recipe.json").exists()
-    recipe = load_recipe(folder) if trained else miniature(RECIPES["drseg"])
-    policy = models.load_policy(str(folder), image_size=recipe.image_size)
-    segmenter = policy.segmenter or models.load_segmenter(recipe.segmenter)
-    pairs = []
-    seed, count = world.TOY_SPLITS["test"]
-    for i in range(count):
-        scene = world.toy_scene(seed, i)
-        kinds = [(o["color"], o["shape"]) for o in scene["objects"]]
-        alone = [k for k, kind in enumerate(kinds) if kinds.count(kind) == 1]
-        if len(alone) >= 2:
-            asked = [scene | {"query": "the {} {}".format(*kinds[k]), "targets": [k]} for k in alone[:2]]
-            pairs.append([world.scene_sample(s, f"words-{i}") for s in asked])
-    moved = []
-    ious = []
-    for i in range(0, len(pairs), 16):
-        samples = [s for pair in pairs[i : i + 16] for s in pair]
-        found = predict(policy, segmenter, samples, recipe, range(len(samples)))
-        masks = [torch.as_tensor(p.mask) for p in found]
-        true = [torch.as_tensor(s.mask) for s in samples]
-        for a in range(0, len(samples), 2):
-            own = [models.mask_iou(masks[a + j], true[a + j]) for j in (0, 1)]
-            other = [models.mask_iou(masks[a + j], true[a + 1 - j]) for j in (0, 1)]
-            moved.append([mine > others for mine, others in zip(own, other, strict=True)])
-            ious += own
-    both = np.all(moved, 1).sum()
-    each = np.sum(moved)
-    return (
-        f"{both} of {len(moved)} pairs moved with their words ({each} of {2 * len(moved)} masks are nearer to what was "
-        f"asked for); IoU with what was asked for {np.mean(ious):.3f}"
-    )
+    policy = models.load_policy(model, image_size=recipe.image_size)
+    samples, chosen = held_out(recipe)
+    objects = []
+    on_object = []
+    for i in range(0, len(chosen), 16):
+        part = chosen[i : i + 16]
+        found = evaluate.predict(policy, None, [samples[j] for j in part], recipe, part)
+        for j, prediction in zip(part, found, strict=True):
+            mask = samples[j].mask
+            objects += prediction.answer.instances
+            for x, y in (xy for o in prediction.answer.instances for xy in o.negative_points):
+                inside = 0 <= x < mask.shape[1] and 0 <= y < mask.shape[0]
+                on_object.append(bool(inside and mask[int(y), int(x)]))
+    having = [o for o in objects if len(o.negative_points)]
+    return {
+        "have negative points": len(having) / max(len(objects), 1),
+        "of these in their box": float(np.mean([points_in_box(o) for o in having])) if having else 0.0,
+        "points on the object": float(np.mean(on_object)) if on_object else 0.0,
+    }
 
 
-def run(name: str, seeds: list[int], steps: int, start_steps: int) -> None:
-    """Run what is missing of a study, and write docs/ablations/NAME.json."""
-    study = STUDIES[name]
-    results = {}
-    for label, changes in study.variants.items():
-        for seed in seeds:
-            folder = one_run(study.recipe, changes, seed, steps, start_steps)
-            held = json.loads((folder / "heldout.json").read_text())
-            if mode := changes.get("prompts_mode"):
-                recipe = settings(study.recipe, changes)
-                models = {"before": recipe.model, "after": str(folder / "final")}
-                held = {when: score(model, recipe, mode) for when, model in models.items()}
-            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            if study.metric in rows[-1]:
-                before = rows[0][study.metric]
-                fifth = rows[-max(len(rows) // 5, 1) :]
-                value = float(np.mean([r[study.metric] for r in fifth]))
-            else:
-                before, value = (held[when][study.metric] for when in ("before", "after"))
-            column = next(k for k in ("metric/mask_iou", "metric/box_iou") if k in rows[-1])
-            curve = [round(r[column], 4) for r in rows]
-            one = {"seed": seed, "value": value, "before": before, "steps": len(rows), "start_steps": start_steps}
-            one["curve"] = curve
-            results.setdefault(label, []).append(one)
-    folder = DOCS / "ablations"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(results))
-    plot(name, results)
+# ------------------------------------------------------------------------------------------------------------- verdicts
 
 
-def plot(name: str, results: dict) -> None:
-    """The study's training curves (mask IoU of the sampled completions where SAM2 is in the loop, box IoU elsewhere),
-    mean over seeds."""
+@dataclasses.dataclass
+class Difference:
+    """Of two arms, paired by seed: the mean of (first - second), and its 95 % interval."""
+
+    first: str
+    second: str
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def decided(self) -> str:
+        """ "first" or "second", whichever is better beyond chance; else "open"."""
+        return "first" if self.low > 0 else "second" if self.high < 0 else "open"
+
+
+def difference(results: dict[str, list[dict]], first: str, second: str) -> Difference | None:
+    """None with fewer than three seeds in common."""
+    values = [{run["seed"]: run["after"] for run in results.get(label, [])} for label in (first, second)]
+    seeds = sorted(values[0].keys() & values[1].keys())
+    if len(seeds) < 3:
+        return None
+    d = np.array([values[0][seed] - values[1][seed] for seed in seeds])
+    half = float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+    return Difference(first, second, float(d.mean()), float(d.mean()) - half, float(d.mean()) + half)
+
+
+def verdict(study: Study, results: dict[str, list[dict]]) -> tuple[str, list[Difference]]:
+    """ "Agrees" if every neighbour in the paper's order is better beyond chance; "Disagrees" if one is worse beyond
+    chance; "Agrees in part" if some are better and the others open; "Undecided" if all are open."""
+    pairs = [difference(results, *pair) for pair in zip(study.order, study.order[1:], strict=False)]
+    found = [pair for pair in pairs if pair is not None]
+    if not study.order:
+        return "No order claimed", found
+    if len(found) < len(pairs) or not found:
+        return "Too few seeds", found
+    decided = [pair.decided for pair in found]
+    if "second" in decided:
+        return "Disagrees", found
+    if "open" not in decided:
+        return "Agrees", found
+    return ("Agrees in part" if "first" in decided else "Undecided"), found
+
+
+# ------------------------------------------------------------------------------------------------------------- the page
+
+
+def plot(name: str, study: Study, results: dict[str, list[dict]]) -> None:
+    """Left: what the sampled completions' IoU does in training, mean over seeds. Right: every seed's value after it."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 3.2), constrained_layout=True)
-    for label, runs in results.items():
-        n = min(len(r["curve"]) for r in runs)
-        curves = np.array([r["curve"][:n] for r in runs])
-        width = max(n // 20, 1)
-        smooth = np.array([np.convolve(c, np.ones(width) / width, "valid") for c in curves])
-        (line,) = axis.plot(smooth.mean(0), label=label)
-        axis.fill_between(range(smooth.shape[1]), smooth.min(0), smooth.max(0), color=line.get_color(), alpha=0.15)
-    axis.set(xlabel="step", title=name)
-    axis.legend(fontsize=8)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), constrained_layout=True, width_ratios=(3, 2))
+    styles = ["-", "--", "-.", ":"]
+    for i, (label, runs) in enumerate(results.items()):
+        n = min(len(run["curve"]) for run in runs)
+        curves = np.array([run["curve"][:n] for run in runs]).mean(0)
+        width = max(n // 15, 1)
+        smooth = np.convolve(
+            np.pad(curves, (width // 2, width - 1 - width // 2), "edge"), np.ones(width) / width, "valid"
+        )
+        left.plot(range(1, n + 1), smooth, styles[i % 4], label=label, linewidth=1.8)
+        values = [run["after"] for run in runs]
+        right.plot(np.full(len(values), i) + np.linspace(-0.12, 0.12, len(values)), values, "o", markersize=4)
+        right.plot([i - 0.25, i + 0.25], [np.mean(values)] * 2, color="black", linewidth=1.5)
+    left.set(xlabel="training step", ylabel="IoU of sampled completions")
+    left.legend(fontsize=8)
+    right.set_xticks(range(len(results)), [label.replace(", ", ",\n") for label in results], fontsize=7)
+    right.set_ylabel(f"{study.metric} after training, each seed")
     figure.savefig(DOCS / "ablations" / f"{name}.png", dpi=90)
     plt.close(figure)
 
 
-def verdict(study: Study, results: dict) -> str:
-    """Compare the two labels that the paper's claim names: only ranges that do not overlap count as a difference."""
-    if study.better is None:
-        return "No order claimed: the table is the result."
-    first, second = ([run["value"] for run in results[label]] for label in study.better)
-    pair = f"{study.better[0]} against {study.better[1]}: {np.mean(first) - np.mean(second):+.3f} on average"
-    if len(first) < 2:
-        return f"No verdict: one seed only; {pair}."
-    if min(first) > max(second):
-        return f"**Agrees**: {pair}, every seed of the one above every seed of the other."
-    if max(first) < min(second):
-        return f"**Disagrees**: {pair}, every seed of the one below every seed of the other."
-    return f"**No difference seen**: {pair}, and the seeds overlap."
+def section(name: str, study: Study, results: dict[str, list[dict]]) -> tuple[str, list[str]]:
+    """(verdict, lines) of a study's part of the page."""
+    word, pairs = verdict(study, results)
+    seeds = max(len(runs) for runs in results.values())
+    lines = [f"## {name}", "", f"{study.place}: {study.claim}", ""]
+    lines += [
+        f"`python -m studies.ablations {name} --seeds {seeds}`: recipe `{study.recipe}`, {study.steps} steps.",
+        "",
+    ]
+    printed = f" | the paper's ({study.of})" if study.figures else ""
+    lines += [
+        f"| | {study.metric} before | after, mean | each seed{printed} |",
+        "|---|---|---|---" + "|---" * bool(printed) + "|",
+    ]
+    for label, runs in results.items():
+        values = [run["after"] for run in runs]
+        before = "–" if runs[0]["before"] is None else f"{runs[0]['before']:.3f}"
+        theirs = f" | {study.figures.get(label, '–')}" if study.figures else ""
+        each = ", ".join(f"{value:.3f}" for value in values)
+        lines.append(f"| {label} | {before} | {np.mean(values):.3f} | {each}{theirs} |")
+    lines += [""]
+    for pair in pairs:
+        words = {"first": "better", "second": "worse", "open": "not told apart"}[pair.decided]
+        interval = f"95 % interval {pair.low:+.3f} to {pair.high:+.3f}"
+        lines.append(f"- {pair.first} against {pair.second}: {pair.mean:+.3f}, {interval}: {words}")
+    same = [
+        f"{a} and {b}"
+        for i, (a, one) in enumerate(results.items())
+        for b, other in list(results.items())[i + 1 :]
+        if [run["curve"] for run in one] == [run["curve"] for run in other]
+    ]
+    told = [f"**{word}.** {study.remark}".strip()]
+    if same:
+        told.append(f"The runs of {'; '.join(same)} are the same to the last digit.")
+    if word == "Undecided":
+        widest = max(pair.high - pair.low for pair in pairs) / 2
+        told.append(f"A difference of {widest:.3f} or more would have been seen.")
+    lines += ["", " ".join(told), ""]
+    landed = {label: [run["landed"] for run in runs if "landed" in run] for label, runs in results.items()}
+    if all(landed.values()) and landed:
+        keys = list(next(iter(landed.values()))[0])
+        lines += ["| | " + " | ".join(keys) + " |", "|---" * (len(keys) + 1) + "|"]
+        for label, found in landed.items():
+            cells = " | ".join(f"{np.mean([one[key] for one in found]):.0%}" for key in keys)
+            lines.append(f"| {label} | {cells} |")
+        lines += [""]
+    return word, [*lines, f"![{name}](ablations/{name}.png)", ""]
 
 
 def page() -> str:
-    """docs/ablations.md: every study that has been run, and a list of those that have not."""
-    out = [
-        "# The papers' ablations, in miniature",
-        "",
-        "Written by `python -m studies.ablations --page` from the runs' own figures. Tiny networks on drawn shapes: what agrees here shows that the",
-        "mechanism works as described, not that its effect has the paper's size; what does not agree may need scale. A difference counts",
-        "only if the seeds' ranges do not overlap; with two seeds each, chance alone does that one time in three, so read it as a hint.",
-        "Held-out figures: 200 pictures (those that the recipe can answer), greedy. Spread: half the range over seeds.",
-        "",
-    ]
+    """docs/ablations.md from docs/ablations/*.json."""
+    verdicts: dict[str, list[str]] = {}
+    sections: list[str] = []
     missing = []
-    verdicts = {}
     for name, study in STUDIES.items():
-        file = DOCS / "ablations" / f"{name}.json"
-        if not file.exists():
-            missing.append(f"`{name}`")
+        path = DOCS / "ablations" / f"{name}.json"
+        if not path.exists():
+            missing.append(name)
             continue
-        results = json.loads(file.read_text())
-        runs = next(iter(results.values()))
-        told = f"{name} --seeds {' '.join(str(r['seed']) for r in runs)} --steps {runs[0]['steps']}"
-        told += f" --start_steps {n}" if (n := runs[0].get("start_steps")) else ""
-        out += [
-            f"## {name}",
-            "",
-            f"{study.claim}",
-            "",
-            f"`python -m studies.ablations {told}`: recipe `{study.recipe}`, {len(runs)} seeds.",
-        ]
-        out += ["", f"| | {study.metric} before | after | spread | seeds |", "|---|---|---|---|---|"]
-        for label, runs in results.items():
-            values = [r["value"] for r in runs]
-            before = runs[0]["before"]
-            out.append(
-                f"| {label} | {'' if before is None else f'{before:.3f}'} | {np.mean(values):.3f} | "
-                f"{(max(values) - min(values)) / 2:.3f} | {', '.join(f'{v:.3f}' for v in values)} |"
-            )
-        found = verdict(study, results)
-        verdicts.setdefault(found.split(":")[0].strip("*"), []).append(f"[{name}](#{name})")
-        out += ["", f"{found} {study.remark}".strip(), "", f"![{name}](ablations/{name}.png)", ""]
+        word, lines = section(name, study, json.loads(path.read_text(encoding="utf-8"))["arms"])
+        verdicts.setdefault(word, []).append(f"[{name}](#{name})")
+        sections += lines
+    out = [
+        "# The papers' claims, asked of the miniature",
+        "",
+        "Written by `python -m studies.ablations --page` from the runs' own figures. Tiny networks on drawn shapes: what",
+        "agrees here shows that the mechanism works as described, not that its effect has the paper's size; what does not",
+        "agree may need scale. Runs are paired by seed, a difference counts if its 95 % interval leaves out 0, and a claim",
+        "is judged in the paper's whole order of arms. Held-out figures: 200 requests, greedy.",
+        "",
+        *(f"- {word}: {', '.join(names)}" for word, names in sorted(verdicts.items())),
+    ]
     if missing:
-        out += ["## Not run yet", "", f"{', '.join(missing)}: `python -m studies.ablations NAME` runs any of them.", ""]
-    summary = [f"- {kind}: {', '.join(names)}" for kind, names in sorted(verdicts.items())]
-    at = out.index(next((line for line in out if line.startswith("## ")), out[-1]))
-    return "\n".join([*out[:at], *summary, "", *out[at:]])
+        out.append(f"- Not run with the present code: {', '.join(missing)} (`python -m studies.ablations NAME`)")
+    return "\n".join([*out, "", *sections])
+
+
+def run(name: str, seeds: list[int], workers: int) -> None:
+    """Run what is missing of a study, and write docs/ablations/NAME.json and its figure."""
+    study = STUDIES[name]
+    jobs = {(label, seed): chain(study, changes, seed) for label, changes in study.arms.items() for seed in seeds}
+    print(f"{name}: {len(jobs)} runs of {study.steps} steps", flush=True)
+    train_all(list(jobs.values()), workers)
+    arms: dict[str, list[dict]] = {}
+    for (label, _), job in jobs.items():
+        arms.setdefault(label, []).append(value_of(study, study.arms[label], job[-1]))
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    folder = DOCS / "ablations"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"commit": commit, "code": code_version(), "arms": arms}
+    (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+    plot(name, study, arms)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*STUDIES, []])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument(
-        "--steps", type=int, default=0, help="steps per run (0: the miniature's own, about 4 minutes on 2 cores)"
-    )
-    parser.add_argument("--start_steps", type=int, default=0, help="steps of the stage before (0: as --steps)")
+    parser.add_argument("names", nargs="*", help="studies, or: all")
+    parser.add_argument("--seeds", type=int, default=0, help="how many, from 0 (default: 6 for first claims, else 4)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
     parser.add_argument("--page", action="store_true", help="write docs/ablations.md")
-    parser.add_argument("--words", type=Path, help="a checkpoint: do its masks follow the words?")
     args = parser.parse_args()
-    if args.words:
-        print(words(args.words))
-    for name in args.names:
-        run(name, args.seeds, args.steps, args.start_steps)
-    if args.names or args.page:
-        DOCS.mkdir(exist_ok=True)
-        (DOCS / "ablations.md").write_text(page())
-    elif not args.words:
+    if unknown := set(args.names) - {*STUDIES, "all"}:
+        parser.error(f"no study is called {', '.join(sorted(unknown))}; there are: {', '.join(STUDIES)}")
+    for name in STUDIES if "all" in args.names else args.names:
+        run(name, list(range(args.seeds or (6 if STUDIES[name].first else 4))), args.workers)
+        (DOCS / "ablations.md").write_text(page(), encoding="utf-8")
+    if args.page:
+        (DOCS / "ablations.md").write_text(page(), encoding="utf-8")
+    if not args.names and not args.page:
         for name, study in STUDIES.items():
-            print(f"{name:16} {len(study.variants)} variants of {study.recipe}: {study.claim}")
+            print(f"{name:16} {study.place:40} {len(study.arms)} arms of {study.recipe}: {study.claim}")
 
 
 if __name__ == "__main__":

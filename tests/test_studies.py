@@ -1,68 +1,128 @@
-"""The studies: every variant can be trained, and the page says no more than its figures."""
+"""The studies: every arm can be trained, every claim stands where it is said to, a verdict follows from its figures."""
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 import data
 import recipes
+import rewards
 from engine.check import check_rewards
-from studies import ablations
+from studies import ablations, claims
+from studies.claims import STUDIES
+
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ablations.STUDIES)
-def test_every_variant_is_a_recipe_whose_truth_earns_the_maximum(name):
-    study, samples = ablations.STUDIES[name], data.load("toy", None, "val")
-    assert study.better is None or set(study.better) <= set(study.variants)
-    for changes in study.variants.values():
-        recipe = ablations.settings(study.recipe, changes)
-        good, bad = check_rewards(samples, recipes.usable(samples, recipe)[0][:20], recipe)
-        assert len(good) >= 19, bad
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_is_a_recipe_whose_truth_earns_the_maximum(name):
+    study = STUDIES[name]
+    samples = data.load("toy", None, "val")[:60]
+    assert set(study.order) <= set(study.arms) and set(study.figures) <= set(study.arms)
+    seen = []
+    for changes in study.arms.values():
+        recipe = ablations.settings(study, changes)
+        good, bad = check_rewards(samples, recipes.usable(samples, recipe)[0][:12], recipe)
+        assert len(good) >= 11, bad
+        seen.append((recipe, changes.get("start"), changes.get("prompts_mode")))
+    assert all(one not in seen[:i] for i, one in enumerate(seen))  # no arm twice
 
 
-def test_runs_are_shared_and_named_by_what_they_change(tmp_path, monkeypatch):
-    import train
-
-    started = []
-
-    def fake(recipe, folder, resume):
-        folder.mkdir(parents=True)
-        started.append((recipe.model, folder.name))
-
-    monkeypatch.setattr(train, "train", fake)
-    monkeypatch.setattr(ablations, "RUNS", tmp_path)
-    base = ablations.one_run("samr1", {}, 0, 5, 0)
-    assert ablations.one_run("samr1", {}, 0, 5, 0) == base and len(started) == 1  # once for all studies
-    assert ablations.one_run("samr1", {"beta": 0.0}, 0, 5, 0) != base
-    assert ablations.one_run("samr1", {}, 1, 5, 0) != base
-    ablations.one_run("genseg-g", {"start": "genseg"}, 0, 5, 3)
-    assert started[-2][1] == "genseg-seed0-3" and started[-1][0] == str(tmp_path / "genseg-seed0-3" / "final")
-    one = ablations.one_run("lens", {"start": "lens-align"}, 0, 5, 0)
-    assert ablations.one_run("lens", {"start": "lens-align"}, 0, 5, 7) != one  # after a longer alignment
+PLACES = {  # what a place is called in the paper's text, where that is not "Table N"
+    "SAM-R1 section 4.6, removing the KL constraint": "Removing the KL Constraint",
+    "SAM-R1 section 4.6, negative reference points": "Encouraging Negative Reference Points",
+    "Dr. Seg section 3.2, Figure 3": "Exploration Path and Entropy",
+    "GenSeg-R1 section 3.6": "Negative-point validity",
+    "GenSeg-R1 section 5 (future work there)": "two-stage reward recipe",
+    "LENS Table A3": "Table A3",
+}
 
 
-def test_overlapping_seeds_are_no_difference(tmp_path, monkeypatch):
-    study = ablations.STUDIES["rank"]
-    runs = lambda *values: [{"seed": i, "value": v, "before": 0.3, "steps": 5} for i, v in enumerate(values)]  # noqa: E731
-    assert "Agrees" in ablations.verdict(study, {"ranked": runs(0.5, 0.6), "raw": runs(0.4, 0.49)})
-    assert "Disagrees" in ablations.verdict(study, {"ranked": runs(0.4, 0.49), "raw": runs(0.5, 0.6)})
-    assert "No difference" in ablations.verdict(study, {"ranked": runs(0.4, 0.6), "raw": runs(0.3, 0.5)})
-    assert "No verdict" in ablations.verdict(study, {"ranked": runs(0.5), "raw": runs(0.4)})
+@pytest.mark.parametrize("name", STUDIES)
+def test_claims_stand_where_they_are_said_to(name):
+    """The place is in the paper, and its figures are printed there."""
+    folder = ROOT.parent / "shared" / "papers"
+    if not folder.exists():
+        pytest.skip("the papers' texts are not here")
+    study = STUDIES[name]
+    paper, rest = re.match(r"(LENS|SAM-R1|Dr\. Seg|GenSeg-R1) (.*)", study.place).groups()
+    text = (folder / f"{paper.lower().replace('. ', '-')}.txt").read_text(encoding="utf-8")
+    assert PLACES.get(study.place, rest) in text, study.place
+    numbers = {f"{float(n) * (100 if float(n) < 1 else 1):.2f}" for n in re.findall(r"\d+\.\d+", text)}
+    for figure in [*study.figures.values(), *map(float, re.findall(r"\d\d\.\d+", study.of + study.claim))]:
+        assert f"{figure:.2f}" in numbers, (name, figure)
+    # the order is that of the paper's own figures
+    ordered = [study.figures[label] for label in study.order if label in study.figures]
+    assert ordered == sorted(ordered, reverse=True)
+
+
+def runs(*values, curve=(0.1, 0.2)):
+    return [{"seed": i, "after": v, "before": 0.3, "steps": 2, "curve": [*curve, v]} for i, v in enumerate(values)]
+
+
+def test_a_difference_is_paired_and_its_interval_is_students():
+    results = {"a": runs(0.5, 0.7, 0.6, 0.9), "b": runs(0.45, 0.68, 0.52, 0.86)}
+    found = ablations.difference(results, "a", "b")
+    d = [0.05, 0.02, 0.08, 0.04]
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(d), scale=stats.sem(d))
+    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(d), low, high))
+    assert found.decided == "first"  # though the seeds' ranges overlap widely
+    assert ablations.difference(results | {"b": runs(0.5, 0.6)}, "a", "b") is None
+
+
+def test_a_verdict_looks_at_the_whole_order():
+    study = dataclasses.replace(STUDIES["tiers"], arms={k: {} for k in "abc"}, order=("a", "b", "c"), figures={})
+    up, level, down = runs(0.9, 0.91, 0.92), runs(0.5, 0.6, 0.7), runs(0.1, 0.11, 0.12)
+    wild = runs(0.7, 0.5, 0.6)
+    word = lambda a, b, c: ablations.verdict(study, {"a": a, "b": b, "c": c})[0]  # noqa: E731
+    assert word(up, level, down) == "Agrees"
+    assert word(up, down, level) == "Disagrees"  # the first is best, but not the second
+    assert word(up, level, wild) == "Agrees in part"
+    assert word(level, wild, runs(0.6, 0.7, 0.5)) == "Undecided"
+    assert word(up, level, runs(0.1, 0.2)) == "Too few seeds"
+    assert ablations.verdict(dataclasses.replace(study, order=()), {})[0] == "No order claimed"
+
+
+def test_runs_are_named_by_settings_and_code(monkeypatch):
+    study = STUDIES["lens-parts"]
+    before, after = ablations.chain(study, study.arms["aligned, all rewards"], 0)
+    assert before.name == "lens-align" and before.max_steps == ablations.START_STEPS
+    assert after.model == str(ablations.folder_of(before) / "final")
+    assert ablations.chain(study, study.arms["aligned, box and format"], 0)[0] == before  # shared between arms
+    (alone,) = ablations.chain(study, study.arms["not aligned, box only"], 1)
+    assert alone.seed == 1 and ablations.folder_of(alone) != ablations.folder_of(dataclasses.replace(alone, seed=0))
+    name = ablations.folder_of(alone)
+    monkeypatch.setattr(ablations, "code_version", lambda: "other")
+    assert ablations.folder_of(alone) != name
+
+
+def test_the_page_says_what_the_runs_say(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "DOCS", tmp_path)
     (tmp_path / "ablations").mkdir()
-    (tmp_path / "ablations" / "rank.json").write_text(json.dumps({"ranked": runs(0.4, 0.6), "raw": runs(0.3, 0.5)}))
+    arms = {"ranked": runs(0.4, 0.6, 0.5), "raw": runs(0.3, 0.5, 0.4)}
+    found = {"commit": "0", "code": "0", "arms": arms}
+    (tmp_path / "ablations" / "raw.json").write_text(json.dumps(found), encoding="utf-8")
     page = ablations.page()
-    assert "| ranked | 0.300 | 0.500 | 0.100 | 0.400, 0.600 |" in page and "`tiers`" in page.split("Not run yet")[1]
+    assert "| ranked | 0.300 | 0.500 | 0.400, 0.600, 0.500 | 67.8 |" in page
+    assert "+0.100, 95 % interval +0.100 to +0.100: better" in page and "- Agrees: [raw](#raw)" in page
+    assert "`python -m studies.ablations NAME`" in page and "tiers" in page.split("Not run")[1].split("\n")[0]
+    ablations.plot("raw", STUDIES["raw"], arms)
+    assert (tmp_path / "ablations" / "raw.png").stat().st_size > 5000
 
 
 def test_a_point_inside_and_one_outside():
-    import numpy as np
-
-    import rewards
-
-    target = rewards.Target(np.array([[0, 0, 10, 10]]), np.zeros((1, 0, 2)), np.ones((10, 10), bool), False, (10, 10))
-    o = rewards.Instance([0, 0, 10, 10], [[5, 5]], [[12, 5]])
-    answer = rewards.Answer("", "", [], [o], False, True, True, 0.0)
-    for inside, expected in ((None, None), (False, 1.0), (True, 0.0)):
-        parts = ablations.negative_points(inside)(answer, target, 1.0)
-        assert parts.get("both_points") == expected and parts["tiered"] == 4.0
+    target = rewards.Target(np.array([[0.0, 0, 10, 10]]), np.zeros((1, 2, 2)), frame=(100, 100))
+    answer = rewards.Answer("", answer_ok=True, think_ok=True)
+    earned = lambda o, inside: rewards.REWARDS[inside](  # noqa: E731
+        dataclasses.replace(answer, instances=[o]), target, 0.6
+    )["both_points"]
+    near = rewards.Instance([0, 0, 10, 10], [[5, 5]], [[1, 1]])
+    far = rewards.Instance([0, 0, 10, 10], [[5, 5]], [[50, 50]])
+    assert earned(near, "samr1-negative") == earned(far, "samr1-negative") == 1
+    assert earned(near, "samr1-negative-inside") == 1 and earned(far, "samr1-negative-inside") == 0
+    assert claims.points_in_box(near) and not claims.points_in_box(far)

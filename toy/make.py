@@ -20,7 +20,7 @@ use: GRPO sharpens what is there, it does not teach to see.)
 To choose by the words is the hard part. 1,800 steps of these lessons alone left both boxes right in 2 of 60 pictures
 asked for two of their shapes: the policy boxed the same one twice. So attention is told where to look (`lookups`): a
 colour's name at the things of that colour, a shape's name at the things of that shape, a coordinate at the thing that
-it belongs to. Then 600 steps made it 45 of 60. `python -m studies.ablations --words toy/qwen2_5_vl` counts such pairs
+it belongs to. Then 600 steps made it 45 of 60. `python -m studies.words toy/qwen2_5_vl` counts such pairs
 on test pictures, by their masks.
 
 `python -m toy.make qwen3_vl` trains a Qwen3-VL of the same size. It is not shipped: it writes 0-1000, where each of
