@@ -324,8 +324,8 @@ def page() -> str:
         "",
         "Written by `python -m studies.ablations --page` from the runs' own figures. Tiny networks on drawn shapes:",
         "what agrees here shows that the mechanism works as described, not that its effect has the paper's size; what",
-        "does not agree may need scale. Runs are paired by seed, a difference counts if its 95 % interval leaves out 0,",
-        "and a claim is judged in the paper's whole order of arms. Held-out figures: 200 requests, greedy.",
+        "does not agree may need scale. Runs are paired by seed, a difference counts if its 95 % interval leaves",
+        "out 0, and a claim is judged in the paper's whole order of arms. Held-out figures: 200 requests, greedy.",
         "",
         *(f"- {word}: {', '.join(names)}" for word, names in sorted(verdicts.items())),
     ]
