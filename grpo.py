@@ -230,6 +230,7 @@ class PromptOnce:
         if len(self.served) < len(self.prompt):
             raise ValueError(f"not all layers of {type(model).__name__} go through transformers' attention registry")
 
+    @torch.compiler.disable  # its Python state would have compiled layers compiled again and again
     def attend(self, module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling=None, **other):
         """query (P G, H, 1, d), key and value (P G, kv, 1, d) -> (P G, 1, H, d), None: an attention without weights."""
         for kind in ("sliding_window", "softcap", "s_aux"):

@@ -97,6 +97,7 @@ def _require_rgb(images: Sequence[Image.Image]) -> None:
             raise ValueError(f"picture {i} has mode {image.mode!r}: make it RGB (benchmarks.pictures.open_image does)")
 
 
+@torch.compiler.disable  # how many windows there are, and how long, differs from picture to picture
 def window_attention(module, query, key, value, attention_mask=None, *, scaling=None, cu_seq_lens_q=None, **other):
     """The vision tower's attention, each patch within its window (or picture), all windows in one call.
 
@@ -132,6 +133,16 @@ def windows_in_one_call(vlm) -> None:
 
     ALL_ATTENTION_FUNCTIONS["windows_flash"] = window_attention
     vlm.model.visual.config._attn_implementation = "windows_flash"
+
+
+def compile_layers(vlm) -> None:
+    """Compile each decoder layer and vision block (torch.compile), for rows of every length: fewer, larger kernels. The
+    modules stay what they are, so checkpointing, FSDP and LoRA still wrap them. Half a minute, once."""
+    # Vision blocks and decoder layers share one forward, which is compiled for each of their uses: with and without
+    # gradient, with checkpointing, for one token and for many.
+    torch._dynamo.config.recompile_limit = 64
+    for layer in [*vlm.get_decoder().layers, *vlm.model.visual.blocks]:
+        layer.compile(dynamic=True)
 
 
 class Policy(nn.Module):
@@ -557,6 +568,7 @@ class Segmenter(nn.Module):
         self.mask_decoder = mask_decoder
         self.no_mem_embed = nn.Parameter(no_mem_embed)
         self.image_size = image_size
+        self.half: bool | None = None  # the image encoder in bfloat16 where that is safe (autocast); None: on a GPU
         self.name = ""  # where it was loaded from
 
     @classmethod
@@ -569,6 +581,11 @@ class Segmenter(nn.Module):
     def device(self) -> torch.device:
         return self.no_mem_embed.device
 
+    @property
+    def in_16_bits(self) -> bool:
+        """Does the image encoder, which is nearly all of SAM2's cost, compute in bfloat16?"""
+        return self.device.type == "cuda" if self.half is None else self.half
+
     def embed(self, images: Sequence[Image.Image], chunk: int = 16) -> Embeddings:
         """I RGB pictures of any sizes -> Embeddings. The image encoder sees each once (`chunk` at a time); everything
         after it is cheap. ValueError for a picture that is not RGB."""
@@ -580,10 +597,12 @@ class Segmenter(nn.Module):
             batch = [torch.from_numpy(np.array(image)).to(self.device) / 255 for image in images[at : at + chunk]]
             batch = [x.permute(2, 0, 1)[None] for x in batch]
             batch = torch.cat([F.interpolate(x, size, mode="bilinear", antialias=True) for x in batch])
-            levels = self.image_encoder(((batch - mean) / std).to(self.no_mem_embed.dtype))["backbone_fpn"]
-            # "No memory of earlier frames", which SAM2 adds for still pictures.
-            features = levels[2] + self.no_mem_embed.view(1, -1, 1, 1)
-            parts.append((features, self.mask_decoder.conv_s0(levels[0]), self.mask_decoder.conv_s1(levels[1])))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_16_bits):
+                levels = self.image_encoder(((batch - mean) / std).to(self.no_mem_embed.dtype))["backbone_fpn"]
+                # "No memory of earlier frames", which SAM2 adds for still pictures.
+                features = levels[2] + self.no_mem_embed.view(1, -1, 1, 1)
+                found = (features, self.mask_decoder.conv_s0(levels[0]), self.mask_decoder.conv_s1(levels[1]))
+            parts.append(tuple(x.to(self.no_mem_embed.dtype) for x in found))
         features, *fine = map(torch.cat, zip(*parts, strict=True))
         return Embeddings(features, fine, [image.size for image in images])
 

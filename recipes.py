@@ -106,6 +106,7 @@ class Recipe:
     rows_per_batch: int = 1  # packed rows per forward
     gradient_checkpointing: bool = True
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; weights that learn are float32 either way
+    compile_layers: bool = False  # compile the VLM's layers (torch.compile, half a minute once); for GPUs
     park: bool = False  # keep reference and replica in the CPU's memory while they are not in use
     lora_rank: int = 0  # train a LoRA of this rank instead of all weights (needs peft)
     save_every: int = 50  # steps between checkpoints
@@ -249,6 +250,7 @@ LENS_ALIGN = Recipe(
     epochs=25,
     max_prompt=2048,
     max_completion=768,
+    rows_per_batch=8,
     tune_decoder=False,
     weights={"format": 1.0, "box_iou": 1.0, "mask_iou": 1.0},
 )
@@ -266,6 +268,7 @@ LENS = dataclasses.replace(
     warmup_steps=0,
     epochs=16,
     tune_decoder=True,
+    rows_per_batch=1,
     park=True,
 )
 LENS_ALIGN_2B = dataclasses.replace(LENS_ALIGN, name="lens-align-2b", model=QWEN2_2B)

@@ -262,14 +262,17 @@ def add_reference(reference, policy, micros: list[models.Micro], recipe: Recipe)
         policy.vlm.enable_adapters()
 
 
-def segmentation_loss(masks: Tensor, micro: models.Micro, batch: Batch, focal: bool) -> Tensor:
-    """LENS's L_seg, summed over a micro-batch: mask logits (B, h, w) against the truth, at the truth's resolution."""
+def segmentation_loss(masks: Tensor, micro: models.Micro, batch: Batch, focal: bool) -> tuple[Tensor, float]:
+    """LENS's L_seg, summed over a micro-batch: mask logits (B, h, w) against the truth, at the truth's resolution; and
+    the sum of the masks' IoUs with it."""
     each = []
+    ious = 0.0
     for (p, _), logit in zip(micro.completions, masks, strict=True):
         truth = torch.as_tensor(batch.targets[p].mask, device=logit.device)
         logit = models.Segmenter.resize(logit, truth.shape[::-1])
         each.append(models.mask_loss(logit[None], truth[None], focal)[0])
-    return torch.stack(each).sum()
+        ious += models.mask_iou(logit > 0, truth)
+    return torch.stack(each).sum(), ious
 
 
 def micro_loss(
@@ -310,8 +313,11 @@ def micro_loss(
         )
         figures |= terms
     if masks is not None:  # LENS Eq. 7: L_GRPO + lambda L_seg, the mean over all completions
-        seg = segmentation_loss(masks, micro, batch, recipe.focal) / (P * G)
+        total, ious = segmentation_loss(masks, micro, batch, recipe.focal)
+        seg = total / (P * G)
         figures["seg_loss"] = seg
+        if not learns_words:  # elsewhere judge has measured it
+            figures["metric/mask_iou"] = torch.tensor(ious / (P * G), device=seg.device)
         loss = loss + recipe.seg_weight * seg
     return loss, figures | {"loss": loss}
 
@@ -410,7 +416,9 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     flat = run.bare.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
     texts = [flat[p * G : (p + 1) * G] for p in range(P)]
     micros = cut_rollout(recipe, run.bare, batch, rollout)
-    painted = models.paint(run.policy, micros, batch.embeddings) if recipe.num_queries else None
+    painted = None
+    if recipe.num_queries and recipe.train != "context":  # in alignment no text is paid for its mask: the loss has it
+        painted = models.paint(run.policy, micros, batch.embeddings)
     reward, parts, measured = judge(recipe, run.bare, run.segmenter, batch, texts, run.queue, painted)
     run.queue.flush(gather_object(run.queue.pending))  # the same rows, in the same order, on every process
 

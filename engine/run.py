@@ -221,6 +221,8 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
     add_adapters(recipe, policy)
     if recipe.gradient_checkpointing:
         policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.compile_layers:
+        models.compile_layers(policy.vlm)
     policy.train()  # no dropout anywhere (load_policy): this only lets gradient checkpointing act
     segmenter.eval()
     return policy.to(accelerator.device), segmenter.to(accelerator.device)
