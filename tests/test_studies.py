@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +128,13 @@ def test_a_point_inside_and_one_outside():
     assert earned(near, "samr1-negative") == earned(far, "samr1-negative") == 1
     assert earned(near, "samr1-negative-inside") == 1 and earned(far, "samr1-negative-inside") == 0
     assert claims.points_in_box(near) and not claims.points_in_box(far)
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_at_tiny_sizes():
+    done = subprocess.run(
+        [sys.executable, "-m", "studies.at_real_sizes", "--mini"], cwd=ROOT, capture_output=True, text=True
+    )
+    rows = [line.split("  ")[0] for line in done.stdout.splitlines()[1:]]
+    assert done.returncode == 0 and "lens, saved and resumed" in rows and "not done" not in done.stdout, done.stdout
+    assert {"drseg", "samr1", "lens-align", "lens", "lora", "decode, 8 rows"} <= set(rows)
