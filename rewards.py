@@ -735,7 +735,7 @@ REWARDS = {
 DEFAULT_WEIGHTS: dict[str, Parts] = {"genseg-g": {"mask_iou": 5.0, "negative": 10.0, "no_target": 10.0}}
 
 # Rewards that rank an answer among earlier ones: what they rank, and the names of its components.
-RANKED = {"drseg": (drseg_metrics, ("box_iou", "count", "point"))}
+RANKED = {"drseg": (drseg_metrics, ("matched_iou", "count", "point"))}
 
 
 def _top_tier(tier_rewards: Sequence[float] = (2.0, 3.0, 4.0), **_) -> float:

@@ -236,7 +236,7 @@ def judge(
                 queue.push(x)
                 for name, value in zip(names, x, strict=True):
                     logged.setdefault(name, []).append(value)
-            elif len(target.boxes):  # to watch, for recipes that do not log it: the best box for each true one
+            if len(target.boxes):
                 boxes = np.array([o.box for o in answer.instances[: rewards.MAX_OBJECTS]]).reshape(-1, 4)
                 best = rewards.box_ious(boxes, target.boxes).max(0) if len(boxes) else np.zeros(len(target.boxes))
                 logged["box_iou"].append(float(best.mean()))

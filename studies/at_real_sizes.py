@@ -135,7 +135,7 @@ def stage_update(mini: bool) -> list[dict]:
     return found
 
 
-# -------------------------------------------------------------------------------------------------------- training steps
+# ------------------------------------------------------------------------------------------------------- training steps
 
 
 def random_networks(size: bench.Size, mini: bool) -> None:
