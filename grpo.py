@@ -67,7 +67,8 @@ def pack_group(prompt_ids: Tensor, completions: Sequence[Tensor]) -> tuple[Tenso
     A model loaded with attn_implementation="sdpa" takes it as attention_mask=visible[None, None]. (With "eager" it
     would add the bools to its scores, without a word: give it 0 and -inf.) That replaces a sliding window, and a layer
     that is no attention ignores it: require_plain_attention refuses such models. predicting_states says which states
-    predict the completions' tokens. Check that what comes out agrees with Rollout.logp.
+    predict the completions' tokens, token_logprobs scores them. Check that what comes out agrees with Rollout.logp;
+    it will not while dropout is on.
     """
     S = len(prompt_ids)
     device = prompt_ids.device
@@ -108,12 +109,14 @@ def require_plain_attention(model) -> None:
             f"{name} has layers of {', '.join(other)}: only full attention sees a packed row as it is meant"
         )
     if getattr(config, "sliding_window", None):
-        raise ValueError(
-            f"{name} has a sliding window of {config.sliding_window} tokens, which a packed row would undo"
-        )
-    for cap in ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale"):
-        if getattr(config, cap, None):
+        window = f"a sliding window of {config.sliding_window} tokens, which a packed row would undo"
+        raise ValueError(f"{name} has {window}: where every row is shorter, set config.sliding_window = None")
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, cap, None) not in (None, 1, 1.0):
             raise ValueError(f"{name} has {cap} {getattr(config, cap)}, which token_logprobs and sample leave out")
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if getattr(head, "bias", None) is not None:
+        raise ValueError(f"{name} has a bias on its output layer, which token_logprobs leaves out")
 
 
 # ------------------------------------------------------------------------------------------------------------- sampling
@@ -239,6 +242,8 @@ class PromptOnce:
         layer = module.layer_idx
         self.served.add(layer)
         prompt_keys, prompt_values = self.prompt[layer]
+        if key.shape[1::2] != prompt_keys.shape[1::2]:
+            raise ValueError(f"{type(module).__name__} does not cache the keys that it attends with")
         own_keys, own_values = self.own[layer]
         own_keys.index_copy_(2, self.place, key)
         own_values.index_copy_(2, self.place, value)
@@ -339,20 +344,26 @@ class _Batch:
         self.logp = self.logp[kept]
 
 
-def _checked(model, inputs: Mapping[str, Tensor], uniforms: Tensor, G: int, T: int) -> dict[str, Tensor]:
+def _checked(model, inputs: Mapping[str, Tensor], uniforms: Tensor, G: int, T: int, ends) -> dict[str, Tensor]:
     """What sample was given, with what may be left out; ValueError, in a sentence, for what would sample nonsense."""
     require_plain_attention(model)
     P, S = inputs["input_ids"].shape
+    if len(torch.as_tensor(ends).reshape(-1)) == 0:
+        raise ValueError("eos_token_id is empty: name the token that ends a completion (-1 for none)")
     if uniforms.ndim != 3 or any(has < needed for has, needed in zip(uniforms.shape, (P, G, T))):
         raise ValueError(f"uniforms {tuple(uniforms.shape)} are fewer than (P, G, T) = {(P, G, T)}")
     if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
         raise ValueError("uniforms must be at least 0 and below 1")
+    padding = model.config.get_text_config().pad_token_id
+    if "attention_mask" not in inputs and padding is not None and bool((inputs["input_ids"] == padding).any()):
+        raise ValueError("prompts with padding in them, and no attention_mask that says where")
     attention_mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
     if not bool((attention_mask[:, -1] != 0).all()) or bool((attention_mask[:, :-1] > attention_mask[:, 1:]).any()):
         raise ValueError("prompts must be padded on the left: each one's last token in the last column")
     inputs = {**inputs, "attention_mask": attention_mask}
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise ValueError(f"{type(model).__name__} takes no position_ids, and so cannot sit behind a prompt's padding")
+        why = "its forward names no position_ids; inside a wrapper (PEFT's get_base_model()) may be a model that does"
+        raise ValueError(f"{type(model).__name__} cannot be sampled from here: {why}")
     if "position_ids" not in inputs:
         if hasattr(model.base_model, "get_rope_index"):
             raise ValueError("this model's positions are 3-D: give position_ids (model.Policy.encode makes them)")
@@ -376,23 +387,24 @@ def sample(
 ) -> Rollout:
     """G completions for each of P prompts, from a Hugging Face causal or image-text model (transformers 5.17 to 5.23).
 
-    inputs: what the processor made, LEFT-padded, with `attention_mask` and explicit `position_ids`, (3, P, S) for the
-    Qwen-VL families; (P, S), or left out, for text models. uniforms (P, G, >= max_new_tokens) in [0, 1): all the
-    randomness there is. eos_token_id: one end token or several. banned_ids can never be drawn (a policy that writes an
-    image token crashes its own next forward).
+    inputs: what the processor made, LEFT-padded, with `attention_mask` (it may be left out where nothing is padded) and
+    explicit `position_ids`, (3, P, S) for the Qwen-VL families; (P, S), or left out, for text models. uniforms (P, G,
+    >= max_new_tokens) in [0, 1): all the randomness there is. eos_token_id: one end token or several (-1: none).
+    banned_ids can never be drawn (a policy that writes an image token crashes its own next forward).
 
     One prefill per prompt, vision tower included, whose keys and values are kept once per prompt (PromptOnce). Then
     token by token, in segments of `segment` tokens (256 on a GPU, where a segment's step is recorded and replayed; 16
     on a CPU): at a segment's end completions that have ended leave the batch. The idea is Hydragen's (2024): exact
     attention over a shared prefix and separate suffixes.
 
-    ValueError before the prefill for a model that this cannot serve (require_plain_attention) and for inputs that would
-    sample nonsense. Training mode and attention are what they were, also after an error.
+    ValueError before the prefill for a model of which it is known that this cannot serve it (require_plain_attention)
+    and for inputs that would sample nonsense; a model with an attention of its own making fails at its first step. The
+    training flags of all modules, and the attention, are what they were, also after an error.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     G, T = num_samples, max_new_tokens
-    inputs = _checked(model, inputs, uniforms, G, T)
+    inputs = _checked(model, inputs, uniforms, G, T, eos_token_id)
     P = len(inputs["input_ids"])
     device = inputs["input_ids"].device
     segment = segment or (256 if device.type == "cuda" else 16)
@@ -404,7 +416,7 @@ def sample(
     def draw(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return pick_tokens(logits.float().index_fill(-1, banned, -torch.inf), u, temperature, top_p)
 
-    training = model.training
+    training = [(module, module.training) for module in model.modules()]
     config = model.get_decoder().config
     attention = config._attn_implementation
     model.eval()  # in training mode, gradient checkpointing would throw the cache away
@@ -441,7 +453,8 @@ def sample(
         config._attn_implementation = attention
         if "prompt_once" in ALL_ATTENTION_FUNCTIONS:
             del ALL_ATTENTION_FUNCTIONS["prompt_once"]
-        model.train(training)
+        for module, flag in training:
+            module.training = flag
 
     # The end token belongs to the completion: else stopping would get no gradient, an empty completion no weight.
     end = torch.isin(ids, ends)
@@ -460,11 +473,13 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     floats may come out as 1e-17, and dividing by it and a tiny eps would turn rounding into a training signal.
 
     Rewards of one axis, (G,), are one group: give several groups as (P, G), a group a row. Whole numbers give float32,
-    floats their own type. ValueError for a reward that is not a finite number.
+    floats their own type. ValueError for a reward that is not a finite number, and for other shapes.
 
     >>> group_advantages(torch.tensor([[6.0, 2.0, 2.0, 2.0]]))  # one right answer among four
     tensor([[ 1.4999, -0.5000, -0.5000, -0.5000]])
     """
+    if rewards.ndim not in (1, 2):
+        raise ValueError(f"rewards {tuple(rewards.shape)}: (P, G) is meant, a group a row")
     if not torch.isfinite(rewards).all():
         raise ValueError(f"a reward is not a finite number: {rewards.tolist()}")
     dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
@@ -497,6 +512,8 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
     """
     if mask.ndim != 3:
         raise ValueError(f"mask {tuple(mask.shape)} must be (P, G, T): which completions are a group matters")
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("mask must be of bools, or of 0 and 1: which tokens belong to a completion")
     m = mask.double()
     length = m.sum(-1, keepdim=True)  # |o_i|: (P, G, 1)
     if average == "sequence":
@@ -545,17 +562,21 @@ def grpo_loss(
     neither clip ever acts. The log of rho is clamped at +-20, so that exp cannot overflow; there the gradient is 0.
 
     ValueError for other shapes, which would broadcast to a number, and a wrong one; for weights that are bools (a mask
-    is no weight); for beta > 0 without a reference.
+    is no weight); for beta > 0 without a reference; for bounds that are none.
     """
+    if old_logp is None:
+        raise ValueError("old_logp is missing: in the first update on a rollout it is logp.detach()")
     for name, given in (("old_logp", old_logp), ("ref_logp", ref_logp), ("weights", weights)):
         if given is not None and given.shape != logp.shape:
             raise ValueError(f"{name} {tuple(given.shape)}, but logp {tuple(logp.shape)}")
         if given is not None and not given.is_floating_point():
-            raise ValueError(f"{name} are {given.dtype}: they must be floats (weights come from token_weights)")
+            raise ValueError(f"{name} are {given.dtype}: floats are meant (weights come from token_weights)")
     if advantages.shape not in (logp.shape, logp.shape[:-1]):
         raise ValueError(
             f"advantages {tuple(advantages.shape)}, but logp {tuple(logp.shape)}: one per completion or token"
         )
+    if not (beta >= 0 and 0 <= clip_low < 1 and clip_high >= 0):
+        raise ValueError(f"beta {beta}, clip_low {clip_low} or clip_high {clip_high} is out of range")
     if beta > 0 and ref_logp is None:
         raise ValueError(f"beta {beta} weighs the KL to a reference: give ref_logp")
     A = advantages.float()
@@ -609,6 +630,8 @@ def token_logprobs(
     Logits exist for `chunk` tokens at a time, in forward and, by recomputation, in backward: at V = 152,000, 1,600
     completion tokens would otherwise take 1 GB in float32, and three times that with their gradient.
     """
+    if len(hidden) != len(targets) or not temperature > 0:
+        raise ValueError(f"{len(hidden)} states for {len(targets)} targets, at temperature {temperature}")
     banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=hidden.device)
     pieces = [
         checkpoint(_chunk_logprobs, h, lm_head_weight, t, temperature, banned, use_reentrant=False)

@@ -790,7 +790,12 @@ class ContextModule(nn.Module):
         self.project = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, c))
 
     def forward(self, states: Tensor) -> Tensor:
-        """States of the queries (B, K, d) -> sparse prompt tokens (B, K, c), or (B, 1, c) collapsed."""
+        """States of the queries (B, K, d) -> sparse prompt tokens (B, K, c), or (B, 1, c) collapsed. ValueError for
+        other states: they might broadcast."""
+        if states.shape[1:] != self.queries.shape:
+            raise ValueError(
+                f"states {tuple(states.shape)} for {tuple(self.queries.shape)} queries: (B, K, d) is meant"
+            )
         x = states.to(self.project[0].weight.dtype)
         x = self.blocks(x if self.positions is None else x + self.positions)  # (B, K, d)
         if self.collapse is not None:

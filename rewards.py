@@ -128,7 +128,8 @@ def _numbers(value: object, n: int) -> list[float] | None:
 
 
 def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
-    """Read a completion. Never raises, on any text; linear time. The answer is in the units that the model wrote.
+    """Read a completion. Never raises, on any text (ValueError for an unknown schema); linear time. The answer is in
+    the units that the model wrote.
 
     >>> answer = parse_answer('<think>left</think><answer>{"bbox_2d": [1, 2, 30, 40]}</answer>', "lens")
     >>> answer.think_ok, answer.answer_ok, answer.instances[0].box
@@ -138,6 +139,8 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     exactly one: none, or fifty copies, are malformed. `lenient`, for evaluation: where all else fails, the first four
     numbers in brackets are the box, whatever stands around them (LENS's released evaluation reads so).
     """
+    if schema not in SCHEMAS:
+        raise ValueError(f"no schema {schema!r}; there are: {', '.join(SCHEMAS)}")
     spec = SCHEMAS[schema]
     answer = Answer(text=text)
     # think-then-answer: <think> opens the text, </answer> ends it, only space is between the blocks. What stands inside
@@ -273,6 +276,11 @@ class Target:
             raise ValueError(f"points of shape {points} for {boxes[0]} boxes: (M, k, 2) is meant")
         if self.mask is not None and np.ndim(self.mask) != 2:
             raise ValueError(f"a mask of shape {np.shape(self.mask)}: (H, W) is meant")
+        corners = np.asarray(self.boxes, dtype=float)
+        if not (np.isfinite(corners).all() and np.isfinite(np.asarray(self.points, dtype=float)).all()):
+            raise ValueError("a box or point that is not a finite number")
+        if (corners[:, 2:] < corners[:, :2]).any():
+            raise ValueError("a box whose second corner lies before its first: x1, y1, x2, y2 is meant")
         if bool(self.no_target) != (boxes[0] == 0):
             raise ValueError(f"no_target is {self.no_target} with {boxes[0]} boxes: it says that there are none")
 
@@ -444,7 +452,17 @@ Parts = dict[str, float]
 
 def _weighted(parts: Parts, weights: Parts | None, default: Parts | None = None) -> Parts:
     weights = (default or {}) | (weights or {})
+    if unknown := weights.keys() - parts.keys() - {"look"}:  # a part that may be switched off
+        raise ValueError(f"weights for {', '.join(sorted(unknown))}, which is no part: {', '.join(parts)}")
     return {name: float(value) * weights.get(name, 1.0) for name, value in parts.items()}
+
+
+def _mask_share(mask_iou: float | None) -> float:
+    """The IoU of a mask as it was measured; none counts 0."""
+    iou = 0.0 if mask_iou is None else float(mask_iou)
+    if not 0 <= iou <= 1:
+        raise ValueError(f"a mask IoU of {iou}: between 0 and 1 is meant")
+    return iou
 
 
 def segzero_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None, released: bool = False) -> Parts:
@@ -532,11 +550,22 @@ class RankQueue:
         self.pending: list[tuple[float, ...]] = []
         self._sort()
 
+    def _checked(self, rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+        """The rows as tuples of floats; all of them have the queue's number of components, finite ones."""
+        checked = [tuple(map(float, row)) for row in rows]
+        for row in checked:
+            if len(row) != self.dims:
+                raise ValueError(f"{len(row)} components for a queue of {self.dims}")
+            if not all(map(math.isfinite, row)):
+                raise ValueError(f"{row} is not of finite numbers, and cannot be ranked")
+        return checked
+
     def _sort(self) -> None:
         self.sorted = [sorted(column) for column in zip(*self.rows, strict=True)]
 
     def percentiles(self, x: Sequence[float]) -> list[float]:
-        """q_j per component; 1 for an empty queue (nothing beats x)."""
+        """q_j per component; 1 for an empty queue (nothing beats x). ValueError if x is none of the queue's kind."""
+        (x,) = self._checked([x])
         if not self.rows:
             return [1.0] * len(x)
         return [bisect.bisect_right(column, v) / len(column) for column, v in zip(self.sorted, x, strict=True)]
@@ -547,18 +576,13 @@ class RankQueue:
         return sum(q) / len(q)
 
     def push(self, x: Sequence[float]) -> None:
-        """Let x wait for the end of the step. ValueError if it has not the queue's number of components."""
-        if len(x) != self.dims:
-            raise ValueError(f"{len(x)} components for a queue of {self.dims}")
-        self.pending.append(tuple(float(v) for v in x))
+        """Let x wait for the end of the step. ValueError if it is none of the queue's kind."""
+        self.pending += self._checked([x])
 
     def flush(self, rows: Sequence[Sequence[float]] | None = None) -> None:
         """Let the pending rows (or `rows`: those of all processes) into the queue, oldest out first. ValueError, and
-        nothing is let in, if one has not the queue's number of components."""
-        new = [tuple(map(float, row)) for row in (self.pending if rows is None else rows)]
-        if wrong := [row for row in new if len(row) != self.dims]:
-            raise ValueError(f"{len(wrong[0])} components for a queue of {self.dims}")
-        self.rows.extend(new)
+        nothing is let in, if one is none of the queue's kind."""
+        self.rows.extend(self._checked(self.pending if rows is None else rows))
         self.pending = []
         self._sort()
 
@@ -625,7 +649,8 @@ def samr1_reward(
 ) -> Parts:
     """SAM-R1 section 3.3, -2 to 6: tiered(mask IoU) 0-4; think +1 or -1; format +1 or -1. The mask is SAM2's, from
     boxes and points."""
-    value = tiered(mask_iou or 0.0, tiers, tier_rewards) if answer.instances else 0.0  # nothing written has no mask
+    iou = _mask_share(mask_iou) if answer.instances else 0.0  # nothing written has no mask
+    value = tiered(iou, tiers, tier_rewards)
     sign = {True: 1, False: -1}
     return _weighted({"tiered": value, "think": sign[answer.think_ok], "format": sign[answer.answer_ok]}, weights)
 
@@ -662,7 +687,7 @@ def genseg_g_reward(
         verdict = -1.0 if answer.boxes else float(answer.no_target)
         parts |= {"mask_iou": 0.0, "negative": 0.0, "no_target": verdict}
     else:
-        iou = (mask_iou or 0.0) if answer.instances else 0.0
+        iou = _mask_share(mask_iou) if answer.instances else 0.0
         negative = valid_negatives(answer, target, negative_box)
         parts |= {"mask_iou": iou, "negative": negative, "no_target": 0.0}
     return _weighted(parts, weights, DEFAULT_WEIGHTS["genseg-g"])
@@ -717,7 +742,7 @@ def lens_reward(answer: Answer, target: Target, mask_iou: float | None = None, *
     where there is none."""
     boxes, _, true_boxes, _ = _arrays(answer, target)
     iou = box_ious(boxes[:1], true_boxes[:1])[0, 0] if len(boxes) and len(true_boxes) else 0.0
-    parts = {"format": answer.think_ok and answer.answer_ok, "box_iou": iou**2, "mask_iou": (mask_iou or 0.0) ** 2}
+    parts = {"format": answer.think_ok and answer.answer_ok, "box_iou": iou**2, "mask_iou": _mask_share(mask_iou) ** 2}
     return _weighted(parts, weights)
 
 

@@ -22,8 +22,8 @@ def of_completions(
     """What is said of each of this process's completions (of zero_variance: of each of its groups), by name.
 
     reward/X: a part, its weight applied; metric/X: measured, not rewarded (box_iou: of each true object the IoU of the
-    box that fits it best, a missed one counting 0; matched_iou, count, point: Dr. Seg's x1 to x3); length: tokens; truncated: it has no end
-    token; zero_variance: the group's rewards are equal and teach nothing.
+    box that fits it best, a missed one counting 0; matched_iou, count, point: Dr. Seg's x1 to x3); length: tokens;
+    truncated: it has no end token; zero_variance: the group's rewards are equal and teach nothing.
     """
     ended = (torch.isin(rollout.ids, torch.tensor(end_ids, device=rollout.ids.device)) & rollout.mask).any(-1)
     figures = {"reward": reward.flatten().tolist()}

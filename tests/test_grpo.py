@@ -251,7 +251,7 @@ def test_shapes_that_would_broadcast_are_refused():
     for bad in (A[:, :1], A[0], A[..., None], A.flatten()):
         with pytest.raises(ValueError, match="one per completion or token"):
             grpo.grpo_loss(**whole | {"advantages": bad})
-    with pytest.raises(ValueError, match="weights are torch.bool"):
+    with pytest.raises(ValueError, match="weights are torch.bool: floats are meant"):
         grpo.grpo_loss(**whole | {"weights": mask})
     with pytest.raises(ValueError, match="give ref_logp"):
         grpo.grpo_loss(**whole | {"ref_logp": None})
@@ -403,7 +403,9 @@ def test_layers_past_the_registry_are_refused():
 
     model = hf.BloomForCausalLM(hf.BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4))
     inputs = {"input_ids": PROMPTS, "attention_mask": MASK}
-    with pytest.raises(ValueError, match="BloomForCausalLM takes no position_ids"):
+    with pytest.raises(
+        ValueError, match="BloomForCausalLM cannot be sampled from here: its forward names no position_ids"
+    ):
         grpo.sample(model, inputs, torch.zeros(3, 1, 4), num_samples=1, max_new_tokens=4, eos_token_id=-1)
 
 
@@ -424,3 +426,57 @@ def test_uniforms_of_64_bits_next_to_one_draw_no_vanishing_token():
     logits = torch.tensor([[0.0, 0.0, -40.0]])
     almost = torch.tensor([1 - 1e-12], dtype=torch.float64)
     assert grpo.pick_tokens(logits, almost)[0].item() == 1
+
+
+# -------------------------------------------------------------------------------------------- a borrower's accidents
+
+
+def test_scaled_logits_and_a_biased_head_are_refused():
+    """Granite divides its logits, Phi adds a bias: sampling would be right and the packed scores wrong by nats."""
+    import transformers as hf
+
+    granite = hf.AutoModelForCausalLM.from_config(
+        hf.GraniteConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, logits_scaling=8.0)
+    )
+    phi = hf.AutoModelForCausalLM.from_config(
+        hf.PhiConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    )
+    for model, words in ((granite, "logits_scaling 8"), (phi, "a bias on its output layer")):
+        with pytest.raises(ValueError, match=words):
+            grpo.require_plain_attention(model)
+
+
+def test_sampling_refuses_padding_without_a_mask_and_no_end():
+    model = text_model("llama")
+    how = dict(num_samples=1, max_new_tokens=2)
+    model.config.pad_token_id = 0
+    with pytest.raises(ValueError, match="no attention_mask"):
+        grpo.sample(model, {"input_ids": PROMPTS}, torch.zeros(3, 1, 2), eos_token_id=-1, **how)
+    with pytest.raises(ValueError, match="eos_token_id is empty"):
+        grpo.sample(model, {"input_ids": PROMPTS, "attention_mask": MASK}, torch.zeros(3, 1, 2), eos_token_id=[], **how)
+
+
+def test_training_flags_of_single_modules_come_back():
+    model = text_model("llama").train()
+    model.model.norm.eval()
+    inputs = {"input_ids": PROMPTS, "attention_mask": MASK}
+    grpo.sample(model, inputs, torch.zeros(3, 1, 2), num_samples=1, max_new_tokens=2, eos_token_id=-1)
+    assert model.training and not model.model.norm.training and model.model.layers.training
+
+
+def test_shapes_and_numbers_that_would_pass_in_silence():
+    with pytest.raises(ValueError, match=r"rewards \(2, 3, 1\)"):
+        grpo.group_advantages(torch.ones(2, 3, 1))
+    with pytest.raises(ValueError, match="of bools, or of 0 and 1"):
+        grpo.token_weights(torch.tensor([[[5, 7, 0]]]))
+    assert grpo.token_weights(torch.tensor([[[1, 1, 0]]])).tolist() == [[[0.5, 0.5, 0]]]
+    with pytest.raises(ValueError, match="5 states for 3 targets"):
+        grpo.token_logprobs(torch.zeros(5, 4), torch.zeros(9, 4), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="at temperature 0"):
+        grpo.token_logprobs(torch.zeros(3, 4), torch.zeros(9, 4), torch.zeros(3, dtype=torch.long), temperature=0)
+    x = torch.zeros(1, 2, 3)
+    for how in ({"beta": -0.1}, {"beta": math.nan}, {"clip_low": 1.2}, {"clip_low": -0.2}, {"clip_high": -0.1}):
+        with pytest.raises(ValueError, match="out of range"):
+            grpo.grpo_loss(x, x, x, torch.zeros(1, 2), x, **how)
+    with pytest.raises(ValueError, match="old_logp is missing"):
+        grpo.grpo_loss(x, None, x, torch.zeros(1, 2), x)

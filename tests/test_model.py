@@ -679,3 +679,11 @@ def test_dice_and_bce_by_hand():
 def test_thin_pictures_are_widened():
     assert models.widen_thin(Image.new("RGB", (3000, 2))).size == (3000, 20)
     assert models.widen_thin(Image.new("RGB", (30, 20))).size == (30, 20)
+
+
+def test_context_module_takes_its_own_number_of_states_only():
+    context = models.ContextModule(32, 16, num_queries=4, connector="mlp", layers=1)
+    assert context(torch.zeros(2, 4, 32)).shape == (2, 4, 16)
+    for K in (1, 5):
+        with pytest.raises(ValueError, match=rf"states \(2, {K}, 32\) for \(4, 32\) queries"):
+            context(torch.zeros(2, K, 32))

@@ -671,7 +671,7 @@ def test_parsing_takes_linear_time():
                     times.append(time.perf_counter() - start)
                 return min(times)
 
-            assert seconds(1_000_000) < 30 * max(seconds(100_000), 1e-3), (unit, opening)
+            assert seconds(1_000_000) < 60 * max(seconds(100_000), 1e-3), (unit, opening)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -1078,3 +1078,30 @@ def test_a_target_of_wrong_shape_is_refused(given, words):
 def test_a_reward_without_a_maximum_is_said_in_a_sentence():
     with pytest.raises(ValueError, match="'mine' has no maximum: put what a right answer earns into rewards.MAXIMUM"):
         rewards.maximum("mine")
+
+
+def test_what_is_no_number_is_not_ranked():
+    """A NaN once ranked best of all, and one in the queue broke its order."""
+    queue = RankQueue(size=4, dims=2)
+    for bad in ((math.nan, 0), (math.inf, 0)):
+        for call in (queue.push, queue.rank, lambda x: queue.flush([x])):
+            with pytest.raises(ValueError, match="not of finite numbers"):
+                call(bad)
+    with pytest.raises(ValueError, match="1 components for a queue of 2"):
+        RankQueue(dims=2, initial_zeros=0).rank([0.5])
+
+
+def test_misspelt_names_and_impossible_masks_are_said():
+    target = target_of([[0, 0, 9, 9]], [[[4, 4]]])
+    answer = parse_answer(said([{"bbox_2d": [0, 0, 9, 9], "point_2d": [4, 4], "label": "it"}]), "samr1")
+    with pytest.raises(ValueError, match="weights for lok, which is no part: look, think"):
+        rewards.drseg_reward(answer, target, weights={"lok": 0.0})
+    for iou in (math.nan, 80, -0.1):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            rewards.samr1_reward(answer, target, iou)
+    with pytest.raises(ValueError, match="no schema 'dr-seg'; there are: lens"):
+        parse_answer("", "dr-seg")
+    with pytest.raises(ValueError, match="not a finite number"):
+        target_of([[0, 0, math.nan, 9]], [[[4, 4]]])
+    with pytest.raises(ValueError, match="second corner lies before its first"):
+        target_of([[50, 50, 20, 20]], [[[4, 4]]])  # x, y, width, height
