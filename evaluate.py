@@ -43,7 +43,7 @@ import rewards
 from benchmarks import pictures
 from benchmarks.metrics import all_metrics, iou_of, segmentation_metrics
 from benchmarks.published import show
-from benchmarks.records import choose, claim, load_samples, merge_records, read_records
+from benchmarks.records import choose, claim, load_samples, merge_records, read_records, read_run
 from engine.checkpoint import fingerprint, load_recipe
 from engine.files import write_atomically
 from engine.oracle import oracle_answer, true_mask
@@ -373,7 +373,7 @@ def provenance(policy, recipe: Recipe, dataset: str, masks: str, options: Option
 def main(options: Options) -> None:
     """The command: print a table again, or answer one photo, or a benchmark."""
     if options.score:
-        run = json.loads(Path(options.score).with_name("run.json").read_text())
+        run = read_run(Path(options.score).parent)
         report_metrics(read_records(options.score), run, options)
         return
     recipe, dataset, masks = asked_for(options)

@@ -9,6 +9,8 @@ OUT/predictions.N.jsonl       ... by process N of several; merged at the end, or
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +25,7 @@ def claim(folder: Path, run: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.json"
     run = json.loads(json.dumps(run))  # as it comes back from the file: tuples are lists
-    there = json.loads(path.read_text()) if path.exists() else run
+    there = read_run(folder) if path.exists() else run
     if differ := {k: v for k, v in run.items() if there.get(k) != v}:
         what = [k if isinstance(v, dict) else f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in differ.items()]
         what = "; ".join(what)
@@ -51,25 +53,100 @@ def choose(samples: data.Samples, make_up: Sequence[int], limit: int, seed: int)
     return sorted((rng.permutation(chosen)[:limit] if limit else chosen).tolist())
 
 
+_RLE = {"size": [int, 2], "counts": str}
+# What each field of a record may be: a type (float: any finite number), None; a list of one kind, of one length if
+# that is named; a dict with these keys; a tuple of alternatives.
+KINDS = {
+    **dict.fromkeys(("id", "image_id", "query", "text", "thought"), str),
+    **dict.fromkeys(("truth_none", "answer_ok", "think_ok", "predicted_none"), bool),
+    **dict.fromkeys(("index", "width", "height", "length"), int),
+    **dict.fromkeys(("count", "intersection", "union", "area"), (int, None)),
+    **dict.fromkeys(("truth_boxes", "boxes"), [[float, 4]]),
+    **dict.fromkeys(("points", "negative_points"), [[[float, 2]]]),
+    **dict.fromkeys(("mask", "truth_mask"), (_RLE, None)),
+    "ignore_box": ([float, 4], None),
+    "iou": (float, None),
+    "looks": [str],
+}
+
+
+def _fits(value, kind) -> bool:
+    """Is a value from a JSON file of this kind (see KINDS)? True is no number, and NaN and 1e999 are none either."""
+    if isinstance(kind, tuple):
+        return any(_fits(value, k) for k in kind)
+    if isinstance(kind, list):
+        right = isinstance(value, list) and (len(kind) == 1 or len(value) == kind[1])
+        return right and all(_fits(v, kind[0]) for v in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and value.keys() == kind.keys() and all(_fits(value[k], kind[k]) for k in kind)
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return value is None if kind is None else type(value) is kind
+
+
+def _fault(record) -> str | None:
+    """What is wrong with a record, or None. A file may come from a stranger: metrics and report trust what is read."""
+    if not isinstance(record, dict):
+        return "it is no record"
+    if wrong := [k for k, kind in KINDS.items() if k not in record or not _fits(record[k], kind)]:
+        return f"{wrong[0]!r} is {record.get(wrong[0], 'missing')!r:.60}"
+    size = [record["height"], record["width"]]
+    if min(record["width"], record["height"]) < 1 or min(record["index"], record["length"], record["count"] or 0) < 0:
+        return "a size or a count is below what it can be"
+    if any(record[k] is not None and record[k]["size"] != size for k in ("mask", "truth_mask")):
+        return "a mask is not of the picture's size"
+    pixels = [record[k] for k in ("intersection", "union", "area", "iou")]
+    if any(v is None for v in pixels):
+        return None if pixels == [None] * 4 else "some of intersection, union, area and iou are missing"
+    both, either, area, iou = pixels
+    return None if 0 <= both <= area <= either and 0 <= iou <= 1 else "intersection, union, area and iou disagree"
+
+
 def read_records(path: str | Path) -> list[dict]:
-    """The records of a predictions.jsonl, without a torn last line, which an interruption leaves."""
+    """The records of a predictions.jsonl, without a torn last line, which an interruption leaves. Every field is of its
+    kind (KINDS), whoever wrote the file; data.BadData, with file, line and field, if not."""
     lines = Path(path).read_bytes().splitlines(keepends=True)
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            found.append(json.loads(line))
+            fault = _fault(found[-1])
+        except (ValueError, RecursionError) as error:
+            fault = str(error)
+        if fault:
+            raise data.BadData(
+                f"{path}, line {number}: {fault}. evaluate.py writes no such record; delete the file to start again."
+            )
+    return found
+
+
+def read_run(folder: Path) -> dict:
+    """OUT/run.json; data.BadData if it is no JSON, or lacks what the records cannot be read without."""
+    path = folder / "run.json"
     try:
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
-    except ValueError as error:
-        raise data.BadData(f"{path} is no predictions.jsonl ({error}). Delete it to start again.") from None
+        run = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise data.BadData(f"{path} is no JSON ({error}).") from None
+    kinds = dict.fromkeys(("dataset", "split", "data_root", "model"), str)
+    kinds |= {"one_expression": bool, "seed": int, "recipe": dict, "versions": dict}
+    for key, kind in kinds.items():
+        if not isinstance(run, dict) or not isinstance(run.get(key), kind):
+            raise data.BadData(f"{path} has no {key!r} of the kind that evaluate.py writes.")
+    return run
 
 
 def merge_records(folder: Path) -> list[dict]:
     """All that is answered, by whichever process, into predictions.jsonl, in the samples' order. One process calls it.
 
     Before a run it takes up what an earlier one left, and after a run it collects. Stopped half-way it can be called
-    again: what is in two files counts once.
+    again: what is in two files counts once. Files of other names (predictions.old.jsonl) are somebody's, and stay.
     """
-    parts = list(folder.glob("predictions*.jsonl"))
+    merged = folder / "predictions.jsonl"
+    parts = [p for p in folder.iterdir() if re.fullmatch(r"predictions(\.\d+)?\.jsonl", p.name)]
     records = {record["index"]: record for part in parts for record in read_records(part)}
     records = [records[i] for i in sorted(records)]
-    merged = folder / "predictions.jsonl"
     write_atomically(merged, "".join(json.dumps(record) + "\n" for record in records))
     for part in parts:
         if part != merged:

@@ -112,6 +112,59 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
         records.read_records(tmp_path / "p.jsonl")
 
 
+HOSTILE_FIELDS = [
+    ("count", "<script>alert(1)</script>"),  # this one ran in the page once
+    ("count", True),
+    ("count", -1),
+    ("length", "<b>"),
+    ("text", None),
+    ("iou", float("nan")),
+    ("iou", 7),
+    ("boxes", [[1, 2, 3]]),
+    ("boxes", [[1, 2, 3, float("inf")]]),
+    ("boxes", [[1, 2, 3, 10**400]]),
+    ("points", [[1, 2]]),
+    ("truth_boxes", "none"),
+    ("width", 0),
+    ("height", 10**6),  # a mask of another size than the picture
+    ("mask", {"size": [1, 1], "counts": 5}),
+    ("looks", [1]),
+    ("intersection", None),  # without its siblings
+    ("union", -1),
+]
+
+
+@pytest.mark.parametrize("field, value", HOSTILE_FIELDS)
+def test_a_record_of_the_wrong_kind_is_refused_by_line_and_field(folder, tmp_path, field, value):
+    first = records.read_records(folder / "predictions.jsonl")[:3]
+    first[1] |= {field: value}
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in first))
+    with pytest.raises(data.BadData, match="line 2: "):
+        records.read_records(path)
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(data.BadData, match="line 1: "):
+        records.read_records(path)
+
+
+def test_a_run_of_the_wrong_kind_is_refused(tmp_path):
+    for text in ("[]", "{", '{"dataset": 5}', "[" * 100_000):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(data.BadData, match="run.json"):
+            records.read_run(tmp_path)
+
+
+def test_merging_leaves_the_files_of_others_alone(folder, tmp_path):
+    lines = (folder / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    others = ["predictions.old.jsonl", "predictions_bak.jsonl", "predictions.1.jsonl.bak", "predictions.-1.jsonl"]
+    for name in others:
+        (tmp_path / name).write_bytes(lines[0])
+    (tmp_path / "predictions.jsonl").write_bytes(lines[1])
+    (tmp_path / "predictions.12.jsonl").write_bytes(lines[2])
+    assert [r["index"] for r in records.merge_records(tmp_path)] == [json.loads(x)["index"] for x in lines[1:3]]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "predictions.jsonl"])
+
+
 def test_the_shipped_checkpoint_goes_all_the_way(tmp_path):
     """Benchmark, score, report and demo with the miniature's own weights, as a user types them."""
     root = Path(__file__).parents[1]
