@@ -127,11 +127,65 @@ def published_rows(tables: str) -> dict[str, list[tuple[str, str, dict[str, floa
 PUBLISHED = published_rows(TABLES)
 
 
+# A word on each metric (benchmarks/metrics.py defines them), by how it is written: percents, means and counts.
+WORDS = {
+    "percent": {
+        "giou": "mean IoU of the masks, over all requests",
+        "ciou": "pixels in both masks / pixels in either",
+        "miou": "mean IoU where something fits",
+        "p50": "masks with an IoU of at least 0.5",
+        "p70": "... of at least 0.7",
+        "p90": "... of at least 0.9",
+        "target_miou": "miou, as gRefCOCO calls it",
+        "target_ciou": "ciou where something fits",
+        "n_acc": "says so, where nothing fits",
+        "t_acc": "has a mask, where something fits",
+        "box_acc": "some box hits a true one: IoU over 0.5",
+        "box_miou": "IoU of a true box and the best written one",
+        "ap": "COCO's average precision, IoU 0.5 to 0.95",
+        "ap50": "... at IoU 0.5",
+        "ap75": "... at IoU 0.75",
+        "precision": "written boxes that hit, at IoU 0.5",
+        "recall": "true boxes that are hit, at IoU 0.5",
+        "f1": "precision and recall in one figure",
+        "box_right_mask_right": "of the requests with one true box",
+        "box_right_mask_wrong": "the mask lost what the box had",
+        "box_wrong_mask_right": "the mask mended a wrong box",
+        "box_wrong_mask_wrong": "IoU under 0.5 in both",
+        "look_share": "answers with a <look> tag",
+        "count_acc": "as many boxes as there are objects",
+    },
+    "on average": {
+        "length_tokens": "tokens in an answer",
+        "length_words": "words in an answer",
+        "looks": "<look> tags in an answer",
+    },
+    "counted": {
+        "n": "requests",
+        "n_target": "... where something fits",
+        "n_no_target": "... where nothing does",
+        "mask_n": "... with a true mask",
+        "box_n": "... with a true box",
+        "parse_failures": "answers that could not be read",
+        "explicit_empty": "answers that say: nothing fits",
+        "think_failures": "answers not of the form think, answer",
+    },
+}
+
+
 def as_text(name: str, value: float | None) -> str:
     """A metric for people: counts as they are, mean lengths with two decimals, fractions in percent."""
     if value is None or isinstance(value, int):
         return "-" if value is None else str(value)
-    return f"{value:.2f}" if name.startswith(("length_", "looks")) else f"{100 * value:.2f}"
+    return f"{value:.2f}" if name in WORDS["on average"] else f"{100 * value:.2f}"
+
+
+def explained(metrics: dict) -> dict[str, list[tuple[str, str, str]]]:
+    """The metrics for people: under "percent", "on average" and "counted" lines of (name, value, a word on it)."""
+    lines = {
+        how: [(k, as_text(k, metrics[k]), words[k]) for k in words if k in metrics] for how, words in WORDS.items()
+    }
+    return {how: found for how, found in lines.items() if found}
 
 
 def beside(dataset: str, split: str) -> tuple[list, list[str]]:
@@ -141,8 +195,10 @@ def beside(dataset: str, split: str) -> tuple[list, list[str]]:
 
 
 def show(metrics: dict, dataset: str, split: str) -> str:
-    """The metrics as text, one a line; then the papers' rows for this benchmark, with this run's below them."""
-    lines = [f"{dataset} {split}", *(f"  {name:28}{as_text(name, value):>10}" for name, value in metrics.items())]
+    """The metrics as text in 80 columns; then the papers' rows for this benchmark, with this run's below them."""
+    lines = [f"{dataset} {split}"]
+    for how, found in explained(metrics).items():
+        lines += [f" {how}", *(f"  {name:22}{value:>8}  {word}" for name, value, word in found)]
     rows, columns = beside(dataset, split)
     if rows:
         lines += ["", f"  {'published, percent':46}" + "".join(f"{c:>13}" for c in columns)]

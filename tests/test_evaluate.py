@@ -397,6 +397,20 @@ def test_score_equals_run_to_the_last_digit(tmp_path, capsys):
     assert kept["limit"] == len(found) == 40
 
 
+def test_every_metric_is_printed_with_a_word_and_counts_apart_from_percents(tmp_path, capsys):
+    asked = dict(model="oracle", recipe="genseg", toy=True, segmenter="truth", limit=12, output_dir=str(tmp_path))
+    run(**asked)
+    found = [r | {"count": 1} for r in records.read_records(tmp_path / "predictions.jsonl")]
+    all_of_them = metrics.all_metrics(found, "toy")
+    printed = published.show(all_of_them, "toy", "val").splitlines()
+    assert {name for words in published.WORDS.values() for name in words} == set(all_of_them)
+    assert max(map(len, printed)) <= 80 and len(printed) == len(all_of_them) + 4
+    under = {how: printed.index(f" {how}") for how in published.WORDS}
+    at = {line.split()[0]: i for i, line in enumerate(printed)}
+    assert under["percent"] < at["giou"] < at["f1"] < under["on average"] < under["counted"] < at["parse_failures"]
+    assert "  parse_failures               0  answers that could not be read" in printed
+
+
 def test_an_interrupted_run_continues(tmp_path, monkeypatch):
     asked = dict(
         model="oracle", recipe="genseg", toy=True, segmenter="truth", limit=30, batch_size=4, output_dir=str(tmp_path)
