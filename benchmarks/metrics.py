@@ -51,6 +51,7 @@ def counts(records: Sequence[dict]) -> dict:
         "n_no_target": none,
         "parse_failures": sum(not r["answer_ok"] for r in records),
         "explicit_empty": sum(r["predicted_none"] for r in records),
+        "false_negatives": sum(r["predicted_none"] and not r["truth_none"] for r in records),
     }
 
 

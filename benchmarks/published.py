@@ -168,6 +168,7 @@ WORDS = {
         "box_n": "... with a true box",
         "parse_failures": "answers that could not be read",
         "explicit_empty": "answers that say: nothing fits",
+        "false_negatives": "... though something does (GenSeg 4.5)",
         "think_failures": "answers not of the form think, answer",
     },
 }

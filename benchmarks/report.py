@@ -1,9 +1,11 @@
-"""The page of an evaluation: figures, how they are spread, and the pictures behind them, worst first.
+"""The page of an evaluation: five figures, how they are spread, and the pictures behind them, to filter and to sort.
 
-    python -m benchmarks.report OUT     # OUT as evaluate.py wrote it -> OUT/report.html: one file, no network or script
+    python -m benchmarks.report OUT                  # OUT as evaluate.py wrote it -> OUT/report.html
+    python -m benchmarks.report AFTER --before OUT   # the same requests, before and after -> AFTER/compared.html
 
-Everything is recomputed from OUT/predictions.jsonl and OUT/run.json; photos are read again through data.load. What a
-model wrote is text from a stranger: every string goes through html.escape.
+One file without network or script (page.html, a template of jinja2, which comes with torch). Everything is recomputed
+from predictions.jsonl and run.json; photos are read again through data.load. What a model wrote, and what a file says,
+is text from a stranger: records are read by kind (records.read_records), and the template escapes every string.
 """
 
 from __future__ import annotations
@@ -11,78 +13,53 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import json
 import sys
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 import data
+import rewards
 from benchmarks import pictures
 from benchmarks.metrics import all_metrics, best_box_ious
-from benchmarks.published import as_text, beside
-from benchmarks.records import load_samples, read_records
+from benchmarks.published import as_text, beside, explained
+from benchmarks.records import load_samples, read_records, read_run
 from engine.files import write_atomically
 
 NEAREST = Image.Resampling.NEAREST
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2530; background: #f4f5f7; }
-body { margin: 0 auto; max-width: 1360px; padding: 1rem; }
-h1 { font-size: 1.4rem; margin: .2rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
-.note { color: #5b6673; font-size: .88rem; margin: .2rem 0; overflow-wrap: anywhere; }
-.top { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1rem; }
-.box, .card { background: #fff; border: 1px solid #dfe3e8; border-radius: 8px; padding: .8rem; min-width: 0; }
-.top { align-items: start; } .top + .box { margin-top: 1rem; }
-.metrics { columns: 2 230px; column-gap: 2rem; font-variant-numeric: tabular-nums; }
-.metrics div { display: flex; justify-content: space-between; gap: 1rem; break-inside: avoid; }
-.metrics div { border-bottom: 1px solid #eef0f3; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-td, th { padding: .12rem .5rem .12rem 0; text-align: right; font-weight: normal; white-space: nowrap; }
-th:first-child, td:first-child, .source { text-align: left; }
-thead th { color: #5b6673; border-bottom: 1px solid #dfe3e8; }
-.run td { font-weight: 600; border-top: 1px solid #dfe3e8; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
-.card img { width: 100%; display: block; border-radius: 4px; }
-.query { font-weight: 600; margin: .5rem 0 .2rem; overflow-wrap: anywhere; }
-.tag { display: inline-block; border-radius: 4px; background: #e8ecf1; padding: 0 .4rem; font-size: .84rem; }
-.tag { margin: 0 .3rem .2rem 0; } .bad { background: #fbdcd8; } .good { background: #d9f0df; }
-.thought { margin: .3rem 0; overflow-wrap: anywhere; } summary { cursor: pointer; color: #5b6673; font-size: .88rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; margin: .3rem 0; }
-pre { max-height: 16rem; overflow-y: auto; } svg { width: 100%; height: auto; }
-"""
+TEMPLATE = Path(__file__).with_name("page.html")
 
-
-def picture_uri(record: dict, sample: data.Sample, side: int = 448) -> str:
-    """The photo with what was predicted and what is true on it (pictures.overlay), as a small JPEG data URI."""
-    w, h = record["width"], record["height"]
-    size = (max(1, round(w * side / max(w, h))), max(1, round(h * side / max(w, h))))
-
-    def mask(rle: dict | None) -> np.ndarray | None:
-        return None if rle is None else np.asarray(Image.fromarray(data.decode_rle(rle)).resize(size, NEAREST))
-
-    def moved(numbers: list) -> list[np.ndarray]:
-        return [data.to_frame(xy, (w, h), size) for xy in numbers]
-
-    truth = mask(record["truth_mask"])
-    if truth is None and record["truth_boxes"]:  # data without masks: the outlines of the true boxes
-        truth = np.zeros(size[::-1], dtype=bool)
-        for x1, y1, x2, y2 in np.round(moved(record["truth_boxes"])).astype(int):
-            truth[y1:y2, x1:x2] = True
-    points, negative = ([xy for each in record[key] for xy in moved(each)] for key in ("points", "negative_points"))
-    photo = sample.image.resize(size)
-    boxes = moved(record["boxes"])
-    ignore = mask(sample.ignore_mask)
-    drawn = pictures.overlay(photo, mask(record["mask"]), truth, boxes, points, negative, ignore)
-    file = io.BytesIO()
-    drawn.save(file, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+# The first screen: the first four of these that a run has, then how many answers could not be read.
+FIGURES = {
+    "giou": "Mean overlap (IoU) of the mask with the true one, over all requests; 100 is perfect.",
+    "p50": "of the requests have a mask that overlaps the true one by at least half (IoU 0.5).",
+    "count_acc": "of the pictures have as many boxes as there are objects.",
+    "box_miou": "Mean overlap (IoU) of each true box with the best box written.",
+    "n_acc": "of the requests that nothing in the picture fits are answered so.",
+    "box_acc": "of the requests have a box that hits a true one (IoU over 0.5).",
+    "ciou": "Overlap in pixels of all requests together: large objects count for more.",
+    "length_tokens": "tokens in an answer, on average.",
+    "length_words": "words in an answer, on average.",
+}
+KINDS = {  # what a card shows, and the filter's words for it
+    "gained": "gained",
+    "lost": "lost",
+    "unread": "answer cannot be read",
+    "nothing": "nothing fits, said or true",
+    "number": "wrong number",
+    "object": "wrong object",
+    "loose": "loose box",
+    "mask": "right box, wrong mask",
+    "right": "right",
+}
 
 
 def score_of(record: dict) -> float:
-    """What the gallery is sorted by: the mask's IoU; without masks the boxes' mean IoU; for counts right or wrong."""
+    """What cards are sorted by: the mask's IoU; without masks the boxes' mean IoU; for counts right or wrong."""
     if record["iou"] is not None:
         return record["iou"]
     if record["truth_boxes"]:
@@ -90,96 +67,213 @@ def score_of(record: dict) -> float:
     return float(record["answer_ok"] and len(record["boxes"]) == (record["count"] or 0))
 
 
-def card(record: dict, sample: data.Sample) -> str:
-    """One sample: photo, request, verdict, reasoning, and the text as it was written."""
+def kind_of(record: dict) -> str:
+    """Which of KINDS an answer is. Boxes, true and written, each against the best of the other side: an IoU below 0.1
+    is a wrong object (or one too many, or missed), below 0.7 a loose box; then a mask below 0.5 is a wrong mask."""
+    if not record["answer_ok"]:
+        return "unread"
+    if record["truth_none"] or record["predicted_none"]:
+        return "nothing"
+    if not record["truth_boxes"]:
+        return "right" if score_of(record) >= 0.5 else "mask" if record["count"] is None else "number"
+    swapped = record | {"boxes": record["truth_boxes"], "truth_boxes": record["boxes"]}
+    worst = min(best_box_ious(record) + best_box_ious(swapped))
+    if worst < 0.7:
+        return "object" if worst < 0.1 else "loose"
+    return "mask" if record["iou"] is not None and record["iou"] < 0.5 else "right"
+
+
+def can_answer(record: dict, schema: str) -> bool:
+    """Can the recipe's format answer this request, as recipes.usable counts it? A schema that is not known can."""
+    spec = rewards.SCHEMAS.get(schema, rewards.Schema(no_target=True))
+    return (spec.no_target or not record["truth_none"]) and (spec.many or len(record["truth_boxes"]) < 2)
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def picture_uri(record: dict, sample: data.Sample, side: int = 640) -> str:
+    """The photo with what was predicted and what is true on it (pictures.overlay), as a JPEG data URI.
+
+    BadData if the record speaks of another sample, or of a picture of another size.
+    """
+    w, h = sample.width, sample.height
+    if (record["id"], record["width"], record["height"]) != (sample.id, w, h):
+        raise data.BadData(f"the record of {record['id']!r} is of other data: {sample.id!r} stands in its place there.")
+    size = (max(1, round(w * side / max(w, h))), max(1, round(h * side / max(w, h))))
+
+    def mask(rle: dict | None) -> np.ndarray | None:
+        return None if rle is None else np.asarray(Image.fromarray(data.decode_rle(rle)).resize(size, NEAREST))
+
+    def moved(numbers: list, margin: int = 1) -> list[np.ndarray]:  # no further off than one more picture on each side
+        low, high = (
+            np.tile(np.multiply(size, k), len(numbers[0]) // 2 if numbers else 1) for k in (-margin, 1 + margin)
+        )
+        return [np.clip(data.to_frame(xy, (w, h), size), low, high) for xy in numbers]
+
+    truth = mask(record["truth_mask"])
+    if truth is None and record["truth_boxes"]:  # data without masks: the outlines of the true boxes
+        truth = np.zeros(size[::-1], dtype=bool)
+        for x1, y1, x2, y2 in np.round(moved(record["truth_boxes"], 0)).astype(int):
+            truth[y1:y2, x1:x2] = True
+    points, negative = ([xy for each in record[key] for xy in moved(each)] for key in ("points", "negative_points"))
+    boxes = moved(record["boxes"])
+    photo = sample.image.resize(size)
+    drawn = pictures.overlay(photo, mask(record["mask"]), truth, boxes, points, negative, mask(sample.ignore_mask))
+    file = io.BytesIO()
+    drawn.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def shot(record: dict, sample: data.Sample, when: str = "") -> dict:
+    """One picture of a card, with its verdict; the template adds the reasoning and the text as it was written."""
     score = score_of(record)
-    tags = [f'<span class="tag {"good" if score >= 0.5 else "bad"}">IoU {score:.3f}</span>']
-    tags += ['<span class="tag bad">answer cannot be read</span>'] * (not record["answer_ok"])
-    tags += ['<span class="tag">says: nothing fits</span>'] * record["predicted_none"]
-    tags += ['<span class="tag">true: nothing fits</span>'] * record["truth_none"]
+    tags = [(when, "")] * bool(when) + [(f"IoU {score:.3f}", "good" if score >= 0.5 else "bad")]
+    tags += [("answer cannot be read", "bad")] * (not record["answer_ok"])
+    tags += [("says: nothing fits", "")] * record["predicted_none"] + [("true: nothing fits", "")] * record[
+        "truth_none"
+    ]
+    if (kind := kind_of(record)) in ("object", "loose", "mask"):
+        tags.append((KINDS[kind], ""))
     if record["count"] is not None:
-        tags.append(f'<span class="tag">{len(record["boxes"])} of {record["count"]} counted</span>')
-    query = escape(record["query"])
-    return (
-        f'<article class="card"><img loading="lazy" alt="{query}" src="{picture_uri(record, sample)}">'
-        f'<p class="query">{query}</p>{"".join(tags)}<p class="thought">{escape(record["thought"])}</p>'
-        f"<details><summary>answer, {record['length']} tokens; {escape(record['id'])}</summary>"
-        f"<pre>{escape(record['text'])}</pre></details></article>"
-    )
+        tags.append((f"{len(record['boxes'])} of {record['count']} counted", ""))
+    return {"picture": picture_uri(record, sample), "tags": tags, "record": record}
 
 
-def histogram(scores: list[float], bins: int = 20) -> str:
-    """Counts per IoU bin as an inline SVG; the last bin holds 1 too."""
-    counts = np.histogram(scores, bins, (0, 1))[0]
-    parts = []
-    width = 380 / bins - 2
-    for i, n in enumerate(counts):
-        h = 130 * n / max(counts.max(), 1)
-        x = 10 + i * 380 / bins
-        parts.append(f'<rect x="{x:.1f}" y="{150 - h:.1f}" width="{width:.1f}" height="{h:.1f}" fill="#1e6eff"/>')
-        parts += [f'<text x="{x + width / 2:.1f}" y="{146 - h:.1f}">{n}</text>'] * bool(n)
-    parts += [f'<text x="{10 + 380 * v:.0f}" y="166">{v:g}</text>' for v in (0, 0.25, 0.5, 0.75, 1)]
-    style = 'font-size="9" fill="#5b6673" text-anchor="middle" role="img" aria-label="IoU histogram"'
-    return f'<svg viewBox="0 0 400 172" {style}>{"".join(parts)}</svg>'
+# ---------------------------------------------------------------------------------------------------------------- page
 
 
-def tables(metrics: dict, run: dict) -> tuple[str, str]:
-    """The metrics, and the published rows for the benchmark with this run's below them (empty where there are none)."""
-    cells = "".join(f"<div>{escape(k)}<span>{as_text(k, v)}</span></div>" for k, v in metrics.items())
-    rows, columns = beside(run["dataset"], run["split"])
-    lines = []
-    for method, source, row in rows:
-        values = "".join(f"<td>{row.get(c, '-')}</td>" for c in columns)
-        lines.append(f'<tr><td>{escape(method)}</td><td class="source">{escape(source)}</td>{values}</tr>')
-    mine = "".join(f"<td>{as_text(c, metrics.get(c))}</td>" for c in columns)
-    head = "".join(f"<th>{escape(c)}</th>" for c in ("published", "", *columns))
-    published = f"<thead><tr>{head}</tr></thead>{''.join(lines)}<tr class='run'><td>this run</td><td></td>{mine}</tr>"
-    return f'<div class="metrics">{cells}</div>', f"<table>{published}</table>" if rows else ""
+def render(**what) -> str:
+    """page.html filled; what is not given is left out of the page."""
+    loader = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = loader.from_string(TEMPLATE.read_text(encoding="utf-8")).render(what)
+    return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate, which JSON may hold, has no bytes
 
 
-def build(folder: Path, limit: int = 24) -> str:
-    """The page of an evaluation folder, at most `limit` pictures a section. Raises data.BadData, FileNotFoundError."""
-    run = json.loads((folder / "run.json").read_text())
-    records = sorted(read_records(folder / "predictions.jsonl"), key=score_of)
+def histogram(scores: Sequence[float], before: Sequence[float] | None, left_out: int, bins: int = 20) -> dict:
+    """Counts per IoU bin, as bars up to 130 high; the last bin holds 1 too."""
+    after, old = (np.histogram(s if s is not None else [], bins, (0, 1))[0] for s in (scores, before))
+    scale = 130 / max(after.max(), old.max(), 1)
+    bars = [
+        {"x": 20 + 19 * i, "height": round(scale * a, 1), "before": round(scale * b, 1), "count": int(a)}
+        for i, (a, b) in enumerate(zip(after, old, strict=True))
+    ]
+    notes = [f"Left out: {left_out} requests that the recipe's format does not answer."] * bool(left_out)
+    title = f"IoU of {len(scores)} requests"
+    return {"title": title, "bars": bars, "before": before is not None, "notes": notes}
+
+
+def first_figures(metrics: dict, before: dict | None) -> list[tuple[str, str, str]]:
+    """The five figures of the first screen: (value, value before or "", sentence)."""
+
+    def text(name: str, values: dict | None) -> str:
+        if values is None or values.get(name) is None:
+            return "-" if values is not None else ""
+        return as_text(name, values[name]) if name.startswith("length") else f"{100 * values[name]:.1f}\u00a0%"
+
+    found = [name for name in FIGURES if metrics.get(name) is not None][:4]
+    lines = [(text(name, metrics), text(name, before), FIGURES[name]) for name in found]
+    failed = f"of {metrics['n']} answers could not be read; they count as wrong."
+    return [*lines, (str(metrics["parse_failures"]), str(before["parse_failures"]) if before else "", failed)]
+
+
+def ordered(records: list[dict], before: dict[int, dict] | None) -> dict[str, tuple[str, list[int]]]:
+    """The orders that cards can be put in: key -> (words, positions in `records`)."""
+    scores = np.array([score_of(r) for r in records])
+    sizes = [
+        sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in r["truth_boxes"]) / r["width"] / r["height"] for r in records
+    ]
+    sizes = np.where([not r["truth_boxes"] for r in records], np.inf, sizes)  # without an object: at the end
+    values = {"worst": scores, "best": -scores, "middle": np.abs(scores - np.median(scores)), "small": sizes}
+    words = {"small": "smallest object", "gain": "most gained", "loss": "most lost"}
+    if before is not None:
+        gain = scores - np.array([score_of(before[r["index"]]) for r in records])
+        values = {"gain": -gain, "loss": gain} | values
+    return {key: (words.get(key, key), np.argsort(v, kind="stable").tolist()) for key, v in values.items()}
+
+
+def build(folder: Path, before: Path | None = None, limit: int = 12) -> str:
+    """The page of an evaluation folder, beside another of the same requests if `before` names it; at most `limit`
+    pictures of each kind, and of each order. Raises data.BadData, FileNotFoundError."""
+    run, records = read_run(folder), read_records(folder / "predictions.jsonl")
+    old = None
+    if before is not None:
+        there = read_run(before)
+        old = {r["index"]: r for r in read_records(before / "predictions.jsonl")}
+        records = [r for r in records if all(r[k] == old.get(r["index"], {}).get(k) for k in ("id", "query"))]
+        if (run["dataset"], run["split"]) != (there["dataset"], there["split"]) or not records:
+            raise data.BadData(f"{before} and {folder} have no request in common: nothing to compare.")
+        old = {r["index"]: old[r["index"]] for r in records}
+    if not records:
+        raise data.BadData(f"{folder / 'predictions.jsonl'} is empty: nothing to show.")
     samples = load_samples(run)
-    parts = {"Could not be read": [], "Nothing fits: said or true": [], "All others, worst first": []}
-    unread, empty, others = parts.values()
-    for r in records:
-        (unread if not r["answer_ok"] else empty if r["truth_none"] or r["predicted_none"] else others).append(r)
-    gallery = []
-    for title, found in parts.items():
-        cards = [card(r, samples[r["index"]]) for r in tqdm(found[:limit], title)]
-        shown = f"{len(cards)} of {len(found)}" if found else "none"
-        gallery.append(f'<h2>{title} <span class="note">{shown}</span></h2><div class="grid">{"".join(cards)}</div>')
-    metrics, published = tables(all_metrics(records, run["dataset"]), run)
-    facts = " · ".join(f"{k} {v}" for k, v in run.items() if not isinstance(v, dict) and v not in (None, ""))
-    versions = " · ".join(f"{k} {v}" for k, v in {"recipe": run["recipe"]["name"], **run["versions"]}.items())
-    published = f'<div class="box scroll">{published}</div>' if published else ""
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(run['dataset'])} {escape(run['split'])}</title><style>{STYLE}</style>"
-        f"<h1>{escape(run['model'])} on {escape(run['dataset'])} {escape(run['split'])}</h1>"
-        f'<p class="note">{escape(facts)}</p><p class="note">{escape(versions)}</p>'
-        f'<div class="top"><div class="box">{metrics}</div><div class="box"><b>IoU of {len(records)} samples</b>'
-        f"{histogram([score_of(r) for r in records])}</div></div>{published}"
-        '<p class="note">Magenta: predicted mask and boxes. Yellow: the true outline. '
-        "Green dots, red crosses: points on and beside the object.</p>"
-        f"{''.join(gallery)}</html>"
-    )
+    if max(r["index"] for r in records) >= len(samples):
+        raise data.BadData(f"{folder} speaks of more samples than {run['dataset']} {run['split']} has: is it another?")
+    kinds = [[kind_of(r)] for r in records]
+    for r, found in zip(records, kinds, strict=True):
+        if old is not None and (score_of(r) >= 0.5) != (score_of(old[r["index"]]) >= 0.5):
+            found.append("gained" if score_of(r) >= 0.5 else "lost")
+    orders = ordered(records, old)
+    first = next(iter(orders.values()))[1]
+    of_kind = {kind: [i for i in first if kind in kinds[i]] for kind in KINDS}
+    wanted = {i for at in [at for _, at in orders.values()] + list(of_kind.values()) for i in at[:limit]}
+    ranks = {key: {i: n for n, i in enumerate(at)} for key, (_, at) in orders.items()}
+    cards = []
+    for i in tqdm([i for i in first if i in wanted], "drawing", leave=False):
+        r, sample = records[i], samples[records[i]["index"]]
+        shots = (
+            [shot(r, sample)] if old is None else [shot(old[r["index"]], sample, "before"), shot(r, sample, "after")]
+        )
+        where = {key: at[i] for key, at in ranks.items()}
+        cards.append({"query": r["query"], "kinds": kinds[i], "ranks": where, "shots": shots})
+    return render(cards=cards, **_words(run, records, old, of_kind), orders=[(k, w) for k, (w, _) in orders.items()])
+
+
+def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, list[int]]) -> dict:
+    """What the page says beside its cards."""
+    metrics = all_metrics(records, run["dataset"])
+    before = None if old is None else all_metrics(list(old.values()), run["dataset"])
+    recipe = run["recipe"]
+    fair = [r for r in records if can_answer(r, str(recipe.get("schema")))]
+    iou = any(r["iou"] is not None or r["truth_boxes"] for r in fair)
+    scores = [score_of(r) for r in fair]
+    old_scores = None if old is None else [score_of(old[r["index"]]) for r in fair]
+    intro = [f"{len(records)} requests, asked as the recipe {recipe.get('name')} asks."]
+    if old is not None:
+        gained, lost = len(of_kind["gained"]), len(of_kind["lost"])
+        intro.append(f"Before and after: {gained} requests gained (their IoU rose over 0.5), {lost} lost.")
+    published, columns = beside(run["dataset"], run["split"])
+    was = {name: text for found in explained(before or {}).values() for name, text, _ in found}
+    lines = {how: [(n, was.get(n, ""), v, w) for n, v, w in found] for how, found in explained(metrics).items()}
+    facts = [(k, v) for k, v in run.items() if not isinstance(v, dict) and v not in (None, "")]
+    return {
+        "title": f"{run['model']} on {run['dataset']} {run['split']}",
+        "intro": intro,
+        "figures": first_figures(metrics, before),
+        "bars": histogram(scores, old_scores, len(records) - len(fair)) if iou else None,
+        "filters": [(k, KINDS[k], len(at)) for k, at in of_kind.items() if at],
+        "pairs": old is not None,
+        "metrics": lines,
+        "published": published,
+        "columns": columns,
+        "own": [as_text(c, metrics.get(c)) for c in columns],
+        "facts": [*facts, *run["versions"].items()],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where evaluate.py wrote predictions.jsonl and run.json")
-    parser.add_argument("--limit", type=int, default=24, help="pictures per section at most (default 24)")
+    parser.add_argument("--before", type=Path, help="another such folder: the same requests before and after")
+    parser.add_argument("--limit", type=int, default=12, help="pictures of each kind and order at most (default 12)")
     args = parser.parse_args()
+    path = args.folder / ("compared.html" if args.before else "report.html")
     try:
-        page = build(args.folder, args.limit)
+        page = build(args.folder, args.before, args.limit)
+        write_atomically(path, page)
     except (data.BadData, OSError) as error:
         sys.exit(f"report.py: {error}")
-    write_atomically(args.folder / "report.html", page)
-    print(f"wrote {args.folder / 'report.html'} ({len(page) / 1e6:.1f} MB)")
+    print(f"wrote {path} ({len(page) / 1e6:.1f} MB): one file, open it in a browser")
 
 
 if __name__ == "__main__":

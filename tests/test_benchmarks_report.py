@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -37,6 +38,11 @@ def folder(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def page(folder):
+    return report.build(folder)
+
+
 class Reader(HTMLParser):
     """Collects tags (name, attributes) and checks that they close in order."""
 
@@ -48,7 +54,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -58,39 +64,148 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_is_complete_and_self_contained(folder):
-    page = report.build(folder)
+def cards_of(page: str) -> list[dict]:
+    """For each card its classes, its rank in every order, and its text."""
+    found = []
+    for part in page.split('<article class="card ')[1:]:
+        kinds, ranks = re.match(r'([^"]*)" style="([^"]*)"', part).groups()
+        ranks = {key: int(value) for key, value in re.findall(r"--(\w+): (\d+);", ranks)}
+        found.append({"kinds": kinds.split(), "ranks": ranks, "text": part.split("</article>")[0]})
+    return found
+
+
+def test_page_is_complete_and_self_contained(folder, page):
     tags = Reader(page).tags
-    assert not [t for t, _ in tags if t in ("script", "link", "iframe")] and not re.search(
-        r"""(src|href)=["']?http""", page
-    )
+    assert not [t for t, _ in tags if t in ("script", "link", "iframe")]
+    assert not [a for _, a in tags for k in ("src", "href", "action") if not a.get(k, "data:").startswith("data:")]
+    assert any(a.get("content", "").startswith("default-src 'none'; img-src data:;") for _, a in tags)
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert f"<div>giou<span>{100 * metrics['giou']:.2f}</span></div>" in page
-    assert "<div>n<span>12</span></div>" in page and "<div>parse_failures<span>1</span></div>" in page
+    plain = " ".join(re.sub("<[^>]+>", " ", page).split())
+    assert f"{100 * metrics['giou']:.1f} % Mean overlap" in plain and "1 of 12 answers could not be read" in plain
+    assert f"giou {100 * metrics['giou']:.2f} mean IoU" in plain and "n 12 requests" in plain  # folded
     pictures = [attrs["src"] for t, attrs in tags if t == "img"]
     assert len(pictures) == 12
     picture = Image.open(io.BytesIO(base64.b64decode(pictures[0].removeprefix("data:image/jpeg;base64,"))))
-    assert picture.format == "JPEG" and max(picture.size) == 448
+    assert picture.format == "JPEG" and max(picture.size) == 640
     found = records.read_records(folder / "predictions.jsonl")
     assert all(r["id"] in page for r in found)
-    bars = [int(n) for n in re.findall(r'">(\d+)</text>', page.split("<svg")[1].split('y="166"')[0])]
+    bars = [int(n) for n in re.findall(r'">(\d+)</text>', page.split("<svg")[1].split('y="164"')[0])]
     assert sum(bars) == 12
 
 
-def test_text_of_the_model_is_escaped(folder):
-    page = report.build(folder)
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;quotes&quot;" in page and "<script>alert" not in page
+def test_text_of_the_model_is_escaped(page):
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;quotes&#34;" in page and "<script>alert" not in page
     assert not [attrs for _, attrs in Reader(page).tags if any(name.startswith("on") for name in attrs)]
 
 
-def test_sections_and_worst_first(folder):
-    page = report.build(folder, limit=3)
-    unread, none, others = page.split("<h2>")[1:]
-    assert unread.startswith("Could not be read") and "1 of 1" in unread and "IoU 0.000" in unread
-    assert "says: nothing fits" in none and re.findall(r"IoU (\d\.\d+)", none) == sorted(
-        re.findall(r"IoU (\d\.\d+)", none)
+def test_filters_and_orders(folder, page):
+    found = records.read_records(folder / "predictions.jsonl")
+    cards = cards_of(page)
+    by_id = {r["id"]: r for r in found}
+    mine = [by_id[next(i for i in by_id if f"; {i}<" in card["text"])] for card in cards]
+    assert [card["kinds"] for card in cards] == [[report.kind_of(r)] for r in mine]
+    assert {k for card in cards for k in card["kinds"]} == {"unread", "nothing", "right"}
+    scores = [report.score_of(r) for r in mine]
+    order = lambda key: [scores[i] for i in sorted(range(12), key=lambda i: cards[i]["ranks"][key])]  # noqa: E731
+    assert order("worst") == sorted(scores) and order("best") == sorted(scores, reverse=True)
+    assert cards[0]["ranks"]["worst"] == 0  # without any choice the worst stands first
+    few = cards_of(report.build(folder, limit=2))
+    assert 2 <= len(few) < 12 and sum("right" in card["kinds"] for card in few) >= 2
+
+
+def test_kinds_by_hand():
+    def kind(boxes, truth=((0, 0, 10, 10),), iou=1.0, **more):
+        base = {"answer_ok": True, "truth_none": False, "predicted_none": False, "count": None}
+        return report.kind_of(base | {"boxes": list(boxes), "truth_boxes": list(truth), "iou": iou} | more)
+
+    assert kind([], answer_ok=False) == "unread" and kind([], predicted_none=True) == "nothing"
+    assert kind([(0, 0, 10, 10)]) == "right" and kind([(0, 0, 10, 10)], iou=0.4) == "mask"
+    assert kind([(0, 0, 10, 6)]) == "loose" and kind([(20, 20, 30, 30)]) == "object"
+    assert kind([(0, 0, 10, 10), (20, 20, 30, 30)]) == "object"  # one too many
+    assert kind([(0, 0, 10, 10)], truth=[(0, 0, 10, 10), (20, 20, 30, 30)]) == "object"  # one is missed
+    assert kind([(0, 0, 1, 1)], (), None, count=2) == "number" and kind([(0, 0, 1, 1)], (), None, count=1) == "right"
+
+
+def test_the_histogram_leaves_out_what_the_format_does_not_answer(folder):
+    found = records.read_records(folder / "predictions.jsonl")
+    several, none = (sum(f(r) for r in found) for f in (lambda r: len(r["truth_boxes"]) > 1, lambda r: r["truth_none"]))
+    assert several and none
+    for schema, left in (("genseg", 0), ("drseg", none), ("samr1", none + several)):
+        assert sum(not report.can_answer(r, schema) for r in found) == left
+    run = records.read_run(folder)
+    words = report._words(run | {"recipe": {"schema": "samr1"}}, found, None, {})
+    assert words["bars"]["title"] == f"IoU of {12 - none - several} requests"
+    assert words["bars"]["notes"] == [f"Left out: {none + several} requests that the recipe's format does not answer."]
+
+
+def test_two_runs_side_by_side(folder, tmp_path):
+    """What the oracle answers now, after a run that could read two thirds: the same requests, gained and lost."""
+    found = records.read_records(folder / "predictions.jsonl")
+    wrong = {"text": "", "answer_ok": False, "boxes": [], "points": [], "negative_points": [], "predicted_none": False}
+    wrong |= {"mask": None, "intersection": 0, "area": 0, "iou": 0.0}
+    right = [i for i, r in enumerate(found) if report.score_of(r) >= 0.5 and r["truth_boxes"]]
+    old = [r | wrong if i in right[:3] else r for i, r in enumerate(found)]
+    (tmp_path / "run.json").write_bytes((folder / "run.json").read_bytes())
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in old))
+    page = report.build(folder, before=tmp_path)
+    plain = " ".join(re.sub("<[^>]+>", " ", page).split())
+    assert "3 requests gained (their IoU rose over 0.5), 0 lost." in plain and "before: 4" in plain
+    cards = cards_of(page)
+    assert all(card["text"].count("<img") == 2 for card in cards)
+    assert {c["ranks"]["gain"] for c in cards if "gained" in c["kinds"]} == {0, 1, 2}
+    back = report.build(tmp_path, before=folder, limit=1)
+    assert "0 requests gained (their IoU rose over 0.5), 3 lost." in back
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(old[0] | {"query": "another"}) + "\n")
+    with pytest.raises(data.BadData, match="no request in common"):
+        report.build(folder, before=tmp_path)
+
+
+OWNED = "document.documentElement.setAttribute('data-owned', 1)"
+
+
+def in_a_browser(page: str, folder: Path) -> str:
+    """The document's first tag, after headless Chromium has opened the page and run what it runs."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+    path = folder / "page.html"
+    path.write_text(page, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
+    done = subprocess.run([browser, *flags, path.as_uri()], capture_output=True, timeout=120)
+    tag = re.search(r"<html[^>]*>", done.stdout.decode())
+    if tag is None:
+        pytest.skip(f"Chromium does not start here: {done.stderr.decode()[-200:]}")
+    return tag[0]
+
+
+def test_no_script_of_a_strangers_runs_in_a_real_browser(folder, tmp_path, monkeypatch):
+    """Every string that a file or a model may choose is an attack. Escaping and policy each hold alone."""
+    attacks = [
+        f"<script>{OWNED}</script>",
+        f'"><img src=x onerror="{OWNED}">',
+        f'\'><svg onload="{OWNED}">',
+        f"</pre></title></style></summary><script>{OWNED}</script>",
+        "{{ 7 * 7 }}{% for x in () %}\ud800\x00",
+    ]
+    attack = "".join(attacks)
+    found = records.read_records(folder / "predictions.jsonl")[:3]
+    strings = {"query": attack, "text": attack, "thought": attack, "looks": [attack]}
+    hidden = [[1e300, -1e300, 1e300, 1e300]] * 2  # boxes far outside, drawn in no time
+    (tmp_path / "predictions.jsonl").write_text(
+        "".join(json.dumps(r | strings | {"boxes": hidden}) + "\n" for r in found)
     )
-    assert others.count("<article") == 3 and "3 of " in others
+    run = records.read_run(folder)
+    run |= {"model": attack, "segmenter": attack, "recipe": run["recipe"] | {"name": attack, "schema": attack}}
+    (tmp_path / "run.json").write_text(json.dumps(run | {"versions": {attack: attack}, attack: attack}))
+    page = report.build(tmp_path)
+    assert page.count("{{ 7 * 7 }}") > 9 and page.count("&lt;script&gt;") > 9 and "<svg onload" not in page
+    open_door = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    mark = OWNED.replace("owned", "control")
+    control = f"<script>{mark}</script></body>"  # scripts do run here, and this is the only one that did
+    seen = in_a_browser(open_door.replace("</body>", control), tmp_path)
+    assert "data-control" in seen and "data-owned" not in seen
+    seen = in_a_browser(page.replace("</body>", control), tmp_path)  # past all escaping there is still the policy
+    assert "data-control" not in seen and "data-owned" not in seen
 
 
 def test_boxes_only_and_counts(tmp_path):
@@ -185,6 +300,5 @@ def test_the_shipped_checkpoint_goes_all_the_way(tmp_path):
     call("-m", "benchmarks.report", str(out))
     assert "<html" in (out / "report.html").read_text()
     data.load("toy", None, "val")[1].image.save(tmp_path / "photo.png")
-    said = call("evaluate.py", *model, "--image", str(tmp_path / "photo.png"), "--query", "the largest shape")
-    assert "shapes" in said  # its reasoning
+    call("evaluate.py", *model, "--image", str(tmp_path / "photo.png"), "--query", "the largest shape")
     assert (tmp_path / "photo.overlay.png").exists() and (tmp_path / "photo.mask.png").exists()

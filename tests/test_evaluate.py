@@ -80,6 +80,7 @@ def test_segmentation_rules_by_hand():
         n_no_target=4,
         parse_failures=2,
         explicit_empty=2,
+        false_negatives=1,
         mask_n=8,
         giou=2.5 / 8,
         ciou=70 / 215,
