@@ -326,7 +326,8 @@ def asked_for(options: Options) -> tuple[Recipe, str, str]:
     recipe = load_recipe(options.model, miniature(named) if named and options.toy else named)
     dataset = options.dataset or ("toy" if recipe.dataset == "toy" else "")
     # Detection and counting ask for boxes alone; SAM2 would be idle work there.
-    masks = options.segmenter or ("none" if dataset in ("coco-detection", "counting") else recipe.segmenter)
+    masks = options.segmenter or ("none" if dataset in ("coco-detection", "counting") else "")
+    masks = masks or models.segmenter_to_follow(recipe.segmenter)
     if options.image and (masks in ("none", "truth") or options.model == "oracle"):
         raise data.BadData("one photo needs a model and a SAM2: it has no truth.")
     if not options.image and not dataset:
@@ -345,9 +346,10 @@ def load_networks(options: Options, recipe: Recipe, masks: str, device: torch.de
             max_pixels=recipe.max_pixels,
             device=device,
             dtype=torch.float32 if device.type == "cpu" else getattr(torch, recipe.dtype),
+            segmenter=options.segmenter,
         ).eval()
     own = getattr(policy, "segmenter", None)  # LENS: with the mask decoder that was trained with it
-    if own and options.segmenter not in ("", "none", "truth"):
+    if own and options.segmenter not in ("", "none", "truth", own.name):
         raise data.BadData("a LENS checkpoint brings its own SAM2, trained with it: leave --segmenter out.")
     if masks not in ("none", "truth"):
         segmenter = own or models.load_segmenter(masks, device)

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -453,6 +454,11 @@ def find(name: str | Path) -> str:
     return str(shipped if shipped.exists() and not Path(name).exists() else name)
 
 
+def _sentence(error: Exception) -> str:
+    """What an error of a library's says, in one line."""
+    return " ".join(str(error).split())[:200].replace(". ", "; ").rstrip(".") or type(error).__name__
+
+
 def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
@@ -473,42 +479,62 @@ def load_policy(
     max_pixels: int = 1_000_000,
     dtype: torch.dtype = torch.float32,  # of the weights
     device: str | torch.device = "cpu",
+    segmenter: str = "",  # LENS: the SAM2 to take where the folder names another than is known here
 ) -> Policy:
     """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL from a Hub id or a folder, with its context module if the folder has one.
 
     If the folder holds a LoRA, the model that it belongs to with the adapter on it (add_lora).
     CannotLoad, an OSError, where neither gives a model, or one of another family.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor  # slow to import
 
     name = find(name)
     lora = Path(name, "adapter_config.json")
     base = find(json.loads(lora.read_text())["base_model_name_or_path"]) if lora.exists() else name
     try:
-        family = AutoConfig.from_pretrained(base).model_type
+        own = {"trust_remote_code": False}  # else a folder may bring a model's code with it, after a question
+        family = AutoConfig.from_pretrained(base, **own).model_type
         if family not in FAMILIES:
             raise CannotLoad("policy", base, f"it is a {family}, and what works here is {', '.join(FAMILIES)}.")
-        processor = AutoProcessor.from_pretrained(name)
-        vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
+        processor = AutoProcessor.from_pretrained(name, **own)
+        vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", **own)
     except CannotLoad:
         raise
     except (OSError, ValueError) as error:  # ValueError: a model_type that this transformers does not know
         why = "neither a usable folder here nor to be had from the Hugging Face Hub, or not known to this transformers."
         raise CannotLoad("policy", base, why) from error
+    except (AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:  # files that do not fit
+        raise CannotLoad("policy", base, f"{_sentence(error)}.") from error
     if lora.exists():
         add_lora(vlm, folder=name)
     for module in vlm.modules():  # dropout would make the log-probabilities of sampling and of training differ
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    context = segmenter = None
-    if Path(name, "lens.json").exists():  # LENS: the context module and the tuned mask decoder lie beside the VLM
-        config = json.loads(Path(name, "lens.json").read_text())
-        state = load_file(Path(name, "lens.safetensors"))
-        context = ContextModule(**config["context"])
-        context.load_state_dict(_under(state, "context."))
-        segmenter = load_segmenter(config["segmenter"])
-        segmenter.mask_decoder.load_state_dict(_under(state, "mask_decoder."))
-    return Policy(vlm, processor, image_size, max_pixels, context, segmenter).to(device)
+    context, sam = load_lens(Path(name), segmenter) if Path(name, "lens.json").exists() else (None, None)
+    return Policy(vlm, processor, image_size, max_pixels, context, sam).to(device)
+
+
+def load_lens(folder: Path, segmenter: str = "") -> tuple[ContextModule, Segmenter]:
+    """LENS: the context module and SAM2 with its tuned mask decoder, from lens.json and lens.safetensors beside a VLM.
+
+    CannotLoad where the two files do not fit each other, or name a SAM2 that the user has to name (`segmenter`).
+    """
+    try:
+        config = json.loads((folder / "lens.json").read_text(encoding="utf-8"))
+        state = load_file(folder / "lens.safetensors")
+        parts = _under(state, "context.")
+        sam = load_segmenter(segmenter_to_follow(config["segmenter"], segmenter))
+        sam.mask_decoder.load_state_dict(_under(state, "mask_decoder."))
+        if config["context"].get("layers", 0) > len(parts):
+            raise ValueError(f"{len(parts)} tensors for {config['context']['layers']} layers")
+        with torch.device("meta"):  # no memory for what lens.json says, only for what the file holds
+            context = ContextModule(**config["context"])
+        context.load_state_dict(parts, assign=True)
+    except CannotLoad:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise CannotLoad("policy", str(folder), f"lens.json: {_sentence(error)}.") from error
+    return context, sam
 
 
 def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
@@ -693,43 +719,99 @@ def mask_iou(a: Tensor, b: Tensor) -> float:
     return (a & b).sum().item() / union if union else 1.0
 
 
+def sam2_parts() -> dict:
+    """What a segmenter.yaml may name: the classes of SAM2's parts, and torch.zeros for its one loose vector."""
+    from sam2.modeling.backbones.hieradet import Hiera
+    from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+    from sam2.modeling.position_encoding import PositionEmbeddingSine
+    from sam2.modeling.sam.mask_decoder import MaskDecoder
+    from sam2.modeling.sam.prompt_encoder import PromptEncoder
+    from sam2.modeling.sam.transformer import TwoWayTransformer
+
+    parts = (Hiera, FpnNeck, ImageEncoder, PositionEmbeddingSine, MaskDecoder, PromptEncoder, TwoWayTransformer)
+    return {f"{part.__module__}.{part.__name__}": part for part in parts} | {"torch.zeros": torch.zeros}
+
+
 def build_segmenter(config: str | Path) -> Segmenter:
     """A Segmenter with random weights from a YAML file that names the classes of its parts (toy/sam2 has one).
 
-    Such a file, like the package's own, names the code to run: load only those that you trust.
+    ValueError where it names anything but sam2_parts: what a file names here is called.
     """
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
+    import yaml
 
-    return Segmenter(**instantiate(OmegaConf.load(config), _convert_="all"))
+    text = Path(config).read_text(encoding="utf-8")
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise ValueError("an alias (*name), of which nine lines can unfold to billions")
+
+    known = sam2_parts()
+
+    def made(node):
+        if isinstance(node, list):
+            return [made(x) for x in node]
+        if not isinstance(node, dict):
+            return node
+        parts = {key: made(value) for key, value in node.items()}
+        if (target := parts.pop("_target_", None)) is None:
+            return parts
+        if target not in known:
+            raise ValueError(f"it names {target!r}, which is no part of SAM2")
+        return known[target](**parts)
+
+    return Segmenter(**made(yaml.safe_load(text)))
+
+
+def segmenter_to_follow(named: str, given: str = "") -> str:
+    """Which segmenter to load where a checkpoint (its recipe.json or lens.json) names `named`, and the user `given`.
+
+    A checkpoint's word is enough for a Hub id of the package's, its checkpoint files, and the one shipped here. Any
+    other folder says itself what it is built of, so the user has to name it: CannotLoad, which says so, if not.
+    """
+    from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+
+    shipped = Path(__file__).resolve().parent / "toy" / "sam2"
+
+    def plain(name: str) -> bool:
+        known = name in HF_MODEL_ID_TO_FILENAMES or Path(find(name)).resolve() == shipped
+        return known or name.endswith(".pt") and not Path(find(name)).is_dir()  # built as the package says
+
+    if plain(named):
+        return named
+    if given and not plain(given):
+        return given
+    why = "a checkpoint names it, and such a folder says which code to build it of: if you trust it, --segmenter it."
+    raise CannotLoad("segmenter", named, why)
 
 
 def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
     """SAM2, frozen and in eval mode, from one of: a Hub id ("facebook/sam2-hiera-large"); one of the package's
-    checkpoint files, known by its file name, or "CONFIG.yaml:FILE.pt" for any other; a folder with segmenter.yaml
-    (build_segmenter) and segmenter.safetensors.
+    checkpoint files, known by its file name, or "CONFIG.yaml:FILE.pt" for any other, CONFIG.yaml being one of the
+    package's own; a folder with segmenter.yaml (build_segmenter) and segmenter.safetensors.
 
     CannotLoad, an OSError, where it cannot be had.
     """
+    import yaml
+    from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2, build_sam2_hf
+
     name = str(name)
     folder = Path(find(name))
-    if (folder / "segmenter.yaml").exists():
-        segmenter = build_segmenter(folder / "segmenter.yaml")
-        segmenter.load_state_dict(load_file(folder / "segmenter.safetensors"))
-    else:
-        from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2, build_sam2_hf
-
-        try:
-            if name in HF_MODEL_ID_TO_FILENAMES:
-                sam = build_sam2_hf(name, device="cpu")
-            else:
-                config, _, checkpoint = name.rpartition(":")
-                known = {file: yaml for yaml, file in HF_MODEL_ID_TO_FILENAMES.values()}
-                sam = build_sam2(config or known[Path(checkpoint).name], checkpoint, device="cpu")
-        except (OSError, KeyError) as error:
-            why = "it is no checkpoint or folder with segmenter.yaml here, and the Hugging Face Hub did not give it."
-            raise CannotLoad("segmenter", name, why) from error
-        segmenter = Segmenter.from_sam2(sam)
+    known = {file: config for config, file in HF_MODEL_ID_TO_FILENAMES.values()}
+    try:
+        if name in HF_MODEL_ID_TO_FILENAMES:
+            segmenter = Segmenter.from_sam2(build_sam2_hf(name, device="cpu"))
+        elif (folder / "segmenter.yaml").exists():
+            segmenter = build_segmenter(folder / "segmenter.yaml")
+            segmenter.load_state_dict(load_file(folder / "segmenter.safetensors"))
+        else:
+            config, _, checkpoint = name.rpartition(":")
+            config = config or known[Path(checkpoint).name]
+            if config not in known.values():  # hydra would look for ../../anything.yaml, and build what that names
+                raise KeyError(config)
+            segmenter = Segmenter.from_sam2(build_sam2(config, checkpoint, device="cpu"))
+    except (OSError, KeyError) as error:
+        why = "it is no checkpoint or folder with segmenter.yaml here, and the Hugging Face Hub did not give it."
+        raise CannotLoad("segmenter", name, why) from error
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CannotLoad("segmenter", name, f"{_sentence(error)}.") from error
     segmenter.name = name
     return segmenter.eval().requires_grad_(False).to(device)
 

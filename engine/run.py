@@ -211,7 +211,8 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
     size = {"image_size": recipe.image_size or None, "max_pixels": recipe.max_pixels}
     # Weights that learn are float32, whatever the compute dtype: in bfloat16, steps of 1e-6 would be rounded away.
     only_read = recipe.lora_rank and recipe.dtype == "bfloat16"
-    policy = models.load_policy(recipe.model, **size, dtype=torch.bfloat16 if only_read else torch.float32)
+    dtype = torch.bfloat16 if only_read else torch.float32
+    policy = models.load_policy(recipe.model, **size, dtype=dtype, segmenter=recipe.segmenter)
     if not recipe.num_queries:  # a LENS checkpoint may start another recipe: its VLM alone goes on
         policy.context = policy.segmenter = None
     segmenter = policy.segmenter or models.load_segmenter(recipe.segmenter)
@@ -230,7 +231,8 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
 
 def build_reference(recipe: Recipe, device: torch.device) -> models.Policy:
     """What KL holds on to: the VLM that the run started from, frozen, in the compute dtype."""
-    policy = models.load_policy(recipe.model, dtype=getattr(torch, recipe.dtype)).requires_grad_(False)
+    dtype = getattr(torch, recipe.dtype)
+    policy = models.load_policy(recipe.model, dtype=dtype, segmenter=recipe.segmenter).requires_grad_(False)
     policy.context = policy.segmenter = None
     return policy.to(device)
 

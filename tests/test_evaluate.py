@@ -314,7 +314,7 @@ def tiny(tmp_path_factory) -> Path:
 
 
 def tiny_models(tiny: Path, name: str = "q25"):
-    policy = models.load_policy(str(tiny / name), image_size=112).eval()
+    policy = models.load_policy(str(tiny / name), image_size=112, segmenter=str(tiny / "sam2")).eval()
     return policy, policy.segmenter or models.load_segmenter(str(tiny / "sam2"))
 
 

@@ -4,6 +4,8 @@ full logits, transformers' own generate, sam2's own predictor."""
 import dataclasses
 import functools
 import gc
+import json
+import re
 import shutil
 
 import numpy as np
@@ -492,7 +494,7 @@ def test_lens_round_trip(policies, tmp_path, connector, collapse):
         for p in policy.segmenter.mask_decoder.parameters():
             p.data.add_(0.01)  # tuned
         policy.save(tmp_path / "p")
-        again = models.load_policy(str(tmp_path / "p"))
+        again = models.load_policy(str(tmp_path / "p"), segmenter=str(tmp_path / "sam"))
         assert again.context.config == policy.context.config
         for a, b in ((policy.context, again.context), (policy.segmenter, again.segmenter)):
             assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
@@ -687,3 +689,78 @@ def test_context_module_takes_its_own_number_of_states_only():
     for K in (1, 5):
         with pytest.raises(ValueError, match=rf"states \(2, {K}, 32\) for \(4, 32\) queries"):
             context(torch.zeros(2, K, 32))
+
+
+# ------------------------------------------------------------------------------------ nothing of a checkpoint's is run
+
+
+def lens_folder(tmp_path, segmenter: str):
+    """A LENS checkpoint with the shipped VLM, whose lens.json names `segmenter`."""
+    policy = models.load_policy("toy/qwen2_5_vl")
+    d = policy.vlm.get_input_embeddings().weight.shape[1]
+    policy.context = models.ContextModule(d, 64, num_queries=4, connector="mlp")
+    policy.segmenter = models.load_segmenter("toy/sam2")
+    policy.segmenter.name = segmenter
+    policy.save(tmp_path)
+    return tmp_path
+
+
+def test_a_segmenters_file_names_parts_of_sam2_and_nothing_else(tmp_path):
+    """Whatever such a file names is called: numpy.load with pickles was, and so was whatever the pickle named."""
+    shipped = make.SAM2_CONFIG.read_text()
+    marker = tmp_path / "ran"
+    evil = f"no_mem_embed: {{_target_: pathlib.Path.touch, self: {marker}}}"
+    for text, why in [
+        (shipped.replace("no_mem_embed: {_target_: torch.zeros, size: [1, 1, 64]}", evil), "pathlib.Path.touch"),
+        (shipped.replace("torch.zeros", "torch.load"), "torch.load"),
+        (shipped.replace("torch.zeros", "${oc.env:HOME}"), "oc.env"),
+        ("a: &a [1]\nb: [*a, *a]\n", "alias"),
+        ("[" * 100_000, "."),
+        ("image_size: 3", "missing"),
+        ("a: \x00", "."),
+    ]:
+        (tmp_path / "segmenter.yaml").write_text(text)
+        with pytest.raises(models.CannotLoad, match=re.escape(why)):
+            models.load_segmenter(str(tmp_path))
+    assert not marker.exists()
+
+
+def test_a_configuration_is_one_of_the_packages(tmp_path):
+    """hydra found ../../../anywhere/evil.yaml, and built what that named."""
+    marker = tmp_path / "ran"
+    (tmp_path / "evil.yaml").write_text(f"model: {{_target_: pathlib.Path.touch, self: {marker}}}")
+    with pytest.raises(models.CannotLoad):
+        models.load_segmenter(f"{'../' * 12}{str(tmp_path)[1:]}/evil.yaml:x.pt")
+    assert not marker.exists()
+
+
+def test_a_checkpoints_segmenter_is_followed_only_where_it_is_known(tmp_path, monkeypatch):
+    """What lens.json names is known here or at the Hub, or the user names it: the folder says what it is built of."""
+    make.save_segmenter(models.load_segmenter("toy/sam2"), tmp_path / "theirs")
+    theirs = str(tmp_path / "theirs")
+    folder = str(lens_folder(tmp_path / "lens", theirs))
+    for given in ("", "toy/sam2", "facebook/sam2-hiera-large"):
+        with pytest.raises(models.CannotLoad, match="--segmenter"):
+            models.load_policy(folder, segmenter=given)
+    assert models.load_policy(folder, segmenter=theirs).segmenter.name == theirs
+    for known in ("toy/sam2", "facebook/sam2-hiera-large", "x/sam2_hiera_tiny.pt"):
+        assert models.segmenter_to_follow(known) == known
+    # A folder that takes the name of the shipped one, where a run is started: it is not the shipped one.
+    make.save_segmenter(models.load_segmenter("toy/sam2"), tmp_path / "toy" / "sam2")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(models.CannotLoad, match="--segmenter"):
+        models.segmenter_to_follow("toy/sam2")
+
+
+def test_lens_json_that_does_not_fit_its_weights_is_said(tmp_path):
+    """... before a byte is taken for what it says: a terabyte of queries, a billion layers."""
+    folder = lens_folder(tmp_path, "toy/sam2")
+    good = json.loads((folder / "lens.json").read_text())
+    for change in ({"num_queries": 10**9}, {"layers": 10**9}, {"connector": 3}, {"d": "x"}, {"evil": 1}, {"d": -1}):
+        (folder / "lens.json").write_text(json.dumps(good | {"context": good["context"] | change}))
+        with pytest.raises(models.CannotLoad):
+            models.load_policy(str(folder))
+    for text in ("", "[]", "{}", json.dumps(good | {"segmenter": 3}), json.dumps(good | {"context": []})):
+        (folder / "lens.json").write_text(text)
+        with pytest.raises(models.CannotLoad):
+            models.load_policy(str(folder))
