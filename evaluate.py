@@ -31,6 +31,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 import tyro
 from accelerate import PartialState
 from PIL import Image
@@ -213,9 +214,12 @@ def answer_samples(
 # ------------------------------------------------------------------------------------------------- benchmarks, a photo
 
 
-def evaluate(policy, segmenter, samples: Sequence[data.Sample], recipe: Recipe, **kw) -> dict:
-    """segmentation_metrics over answer_samples, with its arguments: train.py's score before and after."""
-    return segmentation_metrics(list(answer_samples(policy, segmenter, samples, recipe, **kw)))
+def evaluate(policy, segmenter, samples: Sequence[data.Sample], recipe: Recipe, bar: str | None = None, **kw) -> dict:
+    """segmentation_metrics over answer_samples, with its arguments: train.py's score before and after. bar: the name of
+    a progress bar."""
+    answers = answer_samples(policy, segmenter, samples, recipe, **kw)
+    chosen = samples if kw.get("indices") is None else kw["indices"]
+    return segmentation_metrics(list(tqdm(answers, bar, len(chosen), disable=bar is None)))
 
 
 # --------------------------------------------------------------------------------------------------------- command line
@@ -399,6 +403,7 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    transformers.utils.logging.disable_progress_bar()  # ours says what takes long
     try:
         main(tyro.cli(Options, use_underscores=True))
     except (data.BadData, OSError) as error:

@@ -299,6 +299,21 @@ _ALL = (
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
+ABOUT = {  # a line each, for those who choose one (train.py --help)
+    "drseg": "Dr. Seg: rewards ranked among the last 2,048 answers; <look> tags are paid",
+    "samr1": "SAM-R1: tiers of SAM2's mask IoU; clip-higher; token average",
+    "genseg": "GenSeg-R1: several targets or none; a box and two points each; Qwen3-VL-4B",
+    "genseg-8b": "... with Qwen3-VL-8B",
+    "genseg-g": "GenSeg-R1-G: SAM2's mask, negative points and no-target in the reward",
+    "lens-align": "LENS, first stage: the context queries learn from true answers; Qwen2.5-VL-3B",
+    "lens": "LENS, second stage: policy and masks together, from lens-align's end",
+    "lens-reasonseg": "... and on to ReasonSeg, from lens's end",
+    "lens-align-2b": "LENS's first stage with Qwen2-VL-2B",
+    "lens-2b": "LENS's second stage with Qwen2-VL-2B",
+    "visionreasoner": "a baseline: VisionReasoner, several objects, rewards by thresholds",
+    "segzero": "a baseline: Seg-Zero, one object, rewards by thresholds",
+}
+
 
 def miniature(recipe: Recipe) -> Recipe:
     """The same recipe at laptop size: tiny networks, drawn shapes, fewer steps, shorter completions; a rate, a schedule

@@ -23,7 +23,9 @@ a micro-batch, B its completions.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
 import sys
 import time
@@ -32,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 import tyro
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -49,7 +52,7 @@ from engine import checkpoint, journal
 from engine.files import write_atomically
 from engine.oracle import oracle_answer
 from engine.run import Run, at_work, start
-from recipes import RECIPES, Recipe, miniature
+from recipes import ABOUT, RECIPES, Recipe, miniature
 
 # -------------------------------------------------------------------------------- load: what a step is a function of
 
@@ -478,12 +481,17 @@ def score(run: Run, when: str) -> None:
                 held = data.load(recipe.dataset, recipe.data_root or None, recipe.eval_split)
                 chosen = recipes.usable(held, recipe)[0][: recipe.eval_samples]
                 asked = run.bare if recipe.num_queries else writer  # a replica has no context module
-                run.heldout[when] = evaluate.evaluate(asked, run.segmenter, held, recipe, indices=chosen)
+                run.heldout[when] = evaluate.evaluate(
+                    asked, run.segmenter, held, recipe, indices=chosen, bar=f"held out, {when}"
+                )
                 if recipe.train == "context":
                     run.heldout[when]["giou_true_text"] = aligned_giou(run, held, chosen)
     if run.accelerator.is_main_process:
         write_atomically(run.output_dir / "heldout.json", json.dumps(run.heldout, indent=1))
     run.accelerator.wait_for_everyone()
+
+
+BAR = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"  # in 80 columns
 
 
 def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:
@@ -492,7 +500,14 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     main = run.accelerator.is_main_process
     if run.first == 0:  # else the score is in the folder already
         score(run, "before")
-    bar = tqdm(range(run.first, run.steps), initial=run.first, total=run.steps, desc=recipe.name, disable=not main)
+    bar = tqdm(
+        range(run.first, run.steps),
+        initial=run.first,
+        total=run.steps,
+        desc=recipe.name,
+        disable=not main,
+        bar_format=BAR,
+    )
     for step in bar:
         row, shown = training_step(run, step)
         run.rows.append(row)
@@ -508,11 +523,13 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
                 journal.plot_curves(run.rows, output_dir / "curves.png")
     score(run, "after")
     if main:
-        print(f"checkpoint: {checkpoint.finish(output_dir, run.steps)}")
+        final = checkpoint.finish(output_dir, run.steps)
+        print(f"checkpoint: {final}")
         for name, what in {"giou": "held-out gIoU, percent", "giou_true_text": "on ground-truth completions"}.items():
             told = [f"{as_text('giou', scores[name])} {when}" for when, scores in run.heldout.items() if name in scores]
             if told:
                 print(f"{what}: {', '.join(told)} (up to {recipe.eval_samples} samples)")
+        print(f"curves: {output_dir / 'curves.png'}\n{journal.what_next(final, recipe)}")
     if tracker:
         run.accelerator.end_training()
     return run.heldout
@@ -524,17 +541,32 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
 def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
     """--recipe and --toy choose the defaults; every field of Recipe can then be overridden."""
     # Two parsers, since the first one's answer is the second one's defaults.
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--recipe", default="drseg", choices=sorted(RECIPES))
-    first.add_argument("--toy", action="store_true")
-    first.add_argument("--output_dir", type=Path, default=None)
-    first.add_argument("--resume", action="store_true")
-    first.add_argument("--tracker", default=None, choices=["tensorboard", "wandb"])
+    first = argparse.ArgumentParser(
+        add_help=False,
+        prog="train.py",
+        usage="[accelerate launch] train.py [--recipe NAME] [--toy] [--output_dir DIR] [--resume] [settings below]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="\n".join(f"  {name:15} {line}" for name, line in ABOUT.items()),
+    )
+    first.add_argument("--recipe", default="drseg", choices=sorted(RECIPES), metavar="NAME", help="one of the above")
+    first.add_argument("--toy", action="store_true", help="the miniature: tiny networks, drawn shapes, a laptop's CPU")
+    first.add_argument(
+        "--output_dir", type=Path, metavar="DIR", help="a new folder (default: runs/NAME, runs/NAME-toy)"
+    )
+    first.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir")
+    first.add_argument(
+        "--tracker", choices=["tensorboard", "wandb"], help="send metrics.jsonl's figures there, too (pip install it)"
+    )
     args, rest = first.parse_known_args(argv)
     recipe = miniature(RECIPES[args.recipe]) if args.toy else RECIPES[args.recipe]
+    values = (tyro.conf.FlagConversionOff,)  # --released True, as every field is given
     if {"-h", "--help"} & set(rest):
         first.print_help()
-    values = (tyro.conf.FlagConversionOff,)  # --released True, as every field is given
+        print(f"\nEvery setting of {args.recipe} can be changed:\n")
+        with contextlib.redirect_stdout(io.StringIO()) as fields, contextlib.suppress(SystemExit):
+            tyro.cli(Recipe, default=recipe, args=["--help"], prog="train.py", config=values)
+        print(fields.getvalue().partition("\n\n")[2].partition("\n\n")[2])  # less a second usage, and its sentence
+        raise SystemExit(0)
     recipe = tyro.cli(Recipe, default=recipe, args=rest, prog="train.py", config=values)
     if len(recipe.tiers) != len(recipe.tier_rewards):
         raise SystemExit(f"--tiers {recipe.tiers} and --tier_rewards {recipe.tier_rewards} differ in number")
@@ -545,6 +577,7 @@ def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
 def main() -> None:
     """The command. What a person can mend ends in a sentence that says how, not in a traceback."""
     recipe, args = parse_command_line(sys.argv[1:])
+    transformers.utils.logging.disable_progress_bar()  # a bar for every file read and written; ours say what is long
     try:
         train(recipe, args.output_dir, args.resume, args.tracker)
     except (data.BadData, OSError) as error:

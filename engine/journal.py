@@ -68,13 +68,28 @@ class Shown(NamedTuple):
 
 
 def tell(bar, row: dict[str, float], shown: Shown) -> None:
-    """The step on the progress bar; every 20 steps one of its completions above it, with what it earned."""
-    bar.set_postfix(reward=f"{row['reward']:.2f}", parsed=f"{row['parsed']:.2f}", length=f"{row['length']:.0f}")
+    """The step on the progress bar, in 80 columns; every 20 steps one of its completions above it, with what it earned.
+
+    Beside the reward stands the IoU of what was sampled: a rank (Dr. Seg's reward) stays where it is while answers
+    become better."""
+    iou = next((row[k] for k in ("metric/mask_iou", "metric/box_iou") if k in row), float("nan"))
+    bar.set_postfix(reward=f"{row['reward']:.2f}", IoU=f"{iou:.2f}", parsed=f"{row['parsed']:.2f}")
     if (row["step"] - 1) % 20 == 0:
         earned = ", ".join(f"{name} {value:.2f}" for name, value in shown.parts.items())
         bar.write(
             f"\n[step {row['step']}] {shown.query!r}\n{shown.text}\n  -> {earned}; advantage {shown.advantage:.2f}"
         )
+
+
+def what_next(final: Path, recipe: Recipe) -> str:
+    """The commands that a run's last lines name."""
+    where = f"--dataset {recipe.dataset.split(',')[0]}" + (
+        f" --data_root {recipe.data_root}" if recipe.data_root else ""
+    )
+    return (
+        f"next:\n  python evaluate.py --model {final} {where} --split {recipe.eval_split}\n"
+        f"  python evaluate.py --model {final} --image PHOTO.jpg --query 'what to find'"
+    )
 
 
 def open_tracker(accelerator: Accelerator, recipe: Recipe) -> None:
@@ -90,28 +105,29 @@ def plot_curves(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = {
-        "reward": ["reward"],
-        "parts": [k for k in rows[-1] if k.startswith("reward/") and not k.endswith("_std")],
-        "measured": [k for k in rows[-1] if k.startswith("metric/")],
-        "length": ["length", "length_max"],
-        "entropy, KL": ["entropy", "kl"],
-        "gradient norm": ["grad_norm"],
+    panels = {  # title: (unit of the axis, columns)
+        "reward": ("sum of its parts", ["reward"]),
+        "parts": ("weighted", [k for k in rows[-1] if k.startswith("reward/") and not k.endswith("_std")]),
+        "measured": ("0 to 1", [k for k in rows[-1] if k.startswith("metric/")]),
+        "length": ("tokens", ["length", "length_max"]),
+        "entropy, KL": ("nats per token", ["entropy", "kl"]),
+        "gradient norm": ("before clipping", ["grad_norm"]),
     }
+    steps = [r["step"] for r in rows]
     figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
-    for axis, (title, keys) in zip(axes.flat, panels.items(), strict=True):
+    for axis, (title, (unit, keys)) in zip(axes.flat, panels.items(), strict=True):
+        same: dict[tuple, list[str]] = {}  # curves that coincide are drawn once, under all their names
         for key in keys:
             if key in rows[-1]:
-                y = np.array([r.get(key, np.nan) for r in rows], dtype=float)
-                width = max(len(y) // 25, 1)
-                smooth = np.convolve(
-                    np.pad(y, (width // 2, width - 1 - width // 2), "edge"), np.ones(width) / width, "valid"
-                )
-                (line,) = axis.plot([r["step"] for r in rows], smooth, label=key.split("/")[-1])
-                axis.plot([r["step"] for r in rows], y, color=line.get_color(), alpha=0.2, linewidth=0.8)
-        axis.set_title(title)
-        axis.set_xlabel("step")
+                same.setdefault(tuple(r.get(key, np.nan) for r in rows), []).append(key.split("/")[-1])
+        for y, names in same.items():
+            width = max(len(y) // 25, 1)
+            padded = np.pad(np.array(y, dtype=float), (width // 2, width - 1 - width // 2), "edge")
+            (line,) = axis.plot(steps, np.convolve(padded, np.ones(width) / width, "valid"), label=" = ".join(names))
+            axis.plot(steps, y, color=line.get_color(), alpha=0.2, linewidth=0.8)
+        axis.set(title=title, xlabel="step", ylabel=unit)
         if len(keys) > 1:
             axis.legend(fontsize=8)
+    figure.suptitle(str(path.parent))
     figure.savefig(path, dpi=90)
     plt.close(figure)

@@ -47,9 +47,7 @@ def genseg(axis) -> None:
     mask = np.zeros((n, n), bool)
     mask[16:68, 16:38] = mask[46:68, 16:68] = True
     box = data.box_of(mask)
-    target = rewards.Target(
-        boxes=box[None], points=data.inscribed_points(mask, 2)[None], frame=(n, n), mask=mask
-    )
+    target = rewards.Target(boxes=box[None], points=data.inscribed_points(mask, 2)[None], frame=(n, n), mask=mask)
     paid = np.zeros((n, n))
     for y in range(n):
         for x in range(n):

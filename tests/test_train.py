@@ -1,6 +1,8 @@
 """The loop through its own functions: one gradient however a step is cut, nothing lost over a kill, the same numbers on
 two processes."""
 
+import dataclasses
+import io
 import json
 import os
 import re
@@ -16,6 +18,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 import data
 import grpo
@@ -23,7 +26,7 @@ import model as models
 import recipes
 import rewards
 import train
-from engine import checkpoint
+from engine import checkpoint, journal
 from engine.check import check_rewards
 from engine.run import build, build_reference, full_copy, learning_rate_factor
 from train import load_batch, oracle_rollout, update
@@ -508,3 +511,31 @@ def test_every_other_recipe_takes_a_step(name):
         (recipe, accelerator, policy, segmenter, batch, rollout), grpo.group_advantages(reward)
     )
     assert values["grad_norm"] > 0 and found
+
+
+# -------------------------------------------------------------------------------------------------------- what is said
+
+
+def test_help_tells_recipes_apart_and_describes_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.parse_command_line(["--recipe", "samr1", "--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and said.count("usage:") == 1
+    assert recipes.ABOUT.keys() == recipes.RECIPES.keys() and all(line in said for line in recipes.ABOUT.values())
+    options = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(recipes.Recipe)}
+    assert all(f"  {option} " in said or f".{option}" in said or option == "--weights" for option in options)
+
+
+def test_the_bar_fits_eighty_columns_and_curves_that_coincide_are_one(tmp_path, monkeypatch):
+    bar = tqdm(range(500), desc="visionreasoner", ncols=80, file=io.StringIO(), bar_format=train.BAR)
+    row = {"step": 2, "reward": 12.345, "parsed": 0.5, "metric/box_iou": 0.25, "metric/mask_iou": 0.75}
+    journal.tell(bar, row, None)
+    assert "IoU=0.75" in str(bar) and "reward=12.35" in str(bar) and len(str(bar)) <= 80
+
+    from matplotlib.axes import Axes
+
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda axis, *a, **kw: drawn.append(kw.get("label")) or plot(axis, *a, **kw))
+    rows = [{"step": s, "reward": s, "reward/think": 1.0, "reward/format": 1.0, "reward/tiered": s} for s in (1, 2)]
+    journal.plot_curves(rows, tmp_path / "curves.png")
+    assert "think = format" in drawn and "tiered" in drawn and (tmp_path / "curves.png").exists()
