@@ -48,7 +48,7 @@ from benchmarks.records import choose, claim, load_samples, merge_records, read_
 from engine.checkpoint import fingerprint, load_recipe
 from engine.files import write_atomically
 from engine.oracle import oracle_answer, true_mask
-from recipes import RECIPES, Recipe, miniature
+from recipes import EVALUATION_RANGES, RECIPES, Recipe, check_ranges, miniature
 
 # ----------------------------------------------------------------------------- from a request to an answer and its mask
 
@@ -378,6 +378,7 @@ def provenance(policy, recipe: Recipe, dataset: str, masks: str, options: Option
 
 def main(options: Options) -> None:
     """The command: print a table again, or answer one photo, or a benchmark."""
+    check_ranges(dataclasses.asdict(options), EVALUATION_RANGES)
     if options.score:
         run = read_run(Path(options.score).parent)
         report_metrics(read_records(options.score), run, options)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import typing
 from dataclasses import field
 from typing import Literal
 
@@ -350,6 +351,121 @@ def miniature(recipe: Recipe) -> Recipe:
         one_expression=False,
         redraw=False,
     )
+
+
+# ---------------------------------------------------------------------------------- what may be asked for, and what not
+
+# What each number may be, of train.py's options and of evaluate.py's and data.py's: an interval, ")" and "(" leaving
+# out the end; of each of them where an option has several. The upper ends of counts are there for typing errors.
+RANGES = {
+    **dict.fromkeys(("limit", "eval_samples", "make_up", "max_steps", "warmup_steps"), "[0, 1e9]"),
+    "image_size": "[0, 16384]",  # and see `check`
+    "max_pixels": "[4096, 1e9]",
+    "reward_frame": "[0, 1e6]",
+    "weights": "(-inf, inf)",
+    "tiers": "[0, 1]",
+    "tier_rewards": "(-inf, inf)",
+    "components": "[0, 2]",
+    "queue_size": "[1, 1e7]",
+    **dict.fromkeys(("num_samples", "prompts_per_step", "batch_size", "rows_per_batch"), "[1, 1e5]"),
+    "updates_per_rollout": "[1, 1000]",
+    "clip_low": "[0, 1]",
+    "clip_high": "[0, inf)",
+    "beta": "[0, inf)",
+    "temperature": "(0, 1000]",  # evaluate.py: 0 too, greedy
+    "top_p": "(0, 1]",
+    **dict.fromkeys(("max_prompt", "max_completion", "max_row_tokens"), "[1, 1e7]"),
+    "learning_rate": "[0, 1]",
+    "weight_decay": "[0, inf)",
+    "max_grad_norm": "(0, inf)",
+    "epochs": "(0, 1e6]",
+    "seed": "[0, 1e18]",
+    "num_queries": "[0, 1e5]",
+    "seg_weight": "[0, inf)",
+    "prompts_at_once": "[0, 1e5]",
+    "lora_rank": "[0, 1e5]",
+    **dict.fromkeys(("save_every", "keep"), "[1, 1e9]"),
+}
+EVALUATION_RANGES = RANGES | {"temperature": "[0, 1000]"}
+
+
+def check_ranges(options: dict[str, object], ranges: dict[str, str] = RANGES) -> None:
+    """data.BadData, which names the option, where a number (or one of several) is outside its range, or is none."""
+    for name in ranges.keys() & options.keys():
+        low, high = ranges[name][1:-1].split(", ")
+        given = options[name]
+        for value in given.values() if isinstance(given, dict) else np.ravel(given).tolist():
+            inside = float(low) <= value <= float(high)
+            if not inside or (value == float(low) and ranges[name][0] == "(") or (value == float(high) == np.inf):
+                raise data.BadData(f"--{name} {value} is outside its range, {ranges[name]}.")
+
+
+def _is(value: object, kind) -> bool:
+    """Is a value from a file of this kind (a field's type)?"""
+    of = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return value in of
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is(k, of[0]) and _is(v, of[1]) for k, v in value.items())
+    if typing.get_origin(kind) is tuple:
+        right = isinstance(value, tuple) and (of[-1] is ... or len(value) == len(of))
+        return right and all(_is(v, of[0]) for v in value)
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def check(recipe: Recipe) -> None:
+    """data.BadData, which names the option, where a recipe asks for what cannot be: wherever one comes in (a command
+    line, a checkpoint's recipe.json)."""
+    for name, kind in typing.get_type_hints(Recipe).items():
+        if not _is(getattr(recipe, name), kind):
+            raise data.BadData(f"--{name} {str(getattr(recipe, name))[:80]!r} is not what it takes: {kind}.")
+    check_ranges({f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)})
+    for name, known in (("schema", rewards.SCHEMAS), ("reward", rewards.REWARDS)):
+        if getattr(recipe, name) not in known:
+            raise data.BadData(f"no {name} {getattr(recipe, name)!r}; there are: {', '.join(known)}.")
+    if 0 < recipe.image_size < 64:
+        raise data.BadData(f"--image_size {recipe.image_size}: 0 (as it is), or 64 and more.")
+    if 0 in recipe.reward_frame and any(recipe.reward_frame):
+        raise data.BadData(f"--reward_frame {recipe.reward_frame}: a width and a height, or 0 0 (original pixels).")
+    if len(recipe.tiers) != len(recipe.tier_rewards):
+        raise data.BadData(f"--tiers {recipe.tiers} and --tier_rewards {recipe.tier_rewards} differ in number.")
+    if len(set(recipe.components)) < len(recipe.components):
+        raise data.BadData(f"--components {recipe.components} names one twice.")
+    parts = {"look"}.union(*(kind or () for kind in rewards.MAXIMUM.get(recipe.reward, (recipe.weights,))))
+    if unknown := sorted(recipe.weights.keys() - parts):
+        raise data.BadData(f"--weights.{unknown[0]}: {recipe.reward} has no such part, but {', '.join(sorted(parts))}.")
+    if recipe.train == "context" and not recipe.num_queries:
+        raise data.BadData("--train context with --num_queries 0: there is no context module that could learn.")
+
+
+def remarks(recipe: Recipe) -> list[str]:
+    """What is allowed, and will not do what one may think: a sentence each."""
+    said = []
+    words = recipe.train != "context"
+    group = recipe.prompts_per_step * recipe.num_samples
+    if recipe.num_samples == 1 and words:
+        said.append(
+            "--num_samples 1: nothing is learned from rewards, for a completion has no siblings to be better than"
+        )
+    if recipe.learning_rate == 0:
+        said.append("--learning_rate 0: nothing is learned, everything else runs")
+    if words and recipe.weights and not any(recipe.weights.values()):
+        said.append("--weights: all are 0, and so is every reward")
+    if recipe.seg_weight == 0 and not words:
+        said.append("--seg_weight 0: LENS's alignment learns from nothing else")
+    if recipe.updates_per_rollout == 1 and recipe.clip_high != recipe.clip_low and words:
+        said.append("--clip_low, --clip_high: with --updates_per_rollout 1 the ratio is 1, and no clip acts")
+    if recipe.reward in rewards.RANKED and recipe.rank == "queue" and recipe.queue_size < group:
+        said.append(f"--queue_size {recipe.queue_size}: less than the {group} answers of one step")
+    if list(recipe.tiers) != sorted(recipe.tiers):
+        said.append(f"--tiers {recipe.tiers}: not ascending")
+    if 0 < recipe.limit < recipe.prompts_per_step:
+        said.append(f"--limit {recipe.limit}: a step of {recipe.prompts_per_step} prompts has samples more than once")
+    if 0 < recipe.max_steps * recipe.updates_per_rollout <= recipe.warmup_steps:
+        said.append(f"--warmup_steps {recipe.warmup_steps}: the run ends before the learning rate is reached")
+    if recipe.top_p < 1 and words:
+        said.append("--top_p below 1: sampled from fewer words than the update scores, so the two policies differ")
+    return said
 
 
 # -------------------------------------------------------------------- what a recipe makes of a sample, and of an answer

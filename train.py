@@ -568,8 +568,10 @@ def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
         print(fields.getvalue().partition("\n\n")[2].partition("\n\n")[2])  # less a second usage, and its sentence
         raise SystemExit(0)
     recipe = tyro.cli(Recipe, default=recipe, args=rest, prog="train.py", config=values)
-    if len(recipe.tiers) != len(recipe.tier_rewards):
-        raise SystemExit(f"--tiers {recipe.tiers} and --tier_rewards {recipe.tier_rewards} differ in number")
+    try:
+        recipes.check(recipe)
+    except data.BadData as error:
+        raise SystemExit(f"train.py: {error}") from error
     args.output_dir = args.output_dir or Path("runs", recipe.name + ("-toy" if args.toy else ""))
     return recipe, args
 

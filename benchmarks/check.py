@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import data
 from benchmarks import pictures
+from recipes import check_ranges
 
 
 def contact_sheet(samples: Sequence[data.Sample], cell: int = 320) -> Image.Image:
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="how many pictures to open")
     args = parser.parse_args()
     try:
+        check_ranges(vars(args))
         sys.exit(1 if check(data.load(args.dataset, args.data_root, args.split), args.out, args.limit) else 0)
     except data.BadData as error:
         sys.exit(str(error))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import data
+import recipes
 from model import Policy
 from recipes import Recipe
 
@@ -121,12 +122,18 @@ def load_recipe(folder: str | Path, override: Recipe | None = None) -> Recipe:
         if override is None:
             raise data.BadData(f"{folder} has no recipe.json that says how to ask it: name a recipe with --recipe.")
         return override
-    saved = json.loads(path.read_text())
-    family = saved.pop("family")
-    space = saved.pop("space")
-    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
     model = Path(folder, "config.json")  # a LoRA's folder has none: it names the model that it belongs to
-    config = json.loads(model.read_text())["model_type"] if model.exists() else family
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        family = saved.pop("family")
+        space = saved.pop("space")
+        recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        config = json.loads(model.read_text(encoding="utf-8"))["model_type"] if model.exists() else family
+        recipes.check(recipe)
+        if config not in data.FAMILIES:
+            raise ValueError(f"no such family: {config!r}")
+    except (data.BadData, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise data.BadData(f"{path} is not what train.py writes beside a model ({error})") from None
     checks = [("family", family, config, "config.json"), ("space", space, data.FAMILIES[config], "config.json")]
     if override is not None:
         checks += [(f, getattr(recipe, f), getattr(override, f), "--recipe") for f in ("schema", "image_size")]

@@ -52,7 +52,7 @@ from engine import checkpoint
 from engine.check import examine
 from engine.files import write_atomically
 from engine.journal import open_tracker
-from recipes import Recipe
+from recipes import Recipe, remarks
 
 
 @dataclasses.dataclass
@@ -148,6 +148,8 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     """From a recipe to a run, or back to the newest checkpoint of one. SystemExit, with what to do, if it cannot be."""
     accelerator = launch(recipe, output_dir, tracker)
     main = accelerator.is_main_process
+    for line in remarks(recipe) if main else ():
+        print(f"note: {line}")
 
     # A folder holds one run: nothing is mixed with what lies there, and nothing written over.
     last = checkpoint.newest(output_dir)

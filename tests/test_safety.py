@@ -1,0 +1,86 @@
+"""Nothing gets in: options, files, texts and checkpoints from strangers. docs/safety.md says what was tried."""
+
+import dataclasses
+import math
+import typing
+
+import pytest
+
+import data
+import evaluate
+import recipes
+import train
+
+# -------------------------------------------------------------------------------------------------- what may be asked
+
+
+NUMBERS = {
+    "train.py": ([f.name for f in dataclasses.fields(recipes.Recipe)], recipes.RANGES),
+    "evaluate.py": ([f.name for f in dataclasses.fields(evaluate.Options)], recipes.EVALUATION_RANGES),
+    "data.py": (["limit"], recipes.RANGES),
+}
+HINTS = typing.get_type_hints(recipes.Recipe) | typing.get_type_hints(evaluate.Options)
+
+
+def test_every_number_among_the_options_has_a_range():
+    for names, ranges in NUMBERS.values():
+        for name in names:
+            kind = HINTS[name]
+            numeric = {int, float} & {kind, *typing.get_args(kind)}
+            assert (name in ranges) == bool(numeric), name
+
+
+@pytest.mark.parametrize("name", recipes.RANGES)
+def test_both_ends_of_every_range(name):
+    """What is at a closed end passes, what is beyond it, or no number, does not, and the message names the option."""
+    low, high = recipes.RANGES[name][1:-1].split(", ")
+    for end, sign, closed in (
+        (float(low), -1, recipes.RANGES[name][0] == "["),
+        (float(high), 1, recipes.RANGES[name][-1] == "]"),
+    ):
+        if closed:
+            recipes.check_ranges({name: end})
+        for value in {end + sign * max(abs(end) * 1e-6, 1e-6), math.nan, sign * math.inf}:
+            for given in (value, (value, float(high)), {"x": value}):
+                with pytest.raises(data.BadData, match=f"--{name} "):
+                    recipes.check_ranges({name: given})
+
+
+SENSELESS = """--num_samples 1; --learning_rate 0; --seg_weight 0 --train context --num_queries 4; --queue_size 3
+    --tiers 0.7 0.5 0.6; --limit 3; --warmup_steps 5 --max_steps 5; --top_p 0.5; --clip_high 0.3
+    --weights.look 0 --weights.think 0 --weights.answer 0 --weights.accuracy 0 --weights.non_repeat 0"""
+
+
+def test_what_is_senseless_is_said():
+    assert not any(recipes.remarks(recipe) for recipe in recipes.RECIPES.values())
+    assert not any(recipes.remarks(recipes.miniature(recipe)) for recipe in recipes.RECIPES.values())
+    for line in SENSELESS.replace("\n", ";").split(";"):
+        recipe, _ = train.parse_command_line(["--recipe", "drseg", *line.split()])
+        said = recipes.remarks(recipe)
+        assert len(said) == 1 and line.split()[0].split(".")[0] in said[0], (line, said)
+
+
+REFUSED = """--num_samples 0; --top_p 0; --top_p 1.01; --temperature 0; --temperature nan; --save_every 0; --keep 0
+    --prompts_per_step 0; --max_steps -3; --epochs 0; --epochs inf; --learning_rate -1; --beta nan; --seed -1
+    --image_size 20; --image_size 99999; --reward_frame 0 840; --tiers 0.5 0.7 1.5; --tiers 0.5; --components 1 1
+    --components 3; --schema nothing; --reward nothing; --weights.thnk 1; --weights.look inf; --max_completion 0
+    --max_row_tokens 0; --rows_per_batch 0; --queue_size 0; --updates_per_rollout 0; --lora_rank -1; --clip_low 2
+    --max_grad_norm 0; --train context; --limit -1; --eval_samples -1; --max_pixels 1; --tier_rewards 1 2 nan"""
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in REFUSED.replace("\n", ";").split(";")])
+def test_what_cannot_be_is_refused_in_a_sentence(line, capsys):
+    """... before anything is loaded; each of these was a traceback, a nan, or zeros with exit 0."""
+    with pytest.raises(SystemExit) as stop:
+        train.parse_command_line(["--recipe", "drseg", *line.split()])
+    said = str(stop.value.code)
+    if said == "2":  # tyro's own: a part that the recipe does not have is no option
+        said = capsys.readouterr().err
+    assert line.split()[0].split(".")[0].removeprefix("--") in said or "--schema" in line or "--reward" in line
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("asked", [{"temperature": -1.0}, {"batch_size": -3}, {"limit": -1}, {"make_up": (-1, 5)}])
+def test_evaluation_refuses_what_cannot_be(asked):
+    with pytest.raises(data.BadData, match=f"--{next(iter(asked))} -"):
+        evaluate.main(evaluate.Options(model="oracle", recipe="drseg", toy=True, **asked))
