@@ -1,7 +1,7 @@
 """From a picture and a sentence to an answer, its mask, a record, every metric: benchmarks, and one photo.
 
     python evaluate.py --model runs/drseg/final --dataset refcocog --split val --data_root data
-    python evaluate.py --model runs/drseg/final --image photo.jpg --query "the mug nearest the window"
+    python evaluate.py --model runs/drseg/final --image photo.jpg --query "the mug nearest the window" "all spoons"
     python evaluate.py --model toy/qwen2_5_vl --recipe drseg --toy       # the miniature, on a laptop
     python evaluate.py --model oracle --recipe drseg --toy               # the ground truth as text, by the same path
     python evaluate.py --score OUT/predictions.jsonl                     # the table again, without a model
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import sys
@@ -45,7 +46,8 @@ from benchmarks import pictures
 from benchmarks.metrics import all_metrics, iou_of, segmentation_metrics
 from benchmarks.published import show
 from benchmarks.records import choose, claim, load_samples, merge_records, read_records, read_run
-from engine.checkpoint import fingerprint, load_recipe
+from benchmarks.report import photo_page, verdict
+from engine.checkpoint import fingerprint, load_recipe, newest
 from engine.files import write_atomically
 from engine.oracle import oracle_answer, true_mask
 from recipes import EVALUATION_RANGES, RECIPES, Recipe, check_ranges, miniature
@@ -236,7 +238,7 @@ class Options:
     split: str = "val"  # of the dataset
     data_root: str = "data"  # where the dataset lies
     segmenter: str = ""  # SAM2 (default: the recipe's); "truth": the true mask of each box hit; "none": boxes only
-    # default: eval-CKPT-DATASET-SPLIT beside a checkpoint of train.py, else runs/MODEL/eval-DATASET-SPLIT
+    # default: eval-CKPT-DATASET-SPLIT (photo-CKPT-NAME) beside a checkpoint of train.py, else runs/MODEL/eval-...
     output_dir: str = ""
     limit: int = 0  # a seeded draw of this many samples (0: all)
     make_up: tuple[int, int] = (0, 0)  # ... of this many with and without target (GenSeg's gRefCOCO: 642 358)
@@ -251,7 +253,7 @@ class Options:
     overlap_split: str = "train"  # ... of that set
     score: str = ""  # a predictions.jsonl: print its table, without a model
     image: str = ""  # one photo instead of a dataset
-    query: str = ""  # ... and what to find on it
+    query: tuple[str, ...] = ()  # ... and what to find on it: one request, or several, each in quotes
 
 
 def report_metrics(records: list[dict], run: dict, options: Options) -> dict:
@@ -296,24 +298,37 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
         print(f"\n{merged}, metrics.json and run.json written; to look at it: python -m benchmarks.report {out}")
 
 
-def photo(policy, segmenter, recipe: Recipe, options: Options, how: dict) -> None:
-    """One photo: print what the model wrote; write PHOTO.overlay.png, PHOTO.mask.png beside it or in --output_dir."""
+def photo(policy, segmenter, recipe: Recipe, out: Path, options: Options, how: dict) -> None:
+    """One photo and its requests: what was written, as text, and a new folder `out` (out-2, ... where that is taken).
+
+    OUT/index.html, to look at; OUT/answers.jsonl, a record each; OUT/N.mask.png, N.overlay.png of request N. LENS: the
+    mask is the context queries', and N.box-mask.png is what SAM2 makes of the written box, to stand beside it.
+    """
     path = Path(options.image)
     picture = pictures.open_image(path)
     nothing = np.zeros((0, 4)), np.zeros((0, 0, 2))  # a sample without a truth: no boxes, no points
-    sample = data.Sample(options.query, *nothing, path.name, path.name, *picture.size, lambda: picture)
-    text, answer, mask, _ = predict(policy, segmenter, [sample], recipe, [0], **how)[0]
-    print(text)
-    if answer.no_target or not answer.answer_ok:
-        print("(nothing fits)" if answer.no_target else "(the answer is not in the recipe's format)")
-    out = Path(options.output_dir or path.parent)
-    objects = answer.instances
-    out.mkdir(parents=True, exist_ok=True)
-    dots = [[xy for o in objects for xy in o.points], [xy for o in objects for xy in o.negative_points]]
-    drawn = pictures.overlay(picture, mask, None, [o.box for o in objects], *dots)
-    for kind, image in (("overlay", drawn), ("mask", Image.fromarray(mask.astype(np.uint8) * 255))):
-        image.save(out / f"{path.stem}.{kind}.png")
-        print(f"wrote {out / path.stem}.{kind}.png")
+    samples = [data.Sample(q, *nothing, path.name, path.name, *picture.size, lambda: picture) for q in options.query]
+    records = list(answer_samples(policy, segmenter, samples, recipe, batch_size=options.batch_size, **how))
+    masks = {"mask": [data.decode_rle(r["mask"]) for r in records]}
+    if policy.context is not None:
+        boxes = [[rewards.Instance(box) for box in r["boxes"]] for r in records]
+        found = segmenter.union(segmenter.embed([picture]), [0] * len(boxes), boxes)
+        masks["box-mask"] = [mask.cpu().numpy() for mask in found]
+    taken = out
+    for n in itertools.count(2):
+        if not out.exists():
+            break
+        out = taken.with_name(f"{taken.name}-{n}")
+    out.mkdir(parents=True)
+    for n, (record, mask) in enumerate(zip(records, masks["mask"], strict=True), 1):
+        print(f"{record['query']}\n  {record['text']}\n  ({verdict(record, policy.context is not None)})")
+        dots = ([xy for each in record[key] for xy in each] for key in ("points", "negative_points"))
+        pictures.overlay(picture, mask, None, record["boxes"], *dots).save(out / f"{n}.overlay.png")
+        for name, each in masks.items():
+            Image.fromarray(each[n - 1].astype(np.uint8) * 255).save(out / f"{n}.{name}.png")
+    write_atomically(out / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_atomically(out / "index.html", photo_page(options.model, records, samples[0], masks.get("box-mask")))
+    print(f"\nwrote {out}: open {out / 'index.html'} in a browser; masks, overlays and answers.jsonl are beside it")
 
 
 def asked_for(options: Options) -> tuple[Recipe, str, str]:
@@ -323,6 +338,13 @@ def asked_for(options: Options) -> tuple[Recipe, str, str]:
     """
     if not options.model or bool(options.image) != bool(options.query):
         raise data.BadData("name --model and --dataset, or --model, --image and --query, or --score; see --help.")
+    if options.image and not Path(options.image).is_file():
+        raise data.BadData(f"--image {options.image}: there is no such file.")
+    home = Path(options.model)
+    if home.is_dir() and not any((home / name).exists() for name in ("recipe.json", "config.json")):
+        inside = home / "final" if (home / "final").is_dir() else newest(home)
+        advice = f"did you mean {inside}?" if inside else "it has neither recipe.json nor config.json."
+        raise data.BadData(f"{home} is no checkpoint: {advice}")
     if options.recipe and options.recipe not in RECIPES:
         raise data.BadData(f"no recipe {options.recipe!r}; there are: {', '.join(RECIPES)}")
     # How to ask: the checkpoint's own recipe, or the one named.
@@ -392,15 +414,16 @@ def main(options: Options) -> None:
         "temperature": options.temperature,
         "seed": options.seed,
     }
-    if options.image:
-        return photo(policy, segmenter, recipe, options, how)
     # Beside a checkpoint, not in it: train.py renews final/ and takes old checkpoints away.
     home = Path(options.model)
-    what = f"{dataset}-{options.split}"
-    own = home.parent / f"eval-{home.name}-{what}" if (home / "recipe.json").exists() else None
-    out = Path(options.output_dir or own or Path("runs", home.name, f"eval-{what}"))
-    run = provenance(policy, recipe, dataset, masks, options)
-    benchmark(policy, segmenter, recipe, run, out, options, how, state)
+    kind, what = ("photo", Path(options.image).stem) if options.image else ("eval", f"{dataset}-{options.split}")
+    own = home.parent / f"{kind}-{home.name}-{what}" if (home / "recipe.json").exists() else None
+    out = Path(options.output_dir or own or Path("runs", home.name, f"{kind}-{what}"))
+    if not options.image:
+        run = provenance(policy, recipe, dataset, masks, options)
+        benchmark(policy, segmenter, recipe, run, out, options, how, state)
+    elif state.is_main_process:
+        photo(policy, segmenter, recipe, out, options, how)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m benchmarks.report OUT                  # OUT as evaluate.py wrote it -> OUT/report.html
     python -m benchmarks.report AFTER --before OUT   # the same requests, before and after -> AFTER/compared.html
+    (evaluate.py --image makes the page of one photo with it)
 
 One file without network or script (page.html, a template of jinja2, which comes with torch). Everything is recomputed
 from predictions.jsonl and run.json; photos are read again through data.load. What a model wrote, and what a file says,
@@ -259,6 +260,34 @@ def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, 
         "own": [as_text(c, metrics.get(c)) for c in columns],
         "facts": [*facts, *run["versions"].items()],
     }
+
+
+# ----------------------------------------------------------------------------------------------------------- one photo
+
+
+def verdict(record: dict, painted: bool) -> str:
+    """What became of an answer, in a sentence. painted: its mask does not come from the text (LENS)."""
+    if not record["answer_ok"]:
+        rest = "; the mask is the context queries', whatever the text" if painted else ", so it has no mask"
+        return f"the answer could not be read: it is not in the recipe's format{rest}"
+    found = len(record["boxes"])
+    return "nothing fits, says the answer" if record["predicted_none"] else f"{found} object{'s' * (found != 1)} found"
+
+
+def photo_page(model: str, records: list[dict], sample: data.Sample, box_masks: Sequence[np.ndarray] | None) -> str:
+    """The page of one photo: a card per request. box_masks: (H, W) bool each, SAM2's of the written box, which stands
+    beside the mask of LENS's context queries."""
+    cards = []
+    for i, r in enumerate(records):
+        tags = [(verdict(r, box_masks is not None), "good" if r["answer_ok"] else "bad")]
+        shots = [{"picture": picture_uri(r, sample, 900), "tags": tags, "record": r}]
+        if box_masks is not None:
+            code = data.encode_rle(box_masks[i])
+            beside_it = {"picture": picture_uri(r | {"mask": code}, sample, 900), "tags": [("the box's mask", "")]}
+            shots[0]["tags"] = [("the queries' mask", ""), *tags]
+            shots.append(beside_it)
+        cards.append({"query": r["query"], "kinds": [], "ranks": {}, "shots": shots})
+    return render(title=sample.id, intro=[f"Asked: {model}"], cards=cards, photo=True, filters=[], orders=[])
 
 
 def main() -> None:

@@ -300,5 +300,9 @@ def test_the_shipped_checkpoint_goes_all_the_way(tmp_path):
     call("-m", "benchmarks.report", str(out))
     assert "<html" in (out / "report.html").read_text()
     data.load("toy", None, "val")[1].image.save(tmp_path / "photo.png")
-    call("evaluate.py", *model, "--image", str(tmp_path / "photo.png"), "--query", "the largest shape")
-    assert (tmp_path / "photo.overlay.png").exists() and (tmp_path / "photo.mask.png").exists()
+    photo = ["--image", str(tmp_path / "photo.png"), "--query", "the largest shape", "all circles"]
+    said = call("evaluate.py", *model, *photo, "--output_dir", str(tmp_path / "seen"))
+    assert "the largest shape" in said and "all circles" in said
+    there = sorted(p.name for p in (tmp_path / "seen").iterdir())
+    pictures = [f"{n}.{kind}.png" for n in (1, 2) for kind in ("mask", "overlay")]
+    assert there == [*pictures, "answers.jsonl", "index.html"]

@@ -464,16 +464,59 @@ def test_two_processes_agree_with_one(tiny, tmp_path):
 
 
 def test_one_photo(tiny, tmp_path, capsys):
-    world.ToyWorld("val")[3].image.resize((90, 60)).convert("L").save(tmp_path / "p.jpg")
-    out = run(
-        capsys,
-        model=str(tiny / "q25"),
-        segmenter=str(tiny / "sam2"),
-        image=str(tmp_path / "p.jpg"),
-        query="the red one",
-    )
-    assert "not in the recipe's format" in out
-    assert Image.open(tmp_path / "p.overlay.png").size == Image.open(tmp_path / "p.mask.png").size == (90, 60)
+    """Two requests, twice: a folder each time, nothing beside the photo, and what cannot be read is said."""
+    (tmp_path / "mine").mkdir()
+    world.ToyWorld("val")[3].image.resize((90, 60)).convert("L").save(tmp_path / "mine" / "p.jpg")
+    asked = dict(model=str(tiny / "q25"), segmenter=str(tiny / "sam2"), image=str(tmp_path / "mine" / "p.jpg"))
+    asked |= {"query": ("the red one", "<b>it</b>"), "output_dir": str(tmp_path / "seen")}
+    out = run(capsys, **asked)
+    assert out.count("the answer could not be read") == 2 and str(tmp_path / "seen" / "index.html") in out
+    seen = {p.name: p.read_bytes() for p in (tmp_path / "seen").iterdir()}
+    run(capsys, **asked | {"query": ("another",)})
+    assert seen == {p.name: p.read_bytes() for p in (tmp_path / "seen").iterdir()}
+    assert (tmp_path / "seen-2" / "1.mask.png").exists() and [*(tmp_path / "mine").iterdir()] == [
+        tmp_path / "mine" / "p.jpg"
+    ]
+    assert Image.open(tmp_path / "seen" / "2.overlay.png").size == (90, 60)
+    assert Image.open(tmp_path / "seen" / "2.mask.png").size == (90, 60)
+    page = seen["index.html"].decode()
+    assert page.count("<article") == 2 and page.count("the answer could not be read") == 2
+    assert "&lt;b&gt;it&lt;/b&gt;" in page and "<b>it</b>" not in page
+    assert [r["query"] for r in records.read_records(tmp_path / "seen" / "answers.jsonl")] == list(asked["query"])
+
+
+def test_one_photo_shows_lens_mask_beside_the_boxs(tiny, tmp_path, monkeypatch, capsys):
+    policy, segmenter = tiny_models(tiny, "lens")
+    text = '<think>There.</think><answer>{"bbox_2d": [10, 10, 60, 60]}</answer>'
+    monkeypatch.setattr(policy, "decode", lambda ids, mask: [text] * len(ids))
+    world.ToyWorld("val")[3].image.save(tmp_path / "p.png")
+    options = evaluate.Options(image=str(tmp_path / "p.png"), query=("it",))
+    evaluate.photo(policy, segmenter, LENS, tmp_path / "seen", options, {"max_new_tokens": 4})
+    mask, box_mask = (np.asarray(Image.open(tmp_path / "seen" / f"1.{n}.png")) > 0 for n in ("mask", "box-mask"))
+    picture = Image.open(tmp_path / "p.png")
+    expected = segmenter.union(segmenter.embed([picture]), [0], [[rewards.Instance([10, 10, 60, 60])]])[0].numpy()
+    assert (box_mask == expected).all() and (mask != box_mask).any()
+    page = (tmp_path / "seen" / "index.html").read_text(encoding="utf-8")
+    assert "1 object found" in page and page.count("<img") == 2
+    assert "the queries&#39; mask" in page and "the box&#39;s mask" in page
+    monkeypatch.setattr(policy, "decode", lambda ids, mask: ["no"] * len(ids))
+    evaluate.photo(policy, segmenter, LENS, tmp_path / "seen", options, {"max_new_tokens": 4})
+    assert "the mask is the context queries', whatever the text" in capsys.readouterr().out
+
+
+def test_a_runs_folder_is_no_checkpoint(tmp_path):
+    asked = evaluate.Options(model=str(tmp_path), dataset="toy")
+    with pytest.raises(data.BadData, match="neither recipe.json nor config.json"):
+        evaluate.asked_for(asked)
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-7" / "trainer.pt").touch()
+    with pytest.raises(data.BadData, match="did you mean .*checkpoint-7"):
+        evaluate.asked_for(asked)
+    (tmp_path / "final").mkdir()
+    with pytest.raises(data.BadData, match="did you mean .*final"):
+        evaluate.asked_for(asked)
+    with pytest.raises(data.BadData, match="no-photo.jpg: there is no such file"):
+        evaluate.asked_for(dataclasses.replace(asked, image="no-photo.jpg", query=("it",)))
 
 
 def test_a_recipe_that_does_not_match_is_refused(tiny):
