@@ -48,7 +48,7 @@ from benchmarks.published import show
 from benchmarks.records import choose, claim, load_samples, merge_records, read_records, read_run
 from benchmarks.report import photo_page, verdict
 from engine.checkpoint import fingerprint, load_recipe, newest
-from engine.files import write_atomically
+from engine.files import console, write_atomically
 from engine.oracle import oracle_answer, true_mask
 from recipes import EVALUATION_RANGES, RECIPES, Recipe, check_ranges, miniature
 
@@ -287,7 +287,7 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
     # What is left goes round in turn: neighbours in a dataset often share a picture, and so cost the same.
     left = [i for i in chosen if i not in done][state.process_index :: state.num_processes]
     answers = answer_samples(policy, segmenter, samples, recipe, indices=left, batch_size=options.batch_size, **how)
-    with open(mine, "a") as file:
+    with open(mine, "a", encoding="utf-8") as file:
         for record in tqdm(answers, f"{run['dataset']} {run['split']}", len(left), disable=not state.is_main_process):
             file.write(json.dumps(record) + "\n")
             file.flush()  # a killed run loses the batch that it was at, and no more
@@ -427,6 +427,7 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    console()
     transformers.utils.logging.disable_progress_bar()  # ours says what takes long
     try:
         main(tyro.cli(Options, use_underscores=True))

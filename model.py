@@ -373,7 +373,7 @@ class Policy(nn.Module):
             lens |= {f"mask_decoder.{k}": v for k, v in _under(state, "segmenter.mask_decoder.").items()}
             save_file({k: v.detach().cpu().contiguous() for k, v in lens.items()}, Path(folder, "lens.safetensors"))
             config = {"context": self.context.config, "segmenter": self.segmenter.name}
-            Path(folder, "lens.json").write_text(json.dumps(config))
+            Path(folder, "lens.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------- a rollout in packed rows
@@ -490,7 +490,7 @@ def load_policy(
 
     name = find(name)
     lora = Path(name, "adapter_config.json")
-    base = find(json.loads(lora.read_text())["base_model_name_or_path"]) if lora.exists() else name
+    base = find(json.loads(lora.read_text(encoding="utf-8"))["base_model_name_or_path"]) if lora.exists() else name
     try:
         own = {"trust_remote_code": False}  # else a folder may bring a model's code with it, after a question
         family = AutoConfig.from_pretrained(base, **own).model_type

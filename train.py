@@ -49,7 +49,7 @@ import recipes
 import rewards
 from benchmarks.published import as_text
 from engine import checkpoint, journal
-from engine.files import write_atomically
+from engine.files import console, write_atomically
 from engine.oracle import oracle_answer
 from engine.run import Run, at_work, start
 from recipes import ABOUT, RECIPES, Recipe, miniature
@@ -512,7 +512,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         row, shown = training_step(run, step)
         run.rows.append(row)
         if main:
-            with open(output_dir / "metrics.jsonl", "a") as file:
+            with open(output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             journal.tell(bar, row, shown)
         if tracker:  # TensorBoard or Weights & Biases, beside the files
@@ -578,6 +578,7 @@ def parse_command_line(argv: list[str]) -> tuple[Recipe, argparse.Namespace]:
 
 def main() -> None:
     """The command. What a person can mend ends in a sentence that says how, not in a traceback."""
+    console()
     recipe, args = parse_command_line(sys.argv[1:])
     transformers.utils.logging.disable_progress_bar()  # a bar for every file read and written; ours say what is long
     try:

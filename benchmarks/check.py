@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import data
 from benchmarks import pictures
+from engine.files import console
 from recipes import check_ranges
 
 
@@ -64,6 +65,7 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
 
 
 def main() -> None:
+    console()
     parser = argparse.ArgumentParser(description="Count what a dataset holds, try its pictures, draw a contact sheet.")
     parser.add_argument("--check", action="store_true", required=True)
     parser.add_argument(

@@ -29,7 +29,8 @@ from benchmarks import pictures
 from benchmarks.metrics import all_metrics, best_box_ious
 from benchmarks.published import as_text, beside, explained
 from benchmarks.records import load_samples, read_records, read_run
-from engine.files import write_atomically
+from engine.files import console, write_atomically
+from recipes import check_ranges
 
 NEAREST = Image.Resampling.NEAREST
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -296,8 +297,10 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another such folder: the same requests before and after")
     parser.add_argument("--limit", type=int, default=12, help="pictures of each kind and order at most (default 12)")
     args = parser.parse_args()
+    console()
     path = args.folder / ("compared.html" if args.before else "report.html")
     try:
+        check_ranges(vars(args))
         page = build(args.folder, args.before, args.limit)
         write_atomically(path, page)
     except (data.BadData, OSError) as error:

@@ -90,8 +90,8 @@ def compare(folder: Path, recipe: Recipe) -> list[str]:
 
 def history(folder: Path, step: int) -> tuple[list[dict], dict]:
     """What the run has written beside its checkpoint `folder`: metrics.jsonl's rows up to `step`, the score before."""
-    lines = (folder.parent / "metrics.jsonl").read_text().splitlines()[:step]
-    heldout = json.loads((folder.parent / "heldout.json").read_text())
+    lines = (folder.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[:step]
+    heldout = json.loads((folder.parent / "heldout.json").read_text(encoding="utf-8"))
     return [json.loads(line) for line in lines], {k: v for k, v in heldout.items() if k == "before"}
 
 
@@ -108,7 +108,7 @@ def finish(output_dir: Path, steps: int) -> Path:
 def save_recipe(recipe: Recipe, policy: Policy, folder: str | Path) -> None:
     """Write recipe.json into a checkpoint: the run's settings, and in which coordinates its model writes."""
     extra = {"family": policy.family, "space": data.FAMILIES[policy.family]}
-    Path(folder, "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe) | extra, indent=1))
+    Path(folder, "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe) | extra, indent=1), encoding="utf-8")
 
 
 def load_recipe(folder: str | Path, override: Recipe | None = None) -> Recipe:

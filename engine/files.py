@@ -1,11 +1,19 @@
-"""Files: whole, or as they were."""
+"""Files: whole, or as they were; a console that can print anything."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file whole, or as it was: never half of it."""
-    path.with_suffix(".tmp").write_text(text)
+    """The file whole, or as it was: never half of it. UTF-8 (half a surrogate pair, which has none: an escape)."""
+    path.with_suffix(".tmp").write_text(text, encoding="utf-8", errors="backslashreplace")
     path.with_suffix(".tmp").replace(path)
+
+
+def console() -> None:
+    """Let nothing die of printing: what the console's encoding (ASCII, a code page) lacks is printed as \\u escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a notebook or a test has put its own in place
+            stream.reconfigure(errors="backslashreplace")

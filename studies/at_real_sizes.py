@@ -229,7 +229,8 @@ def stage_steps(stage: str, mini: bool) -> list[dict]:
         found = [{"stage": stage, **what, "GiB, start": at_start, "GiB, peak": peak}]
         if stage == "lens":
             train.score(run, "before")
-            (run.output_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (run.output_dir / "metrics.jsonl").write_text(lines, encoding="utf-8")
             began = time.perf_counter()
             run.save(2)
             saved = time.perf_counter() - began

@@ -228,7 +228,7 @@ def peak_of_update(which: str, size: Size) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if not Path("/proc/self/status").exists():
         raise SystemExit("peak memory on a CPU is read from Linux's /proc, which this system does not have")
-    field = lambda name: int(Path("/proc/self/status").read_text().split(name)[1].split()[0]) / 1024  # noqa: E731
+    field = lambda name: int(Path("/proc/self/status").read_text(encoding="utf-8").split(name)[1].split()[0]) / 1024  # noqa: E731
     before = field("VmRSS:")
     UPDATES[which](policy, prompts, ids)
     return field("VmHWM:") - before
@@ -585,7 +585,8 @@ def machine() -> str:
     if DEVICE == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    name = info.read_text().split("model name\t: ")[1].split("\n")[0] if info.exists() else platform.machine()
+    told = info.read_text(encoding="utf-8") if info.exists() else ""
+    name = told.split("model name\t: ")[1].split("\n")[0] if told else platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
 
 
@@ -635,7 +636,7 @@ def main() -> None:
     print("ratios: " + json.dumps(table.ratios))
     if args.json:
         about = {"size": name, "machine": machine(), "versions": versions(), "rows": table.rows}
-        args.json.write_text(json.dumps(table.ratios | about, indent=1))
+        args.json.write_text(json.dumps(table.ratios | about, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def main() -> None:
         f"The log-probabilities of sampling and of the packed update differ by {first['gap']:.1e} on average: that is float rounding (`gap` in `metrics.jsonl`, which is of a step's last update, adds how far the policy has moved).",
         "",
     ]
-    (DOCS / "one-step.md").write_text("\n".join(out))
+    (DOCS / "one-step.md").write_text("\n".join(out), encoding="utf-8")
 
 
 if __name__ == "__main__":

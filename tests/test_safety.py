@@ -1,15 +1,24 @@
 """Nothing gets in: options, files, texts and checkpoints from strangers. docs/safety.md says what was tried."""
 
+import ast
 import dataclasses
+import io
+import json
 import math
+import sys
 import typing
+from pathlib import Path
 
 import pytest
+import tqdm
 
+import benchmarks.check
 import data
 import evaluate
 import recipes
 import train
+from engine import journal
+from engine.files import write_atomically
 
 # -------------------------------------------------------------------------------------------------- what may be asked
 
@@ -84,3 +93,46 @@ def test_what_cannot_be_is_refused_in_a_sentence(line, capsys):
 def test_evaluation_refuses_what_cannot_be(asked):
     with pytest.raises(data.BadData, match=f"--{next(iter(asked))} -"):
         evaluate.main(evaluate.Options(model="oracle", recipe="drseg", toy=True, **asked))
+
+
+# ------------------------------------------------------------------------------------------ a console that is not UTF-8
+
+ROOT = Path(__file__).parents[1]
+CODE = [path for folder in (".", "engine", "benchmarks", "toy", "studies") for path in (ROOT / folder).glob("*.py")]
+ODD = "le café — 杯子 \ud800 🥐"  # a lone surrogate too: JSON can bring one in
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.stem)
+def test_every_file_is_opened_as_utf_8_by_name(path):
+    """What a machine's locale says must not decide what a file holds."""
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call):
+            continue
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        text = name in ("read_text", "write_text") or (name == "open" and isinstance(call.func, ast.Name))
+        modes = [a.value for a in call.args[1:] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        if text and not any("b" in mode for mode in modes):
+            assert "encoding" in [k.arg for k in call.keywords], f"{path.name}, line {call.lineno}"
+
+
+def test_nothing_dies_of_printing(tmp_path, monkeypatch):
+    """A console in ASCII: notes, checks and answers are printed with escapes. It ended a run after its first step."""
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding="ascii", write_through=True))
+    line = {"image": "gone.png", "query": ODD, "boxes": [[0, 0, 5, 5]]}
+    (tmp_path / "é.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    monkeypatch.setattr(
+        sys, "argv", ["data.py", "--check", "--dataset", "jsonl", "--data_root", str(tmp_path / "é.jsonl")]
+    )
+    with pytest.raises(SystemExit):
+        benchmarks.check.main()
+    bar = tqdm.tqdm(range(1), file=io.StringIO())
+    journal.tell(bar, {"reward": 1, "parsed": 1, "length": 1, "step": 1}, journal.Shown(ODD, ODD, {"box": 1.0}, 0.5))
+    bar.write(ODD)
+    print(ODD)
+    assert rb"caf\xe9" in screen.getvalue() and rb"\ud800" in screen.getvalue()
+
+
+def test_files_are_utf_8_and_whole(tmp_path):
+    write_atomically(tmp_path / "a.html", ODD)
+    assert (tmp_path / "a.html").read_bytes().decode("utf-8") == ODD.replace("\ud800", r"\ud800")
