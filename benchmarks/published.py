@@ -37,6 +37,8 @@ SAM-R1 Table 3 (boxes): reasonseg/test unnamed
   SAM-R1 63.8
 SAM-R1 Table 5: reasonseg/test giou ciou refcocog/test giou ciou
   GRPO 57.8 51.2 74.1 71.8
+  Token-level 58.0 51.7 74.5 72.4
+  Clip higher 59.1 52.8 74.9 72.5
   Ours 60.2 54.3 75.4 73.1
 GenSeg-R1 Table 2: refcocog/val ciou miou p50 p70 p90
   Qwen2.5-VL-7B-Instruct 50.99 52.76 58.41 51.15 25.34
@@ -71,12 +73,14 @@ Dr. Seg Table 2: refcoco/testA giou refcoco+/testA giou refcocog/test giou
   Qwen2-VL 68.7 65.7 63.5
   Qwen2.5-VL 79.9 76.8 72.8
   Seg-Zero 80.3 76.2 72.6
+  VisionReasoner 78.9 74.9 71.3
   VisionReasoner* 79.0 75.3 72.5
   Dr. Seg 80.2 76.8 74.2
 Dr. Seg Table 2: reasonseg/val giou reasonseg/test giou coconut/val giou
   Qwen2-VL 44.5 38.7 9.8
   Qwen2.5-VL 56.9 52.1 31.8
   Seg-Zero 62.6 57.5 69.3
+  VisionReasoner 66.3 63.6 78.1
   VisionReasoner* 65.5 61.5 78.1
   Dr. Seg 67.8 65.6 79.6
 Dr. Seg Table 3 Pixmo: counting/val count_acc counting/test count_acc
