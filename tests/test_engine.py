@@ -218,7 +218,7 @@ def test_equal_rewards_move_no_weight(tmp_path, go, monkeypatch, branches):
 # --------------------------------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("recipe", ["lens", "lens-align"])
+@pytest.mark.parametrize("recipe", ["lens", pytest.param("lens-align", marks=pytest.mark.slow)])
 def test_lens_resumed_equals_uninterrupted(tmp_path, go, recipe):
     """Of its mask decoder some layers never get a gradient, so the optimizer has no state for them; each stage has a
     schedule of its own, linear and cosine."""
@@ -323,7 +323,7 @@ def with_lora(tmp_path, go, monkeypatch, *more):
     return folder, out, built[0][0], rows
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_lora(tmp_path, go, monkeypatch, dtype):
     kind = getattr(torch, dtype)
     more = ["--dtype", dtype, "--gradient_checkpointing", str(dtype == "bfloat16"), "--eval_samples", "2"]

@@ -431,6 +431,7 @@ def test_an_interrupted_run_continues(tmp_path, monkeypatch):
         run(**asked | {"temperature": 1.0})
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(tiny, tmp_path):
     common = [
         "evaluate.py",
