@@ -160,6 +160,7 @@ def test_two_runs_side_by_side(folder, tmp_path):
         report.build(folder, before=tmp_path)
 
 
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 OWNED = "document.documentElement.setAttribute('data-owned', 1)"
 
 
@@ -199,13 +200,36 @@ def test_no_script_of_a_strangers_runs_in_a_real_browser(folder, tmp_path, monke
     (tmp_path / "run.json").write_text(json.dumps(run | {"versions": {attack: attack}, attack: attack}))
     page = report.build(tmp_path)
     assert page.count("{{ 7 * 7 }}") > 9 and page.count("&lt;script&gt;") > 9 and "<svg onload" not in page
-    open_door = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    open_door = POLICY.sub("", page)
     mark = OWNED.replace("owned", "control")
     control = f"<script>{mark}</script></body>"  # scripts do run here, and this is the only one that did
     seen = in_a_browser(open_door.replace("</body>", control), tmp_path)
     assert "data-control" in seen and "data-owned" not in seen
     seen = in_a_browser(page.replace("</body>", control), tmp_path)  # past all escaping there is still the policy
     assert "data-control" not in seen and "data-owned" not in seen
+
+
+def test_filters_orders_and_enlarging_work_in_a_real_browser(page, tmp_path):
+    """The page has no script, so one is put in, which clicks as a reader would and writes what is seen then."""
+    clicks = """<script>
+    const cards = [...document.querySelectorAll('.card')], seen = {};
+    const shown = () => cards.filter(c => getComputedStyle(c).display != 'none');
+    const place = c => [Math.round(c.getBoundingClientRect().top), Math.round(c.getBoundingClientRect().left)];
+    const first = () => shown().sort((a, b) => place(a)[0] - place(b)[0] || place(a)[1] - place(b)[1])[0];
+    seen.all = shown().length;
+    document.getElementById('only-nothing').click(); seen.nothing = shown().length;
+    document.getElementById('only-all').click();
+    document.getElementById('by-best').click(); seen.best = first().style.getPropertyValue('--best').trim();
+    document.getElementById('by-small').click(); seen.small = first().style.getPropertyValue('--small').trim();
+    const image = cards[3].querySelector('img'), before = image.getBoundingClientRect().width;
+    image.click(); seen.larger = image.getBoundingClientRect().width > 1.5 * before;
+    seen.wide = document.documentElement.scrollWidth <= innerWidth;
+    for (const key in seen) document.documentElement.setAttribute('data-' + key, seen[key]);
+    </script></body>"""
+    nothing = sum("nothing" in card["kinds"] for card in cards_of(page))
+    seen = in_a_browser(POLICY.sub("", page).replace("</body>", clicks), tmp_path)
+    expected = {"all": 12, "nothing": nothing, "best": 0, "small": 0, "larger": "true", "wide": "true"}
+    assert nothing and all(f'data-{key}="{value}"' in seen for key, value in expected.items()), seen
 
 
 def test_boxes_only_and_counts(tmp_path):
