@@ -228,7 +228,12 @@ def build(folder: Path, before: Path | None = None, limit: int = 12) -> str:
         )
         where = {key: at[i] for key, at in ranks.items()}
         cards.append({"query": r["query"], "kinds": kinds[i], "ranks": where, "shots": shots})
-    return render(cards=cards, **_words(run, records, old, of_kind), orders=[(k, w) for k, (w, _) in orders.items()])
+    filters = []
+    for kind, at in of_kind.items():
+        here = len(wanted.intersection(at))
+        filters += [(kind, KINDS[kind], f"{here} of {len(at)}" if here < len(at) else len(at))] * bool(at)
+    words = _words(run, records, old, of_kind)
+    return render(cards=cards, filters=filters, orders=[(k, w) for k, (w, _) in orders.items()], **words)
 
 
 def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, list[int]]) -> dict:
@@ -253,7 +258,6 @@ def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, 
         "intro": intro,
         "figures": first_figures(metrics, before),
         "bars": histogram(scores, old_scores, len(records) - len(fair)) if iou else None,
-        "filters": [(k, KINDS[k], len(at)) for k, at in of_kind.items() if at],
         "pairs": old is not None,
         "metrics": lines,
         "published": published,
