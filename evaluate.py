@@ -23,7 +23,6 @@ import dataclasses
 import datetime
 import itertools
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -62,9 +61,7 @@ def to_answer(text: str, recipe: Recipe, frame: tuple[float, float], size: tuple
     what is malformed, the first four bracketed numbers are the box, whatever is around them.
     """
     answer = rewards.parse_answer(text, recipe.schema, rewards.SCHEMAS[recipe.schema].lenient).rescaled(frame, size)
-    numbers = [v for o in answer.instances for xy in (o.box, *o.points, *o.negative_points) for v in xy]
-    ok = answer.answer_ok and all(map(math.isfinite, numbers))  # 1e308 is finite as written, and not after rescaling
-    return answer if ok else dataclasses.replace(answer, instances=[], answer_ok=False)
+    return answer if answer.answer_ok else dataclasses.replace(answer, instances=[])
 
 
 class Prediction(NamedTuple):
@@ -138,10 +135,11 @@ def predict(
     answers = [to_answer(t, recipe, frame, size) for t, frame, size in zip(texts, frames, sizes, strict=True)]
     # Masks: none; the true ones of the objects that were hit; LENS's, from the context queries that follow the text; or
     # SAM2's, from the written boxes and points.
+    most = rewards.MAX_OBJECTS  # no more are looked at, as in the rewards: a text may name thousands
     if segmenter is None:
         masks = [None] * len(samples)
     elif segmenter == "truth":
-        masks = [true_mask(s, a.instances) for s, a in zip(samples, answers, strict=True)]
+        masks = [true_mask(s, a.instances[:most]) for s, a in zip(samples, answers, strict=True)]
     else:
         embeddings = segmenter.embed(images)
         each = range(len(samples))
@@ -152,7 +150,7 @@ def predict(
         else:
             k = {"box": 0, "1": 1, "2": 2}[prompts_mode]
             asked = [
-                [rewards.Instance(o.box, o.points[:k], o.negative_points if k else []) for o in a.instances]
+                [rewards.Instance(o.box, o.points[:k], o.negative_points if k else []) for o in a.instances[:most]]
                 for a in answers
             ]
             found = segmenter.union(embeddings, each, asked)

@@ -667,6 +667,11 @@ class Segmenter(nn.Module):
     ) -> list[Tensor]:
         """N objects, boxes (N, 4) and points (N, k, 2) in ORIGINAL pixels -> N masks (H, W) bool at their pictures'
         original sizes: of three proposals, the best by SAM2's own prediction of its IoU."""
+        return list(self.each_mask(embeddings, index, boxes, points, labels, chunk))
+
+    @torch.no_grad()
+    def each_mask(self, embeddings: Embeddings, index: Sequence[int], boxes, points, labels, chunk: int = 64):
+        """segment's masks, one after the other: who joins them need not hold them all, of 12 megapixels each maybe."""
         # SAM2 squares every picture, so a fraction of the side is all that it needs to know of a coordinate.
         index_t = torch.as_tensor(list(index), device=self.device)
         sizes = torch.tensor([embeddings.sizes[i] for i in index], dtype=torch.float64).view(-1, 1, 2)
@@ -676,14 +681,14 @@ class Segmenter(nn.Module):
             return (xy / sizes).clamp(0, 1).to(self.no_mem_embed)
 
         tokens = self.prompt_tokens(unit(boxes).flatten(1), unit(points), torch.as_tensor(labels, device=self.device))
-        masks: list[Tensor] = []
         for at in torch.arange(len(index), device=self.device).split(chunk):
             logits, ious = self.decode(embeddings, index_t[at], tokens[at])
             best = logits[:, 1:][torch.arange(len(at)), ious[:, 1:].argmax(-1)]  # (n, h, w)
             sizes_here = [embeddings.sizes[i] for i in index_t[at].tolist()]
-            masks += [self.resize(logit, size) > 0 for logit, size in zip(best, sizes_here, strict=True)]
-        return masks
+            for logit, size in zip(best, sizes_here, strict=True):
+                yield self.resize(logit, size) > 0
 
+    @torch.no_grad()
     def union(self, embeddings: Embeddings, index: Sequence[int], answers: Sequence[Sequence]) -> list[Tensor]:
         """B answers, lists of objects with .box, .points, .negative_points in ORIGINAL pixels -> B masks (H, W) bool.
 
@@ -702,7 +707,7 @@ class Segmenter(nn.Module):
             points = np.array([[*o.points, *o.negative_points] for _, o in group], dtype=np.float64)
             labels = np.tile(np.int32([1] * positive + [0] * negative), (len(group), 1))
             points = points.reshape(*labels.shape, 2)  # also where there are none: (n, 0, 2)
-            found = self.segment(embeddings, [index[b] for b, _ in group], boxes, points, labels)
+            found = self.each_mask(embeddings, [index[b] for b, _ in group], boxes, points, labels)
             for (b, _), mask in zip(group, found, strict=True):
                 masks[b] |= mask
         return masks

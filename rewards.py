@@ -121,8 +121,9 @@ def all_between(text: str, opening: str, closing: str) -> list[str]:
 
 
 def _numbers(value: object, n: int) -> list[float] | None:
-    """`value` if it is a list of n finite numbers, else None. (True and "7" are no numbers; 1e999 is not finite.)"""
-    if isinstance(value, list) and len(value) == n and all(type(v) is float and math.isfinite(v) for v in value):
+    """`value` if it is a list of n numbers that can be coordinates, else None. (True and "7" are no numbers; beyond
+    _FAR lies no picture, and what is rescaled from there may overflow: training and evaluation read 1e308 alike.)"""
+    if isinstance(value, list) and len(value) == n and all(type(v) is float and abs(v) <= _FAR for v in value):
         return value
     return None
 
@@ -308,7 +309,7 @@ def box_ious(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray:
 
 
 MAX_OBJECTS = 120  # a side, in matching: thousands of boxes must not cost a cubic assignment [VisionReasoner]
-_FAR = 1e7  # coordinates are clipped here, far outside any picture, so that 1e308 stays finite in sums and products
+_FAR = 1e7  # far outside any picture: no answer is read beyond it, and Instances made otherwise are clipped to it
 
 
 def _arrays(answer: Answer, target: Target) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -213,9 +213,8 @@ def judge(
     if recipe.segmenter_use == "reward":  # SAM2 in the reward: boxes and points of all completions in one batched call
         pairs = [(p, g) for p in range(len(texts)) for g in range(G)]
         # What does not parse has no objects: its mask is empty, and SAM2 is not asked.
-        objects = [
-            answers[p][g].rescaled(frames[p], sizes[p]).instances if answers[p][g].answer_ok else [] for p, g in pairs
-        ]
+        read = [answers[p][g].rescaled(frames[p], sizes[p]) for p, g in pairs]
+        objects = [a.instances[: rewards.MAX_OBJECTS] if a.answer_ok else [] for a in read]
         masks = dict(zip(pairs, segmenter.union(batch.embeddings, [p for p, _ in pairs], objects), strict=True))
     parts: list[list[dict[str, float]]] = []
     logged: dict[str, list[float]] = {"parsed": [], "box_iou": []}

@@ -65,11 +65,18 @@ def overlay(
     picture = Image.fromarray(pixels.astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     r = 2.5 * width
-    for x1, y1, x2, y2 in np.reshape([] if boxes is None else boxes, (-1, 4)):
+    # What lies outside is drawn just outside: lines from 1e300 to 1e300 would take minutes, and 1e308 overflow.
+    low, high = -2 * r, 2 * r + np.array(image.size)
+
+    def near(xy, n: int) -> np.ndarray:
+        xy = np.reshape([] if xy is None else xy, (-1, 2))
+        return np.clip(np.nan_to_num(xy, nan=-2 * r, posinf=1e9, neginf=-1e9), low, high).reshape(-1, n)
+
+    for x1, y1, x2, y2 in near(boxes, 4):
         draw.rectangle([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)], outline=(235, 40, 225), width=width)
-    for x, y in np.reshape([] if points is None else points, (-1, 2)):
+    for x, y in near(points, 2):
         draw.ellipse([x - r, y - r, x + r, y + r], fill=(0, 190, 60), outline="white")
-    for x, y in np.reshape([] if negative_points is None else negative_points, (-1, 2)):
+    for x, y in near(negative_points, 2):
         draw.line([x - r, y - r, x + r, y + r], fill=(230, 20, 20), width=width)
         draw.line([x - r, y + r, x + r, y - r], fill=(230, 20, 20), width=width)
     return picture

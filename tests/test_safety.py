@@ -9,14 +9,19 @@ import sys
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import tqdm
+from PIL import Image
 
 import benchmarks.check
 import data
 import evaluate
 import recipes
+import rewards
 import train
+from benchmarks import pictures
 from engine import journal
 from engine.files import write_atomically
 
@@ -136,3 +141,40 @@ def test_nothing_dies_of_printing(tmp_path, monkeypatch):
 def test_files_are_utf_8_and_whole(tmp_path):
     write_atomically(tmp_path / "a.html", ODD)
     assert (tmp_path / "a.html").read_bytes().decode("utf-8") == ODD.replace("\ud800", r"\ud800")
+
+
+# ------------------------------------------------------------------------------------------------ what a model may write
+
+
+def test_only_so_many_objects_are_looked_at(monkeypatch):
+    """A text may name thousands, and each would cost a forward of SAM2's decoder."""
+    seen = []
+
+    class Sam:
+        def embed(self, images):
+            return images
+
+        def union(self, embeddings, index, answers):
+            seen.extend(map(len, answers))
+            return [torch.zeros(1, 1, dtype=torch.bool) for _ in answers]
+
+    one = '{"bbox_2d": [1, 2, 30, 40], "point_1": [3, 4], "point_2": [5, 6]}'
+    text = f"<think></think><answer>[{', '.join([one] * 500)}]</answer>"
+    monkeypatch.setattr(evaluate, "oracle_answer", lambda *_: text)
+    samples = data.load("toy", None, "val")[:1]
+    found = evaluate.predict("oracle", Sam(), samples, recipes.RECIPES["genseg"], [0])
+    assert seen == [rewards.MAX_OBJECTS] and len(found[0].answer.instances) == 500
+
+
+@pytest.mark.parametrize("far", [1e300, -1e300, 1e308, math.inf, -math.inf, math.nan, 1e9])
+def test_what_lies_far_outside_is_drawn_at_once(far):
+    """A box of 1e300 took three minutes. What is inside is drawn as ever."""
+    picture = Image.new("RGB", (40, 30))
+    box = [[5, 5, 20, 20]]
+    plain = pictures.overlay(picture, boxes=box)
+    drawn = pictures.overlay(
+        picture, boxes=[*box, [far] * 4], points=[[far, far]], negative_points=[[-far, far], [far, 3]]
+    )
+    assert np.array_equal(np.asarray(plain), np.asarray(drawn))
+    around = pictures.overlay(picture, boxes=[[-1e300, -1e300, 1e300, 1e300]])
+    assert not np.asarray(around).any()
