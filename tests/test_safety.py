@@ -143,7 +143,7 @@ def test_files_are_utf_8_and_whole(tmp_path):
     assert (tmp_path / "a.html").read_bytes().decode("utf-8") == ODD.replace("\ud800", r"\ud800")
 
 
-# ------------------------------------------------------------------------------------------------ what a model may write
+# ----------------------------------------------------------------------------------------------- what a model may write
 
 
 def test_only_so_many_objects_are_looked_at(monkeypatch):
