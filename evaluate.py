@@ -43,13 +43,14 @@ import model as models
 import rewards
 from benchmarks import pictures
 from benchmarks.metrics import all_metrics, iou_of, segmentation_metrics
+from benchmarks.overlap import overlap, seen
 from benchmarks.published import show
 from benchmarks.records import choose, claim, load_samples, merge_records, read_records, read_run
 from benchmarks.report import photo_page, verdict
 from engine.checkpoint import fingerprint, load_recipe, newest
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer, true_mask
-from recipes import EVALUATION_RANGES, RECIPES, Recipe, check_ranges, miniature
+from recipes import EVALUATION_RANGES, RECIPES, Recipe, check_ranges, miniature, unanswerable
 
 # ----------------------------------------------------------------------------- from a request to an answer and its mask
 
@@ -58,10 +59,11 @@ def to_answer(text: str, recipe: Recipe, frame: tuple[float, float], size: tuple
     """Parse a completion, and take it from the model's frame (w, h) to ORIGINAL pixels, size (w, h). Never raises.
 
     A malformed answer predicts nothing: `instances` is empty. LENS is read as its released evaluation reads it: in
-    what is malformed, the first four bracketed numbers are the box, whatever is around them.
+    what is malformed (answer_ok stays False), the first four bracketed numbers are the box, whatever is around them.
     """
-    answer = rewards.parse_answer(text, recipe.schema, rewards.SCHEMAS[recipe.schema].lenient).rescaled(frame, size)
-    return answer if answer.answer_ok else dataclasses.replace(answer, instances=[])
+    lenient = rewards.SCHEMAS[recipe.schema].lenient
+    answer = rewards.parse_answer(text, recipe.schema, lenient).rescaled(frame, size)
+    return answer if answer.answer_ok or lenient else dataclasses.replace(answer, instances=[])
 
 
 class Prediction(NamedTuple):
@@ -158,8 +160,11 @@ def predict(
     return [Prediction(*fields) for fields in zip(texts, answers, masks, lengths, strict=True)]
 
 
-def make_record(index: int, sample: data.Sample, p: Prediction) -> dict:
-    """One line of predictions.jsonl, all that metrics and report need: coordinates in original pixels, masks as RLE."""
+def make_record(index: int, sample: data.Sample, p: Prediction, answerable: bool = True) -> dict:
+    """One line of predictions.jsonl, all that metrics and report need: coordinates in original pixels, masks as RLE.
+
+    answerable: does the recipe's format have words for the truth (recipes.unanswerable)?
+    """
 
     def rle(mask: np.ndarray) -> dict:
         return (code := data.encode_rle(mask)) | {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
@@ -185,6 +190,8 @@ def make_record(index: int, sample: data.Sample, p: Prediction) -> dict:
         "height": sample.height,
         "truth_none": bool(sample.no_target),
         "count": sample.count,
+        "answerable": answerable,
+        "is_sentence": sample.is_sentence,
         "truth_boxes": sample.boxes.tolist(),
         "ignore_box": data.box_of(ignore).tolist() if ignore is not None and ignore.any() else None,
         "text": p.text,
@@ -208,7 +215,8 @@ def answer_samples(
     chosen = range(len(samples)) if indices is None else indices
     for part in (chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)):
         batch = [samples[i] for i in part]
-        yield from map(make_record, part, batch, predict(policy, segmenter, batch, recipe, part, **how))
+        answerable = [unanswerable(sample, recipe) is None for sample in batch]
+        yield from map(make_record, part, batch, predict(policy, segmenter, batch, recipe, part, **how), answerable)
 
 
 # ------------------------------------------------------------------------------------------------- benchmarks, a photo
@@ -222,50 +230,20 @@ def evaluate(policy, segmenter, samples: Sequence[data.Sample], recipe: Recipe, 
     return segmentation_metrics(list(tqdm(answers, bar, len(chosen), disable=bar is None)))
 
 
-# --------------------------------------------------------------------------------------------------------- command line
-
-
-@dataclasses.dataclass
-class Options:
-    """Evaluate a checkpoint on a benchmark, or on one photo (--image, --query), or print a table again (--score)."""
-
-    # tyro makes the command line of these fields, and --help of the comments beside them.
-    model: str = ""  # checkpoint folder, Hub id (then with --recipe), or "oracle": the ground truth as text
-    recipe: str = ""  # how a model without recipe.json is asked; beside one it is only checked
-    dataset: str = ""  # a layout of data.load (for a miniature: toy)
-    split: str = "val"  # of the dataset
-    data_root: str = "data"  # where the dataset lies
-    segmenter: str = ""  # SAM2 (default: the recipe's); "truth": the true mask of each box hit; "none": boxes only
-    # default: eval-CKPT-DATASET-SPLIT (photo-CKPT-NAME) beside a checkpoint of train.py, else runs/MODEL/eval-...
-    output_dir: str = ""
-    limit: int = 0  # a seeded draw of this many samples (0: all)
-    make_up: tuple[int, int] = (0, 0)  # ... of this many with and without target (GenSeg's gRefCOCO: 642 358)
-    one_expression: bool = False  # one sentence per object, drawn by seed (Dr. Seg's and GenSeg's RefCOCO figures)
-    batch_size: int = 16  # samples at a time: a matter of speed and memory
-    temperature: float = 0.0  # 0: greedy; Dr. Seg's released evaluation samples at 1
-    seed: int = 0  # of the draws above, and of sampling
-    prompts: Literal["box", "1", "2"] = "2"  # what SAM2 gets of each object: box, or box and points (GenSeg Table 4)
-    prompt_variant: Literal["plain", "cot", "look"] = "plain"  # longer answers by asking for them (Dr. Seg Table 8)
-    toy: bool = False  # the miniature: --recipe at laptop size
-    overlap_with: str = ""  # a training set: metrics again for pictures in it and for those not in it (GenSeg 4.8)
-    overlap_split: str = "train"  # ... of that set
-    score: str = ""  # a predictions.jsonl: print its table, without a model
-    image: str = ""  # one photo instead of a dataset
-    query: tuple[str, ...] = ()  # ... and what to find on it: one request, or several, each in quotes
-
-
 def report_metrics(records: list[dict], run: dict, options: Options) -> dict:
     """All metrics, printed and returned. From a file or after a run: the same records, the same figures."""
     metrics = all_metrics(records, run["dataset"])
-    print(show(metrics, run["dataset"], run["split"]))
+    print(show(metrics, run))
     # RefCOCO's sets share COCO's pictures: a picture of the test may have been trained on, under another sentence.
     if options.overlap_with:
-        training = data.load(options.overlap_with, run["data_root"] or None, options.overlap_split)
-        seen = {sample.image_id for sample in training}
+        there, queries = seen(data.load(options.overlap_with, run["data_root"] or None, options.overlap_split))
+        metrics["shared"] = overlap([(r["image_id"], r["query"]) for r in records], there, queries)
+        counted = "".join(f"\n  {name.replace('_', ' '):34}{value:>8}" for name, value in metrics["shared"].items())
+        print(f"\nshared with {options.overlap_with} {options.overlap_split}{counted}")
         for name, inside in (("overlap", True), ("clean", False)):
-            metrics[name] = all_metrics([r for r in records if (r["image_id"] in seen) == inside], run["dataset"])
+            metrics[name] = all_metrics([r for r in records if (r["image_id"] in there) == inside], run["dataset"])
             print(f"\n{name}: pictures {'' if inside else 'not '}in {options.overlap_with} {options.overlap_split}")
-            print(show(metrics[name], run["dataset"], ""))
+            print(show(metrics[name], run | {"split": "", "data_root": ""}))
     return metrics
 
 
@@ -327,6 +305,38 @@ def photo(policy, segmenter, recipe: Recipe, out: Path, options: Options, how: d
     write_atomically(out / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     write_atomically(out / "index.html", photo_page(options.model, records, samples[0], masks.get("box-mask")))
     print(f"\nwrote {out}: open {out / 'index.html'} in a browser; masks, overlays and answers.jsonl are beside it")
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+@dataclasses.dataclass
+class Options:
+    """Evaluate a checkpoint on a benchmark, or on one photo (--image, --query), or print a table again (--score)."""
+
+    # tyro makes the command line of these fields, and --help of the comments beside them.
+    model: str = ""  # checkpoint folder, Hub id (then with --recipe), or "oracle": the ground truth as text
+    recipe: str = ""  # how a model without recipe.json is asked; beside one it is only checked
+    dataset: str = ""  # a layout of data.load (for a miniature: toy)
+    split: str = "val"  # of the dataset
+    data_root: str = "data"  # where the dataset lies
+    segmenter: str = ""  # SAM2 (default: the recipe's); "truth": the true mask of each box hit; "none": boxes only
+    # default: eval-CKPT-DATASET-SPLIT (photo-CKPT-NAME) beside a checkpoint of train.py, else runs/MODEL/eval-...
+    output_dir: str = ""
+    limit: int = 0  # a seeded draw of this many samples (0: all)
+    make_up: tuple[int, int] = (0, 0)  # ... of this many with and without target (GenSeg's gRefCOCO: 642 358)
+    one_expression: bool = False  # one sentence per object, drawn by seed (Dr. Seg's and GenSeg's RefCOCO figures)
+    batch_size: int = 16  # samples at a time: a matter of speed and memory
+    temperature: float = 0.0  # 0: greedy; Dr. Seg's released evaluation samples at 1
+    seed: int = 0  # of the draws above, and of sampling
+    prompts: Literal["box", "1", "2"] = "2"  # what SAM2 gets of each object: box, or box and points (GenSeg Table 4)
+    prompt_variant: Literal["plain", "cot", "look"] = "plain"  # longer answers by asking for them (Dr. Seg Table 8)
+    toy: bool = False  # the miniature: --recipe at laptop size
+    overlap_with: str = ""  # a training set: metrics again for pictures in it and for those not in it (GenSeg 4.8)
+    overlap_split: str = "train"  # ... of that set
+    score: str = ""  # a predictions.jsonl: print its table, without a model
+    image: str = ""  # one photo instead of a dataset
+    query: tuple[str, ...] = ()  # ... and what to find on it: one request, or several, each in quotes
 
 
 def asked_for(options: Options) -> tuple[Recipe, str, str]:

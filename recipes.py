@@ -471,24 +471,28 @@ def remarks(recipe: Recipe) -> list[str]:
 # -------------------------------------------------------------------- what a recipe makes of a sample, and of an answer
 
 
+def unanswerable(sample: data.Sample, recipe: Recipe) -> str | None:
+    """Why the recipe's schema cannot answer a sample; None if it can."""
+    spec = rewards.SCHEMAS[recipe.schema]
+    if sample.no_target and not spec.no_target:
+        return "nothing fits, which this recipe does not train on"
+    if len(sample.boxes) > 1 and not spec.many:
+        return "several objects, where the schema has one"
+    if spec.negatives and not sample.no_target and sample.negative_points(len(spec.negatives)) is None:
+        return "no room for background points in a box"
+    return None
+
+
 def usable(
     samples: data.Samples, recipe: Recipe, progress: bool = False, limit: int = 0
 ) -> tuple[list[int], dict[str, int]]:
     """Indices, ascending, of the samples that the recipe's schema can answer, and how many were left out for which
     reason. limit: a seeded walk through the samples keeps the first so many, and looks at no more."""
-    spec = rewards.SCHEMAS[recipe.schema]
     kept: list[int] = []
     left: dict[str, int] = {}
     walk = np.random.default_rng(recipe.seed).permutation(len(samples)).tolist() if limit else range(len(samples))
     for i in tqdm(walk, desc="reading the data", disable=not progress, mininterval=1):
-        sample = samples[i]
-        why = None
-        if sample.no_target and not spec.no_target:
-            why = "nothing fits, which this recipe does not train on"
-        elif len(sample.boxes) > 1 and not spec.many:
-            why = "several objects, where the schema has one"
-        elif spec.negatives and not sample.no_target and sample.negative_points(len(spec.negatives)) is None:
-            why = "no room for background points in a box"
+        why = unanswerable(samples[i], recipe)
         if why is None:
             kept.append(i)
         else:

@@ -78,7 +78,8 @@ class Answer:
     text: str
     thought: str = ""  # what stands in <think>
     looks: list[str] = dataclasses.field(default_factory=list)  # what stands in each <look> of the thought
-    instances: list[Instance] = dataclasses.field(default_factory=list)  # none if malformed (but Schema.keeps_boxes)
+    # none if malformed (but Schema.keeps_boxes, and a box that was read leniently)
+    instances: list[Instance] = dataclasses.field(default_factory=list)
     boxes: int = 0  # how many boxes were written, also in an answer that is otherwise malformed
     no_target: bool = False  # a valid answer that says that nothing fits
     think_ok: bool = False  # the whole is think-then-answer, to the letter: a newline at either end is too much
@@ -138,7 +139,8 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
 
     The first <answer> block counts, also where the whole is not think-then-answer. A schema for one object asks for
     exactly one: none, or fifty copies, are malformed. `lenient`, for evaluation: where all else fails, the first four
-    numbers in brackets are the box, whatever stands around them (LENS's released evaluation reads so).
+    numbers in brackets are the box, whatever stands around them (LENS's released evaluation reads so); the answer
+    stays malformed, answer_ok False.
     """
     if schema not in SCHEMAS:
         raise ValueError(f"no schema {schema!r}; there are: {', '.join(SCHEMAS)}")
@@ -165,7 +167,6 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     if lenient and not answer.answer_ok:
         if four := _FOUR_NUMBERS.search(found[0] if found else text):
             answer.instances = [Instance([float(v) for v in four.groups()])]
-            answer.answer_ok = True
     return answer
 
 

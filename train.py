@@ -478,12 +478,13 @@ def score(run: Run, when: str) -> None:
         with run.writing() as writer:
             if run.accelerator.is_main_process:
                 held = data.load(recipe.dataset, recipe.data_root or None, recipe.eval_split)
-                chosen = recipes.usable(held, recipe)[0][: recipe.eval_samples]
+                chosen = list(range(len(held)))[: recipe.eval_samples]  # all, as evaluate.py asks
                 asked = run.bare if recipe.num_queries else writer  # a replica has no context module
                 run.heldout[when] = evaluate.evaluate(
                     asked, run.segmenter, held, recipe, indices=chosen, bar=f"held out, {when}"
                 )
                 if recipe.train == "context":
+                    chosen = [i for i in chosen if recipes.unanswerable(held[i], recipe) is None]
                     run.heldout[when]["giou_true_text"] = aligned_giou(run, held, chosen)
     if run.accelerator.is_main_process:
         write_atomically(run.output_dir / "heldout.json", json.dumps(run.heldout, indent=1))
@@ -491,6 +492,23 @@ def score(run: Run, when: str) -> None:
 
 
 BAR = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"  # in 80 columns
+
+
+def told(heldout: dict) -> str:
+    """The held-out scores in a sentence or three, each with what it counts."""
+    if not heldout:
+        return "nothing held out was scored (eval_samples is 0)"
+    n, answerable = (list(heldout.values())[-1][key] for key in ("mask_n", "answerable_n"))
+    counted = {
+        "giou": f"held-out gIoU, percent, over {n} requests",
+        "answerable_giou": f"  over the {answerable} that the recipe's format can answer",
+        "giou_true_text": "  over these, on ground-truth completions",
+    }
+    lines = []
+    for name, what in counted.items():
+        values = [f"{as_text(name, scores[name])} {when}" for when, scores in heldout.items() if name in scores]
+        lines += [f"{what}: {', '.join(values)}"] if values else []
+    return "\n".join(lines)
 
 
 def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:
@@ -524,10 +542,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     if main:
         final = checkpoint.finish(output_dir, run.steps)
         print(f"checkpoint: {final}")
-        for name, what in {"giou": "held-out gIoU, percent", "giou_true_text": "on ground-truth completions"}.items():
-            told = [f"{as_text('giou', scores[name])} {when}" for when, scores in run.heldout.items() if name in scores]
-            if told:
-                print(f"{what}: {', '.join(told)} (up to {recipe.eval_samples} samples)")
+        print(told(run.heldout))
         print(f"curves: {output_dir / 'curves.png'}\n{journal.what_next(final, recipe)}")
     if tracker:
         run.accelerator.end_training()

@@ -100,6 +100,7 @@ def _make(
     count=None,
     no_target=False,
     sentences=(),
+    is_sentence=None,
 ) -> Sample:
     """What was put off at loading. boxes (N, 4), points (N, k, 2): in `frame`, or pixels; None: boxes of the masks."""
     name = str(where) if isinstance(where, Path) else id
@@ -122,7 +123,8 @@ def _make(
     nothing = no_target or count == 0 or (count is None and not len(boxes))
     ignore = coco_mask.merge(ignore) if ignore and any(map(coco_mask.area, ignore)) else None
     opener = functools.partial(_open, where, name, size)
-    return Sample(query, boxes, points, id, str(image_id), *size, opener, masks, ignore, nothing, count, sentences)
+    rest = masks, ignore, nothing, count, sentences, is_sentence
+    return Sample(query, boxes, points, id, str(image_id), *size, opener, *rest)
 
 
 # ---------------------------------------------------------------------------------------------------- files and folders
@@ -300,7 +302,7 @@ def _painted(shapes: list[dict], ignore: bool, size: tuple[int, int]) -> np.ndar
 
 
 def reasonseg(want: Wanted) -> Makers:
-    """One mask per request, however many polygons it takes, so one box."""
+    """One mask per request, however many polygons it takes, so one box; its note says whether the query is long."""
     folder = _find(want.root, *[f"{base}{want.split}" for base in ("ReasonSeg/", "reason_seg/ReasonSeg/", "")])
     pictures = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".jpg", ".jpeg", ".png")}
     notes = {p.stem: p for p in sorted(folder.glob("*.json"))}
@@ -320,7 +322,9 @@ def reasonseg(want: Wanted) -> Makers:
         for k, text in enumerate(texts[:1] if want.one else texts):
             where = pictures[stem]
             id = f"reasonseg/{want.split}/{stem}/{k}"
-            yield functools.partial(_make, text, id, _picture_id(stem), where, None, [target], ignored=[ignored])
+            long = note.get("is_sentence")
+            more = {"ignored": [ignored], "is_sentence": long if isinstance(long, bool) else None}
+            yield functools.partial(_make, text, id, _picture_id(stem), where, None, [target], **more)
 
 
 # ---------------------------------- tables with the pictures inside: VisionReasoner's training and test sets, counting

@@ -4,13 +4,15 @@ Integers and float64 throughout, so that each figure can be recomputed from the 
 public code disagrees most:
 
     an unparsable answer is a wrong one, counted apart from an explicit "nothing fits" (LENS's mask does not come from
-    the answer, and is scored all the same); no sample is left out of a mean;
+    the answer, and is scored all the same); no sample is left out of a mean, also none that the recipe's format has no
+    words for: answerable_giou is the mean without these, a figure of its own;
     without target, "nothing fits" counts 1 in gIoU and nothing in cIoU; a mask counts 0, its area enters the union;
     pixels to ignore (ReasonSeg's 255) are in neither intersection nor union.
 
 What segmentation_metrics reads of a record: intersection, union, area (of the written mask), each in pixels that are
 not to be ignored, None without a true mask; predicted_none (the answer says that nothing fits), truth_none (nothing
-does), answer_ok. The others read box lists, the text and counts as well: evaluate.make_record has all keys.
+does), answer_ok, boxes, answerable (recipes.unanswerable), is_sentence (ReasonSeg's long queries). The others read box
+lists, the text and counts as well: evaluate.make_record has all keys.
 """
 
 from __future__ import annotations
@@ -43,13 +45,20 @@ def cumulative_iou(records: Sequence[dict]) -> float | None:
 
 
 def counts(records: Sequence[dict]) -> dict:
-    """What belongs beside every table: a method may look good because half of its answers could not be read."""
+    """What belongs beside every table: a method may look good because half of its answers could not be read.
+
+    parse_failures    answers that are not in the recipe's format, to the letter
+    read_leniently    ... of which a box was taken all the same, as LENS's released evaluation does
+    explicit_empty    answers that say that nothing fits
+    false_negatives   ... where something does (GenSeg section 4.5: 3 of 642)
+    """
     none = sum(r["truth_none"] for r in records)
     return {
         "n": len(records),
         "n_target": len(records) - none,
         "n_no_target": none,
         "parse_failures": sum(not r["answer_ok"] for r in records),
+        "read_leniently": sum(not r["answer_ok"] and bool(r["boxes"]) for r in records),
         "explicit_empty": sum(r["predicted_none"] for r in records),
         "false_negatives": sum(r["predicted_none"] and not r["truth_none"] for r in records),
     }
@@ -66,11 +75,20 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
     target_ciou   sum I_i / sum U_i of these samples
     p50, 70, 90   share of all with IoU_i >= 0.5, ...         (GenSeg Table 2)
     n_acc, t_acc  correct empty answers / samples without target; non-empty masks / samples with one  (gRefCOCO)
+    answerable_n, answerable_giou   the samples that the recipe's format has words for, and the mean IoU_i over them
+    short_n, short_giou, short_ciou; long_n ...   ReasonSeg: the phrases and the sentences apart (is_sentence)
     """
     records = [r for r in records if r["intersection"] is not None]
     ious = [iou_of(r["intersection"], r["union"], r["predicted_none"]) for r in records]
     target, empty = ([r for r in records if r["truth_none"] == none] for none in (False, True))
     miou = mean([iou for iou, r in zip(ious, records, strict=True) if not r["truth_none"]])
+    answerable = [iou for iou, r in zip(ious, records, strict=True) if r["answerable"]]
+    by_length = {}
+    for name, long in (("short", False), ("long", True)):
+        some = [r for r in records if r["is_sentence"] is long]
+        if some:
+            giou = mean([iou for iou, r in zip(ious, records, strict=True) if r["is_sentence"] is long])
+            by_length |= {f"{name}_n": len(some), f"{name}_giou": giou, f"{name}_ciou": cumulative_iou(some)}
     return counts(records) | {
         "mask_n": len(records),
         "giou": mean(ious),
@@ -81,6 +99,9 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
         "target_ciou": cumulative_iou(target),
         "n_acc": mean([float(r["predicted_none"] and r["area"] == 0) for r in empty]),
         "t_acc": mean([float(r["area"] > 0) for r in target]),
+        "answerable_n": len(answerable),
+        "answerable_giou": mean(answerable),
+        **by_length,
     }
 
 
@@ -144,6 +165,8 @@ def coco_metrics(records: Sequence[dict], by_query: bool) -> dict:
     100 a picture. by_query: detection. Each query is a category, one picture has several, and a box on a crowd
     (ignore_box) is neither right nor wrong. Otherwise each record is a picture of its own, with one class.
     """
+    # pycocotools breaks ties of the score by what it was given first: the samples' order, whatever the records' is.
+    records = sorted(records, key=lambda r: r["index"])
     pictures, classes = {}, {}  # key -> id, from 1
     true, written = [], []  # COCO's annotations; ids from 1: pycocotools reads a match with id 0 as no match
     for r in records:

@@ -130,6 +130,41 @@ def published_rows(tables: str) -> dict[str, list[tuple[str, str, dict[str, floa
 
 PUBLISHED = published_rows(TABLES)
 
+# Sets that the authors released as tables (layouts visionreasoner-test and counting): the name on the Hub, or of a
+# folder that holds a copy -> the benchmark that it is, and a word that its rows' source has.
+RELEASED = {
+    "Ricky06662/ReasonSeg_val": ("reasonseg/val", ""),
+    "Ricky06662/ReasonSeg_test": ("reasonseg/test", ""),
+    "Ricky06662/refcoco_testA": ("refcoco/testA", ""),
+    "Ricky06662/refcocoplus_testA": ("refcoco+/testA", ""),
+    "Ricky06662/refcocog_test": ("refcocog/test", ""),
+    "hao05/coconut": ("coconut/val", ""),
+    "Ricky06662/counting_pixmo_val": ("counting/val", "Pixmo"),
+    "Ricky06662/counting_pixmo_test": ("counting/test", "Pixmo"),
+}
+
+# Benchmarks whose samples the authors drew, and which a layout draws again by their rule.
+RECONSTRUCTED = {
+    "coconut/val": "the pictures are drawn by the paper's rule, without its check by hand; its own are hao05/coconut",
+    "grefcoco/val": "which 642 + 358 samples the paper drew is not published",
+}
+
+
+def released(dataset: str, data_root: str) -> tuple[str, str] | None:
+    """The row of RELEASED that a table at `data_root` is; None for what is no released table."""
+    if dataset not in ("visionreasoner-test", "counting"):
+        return None
+    names = {key: row for name, row in RELEASED.items() for key in (name, name.split("/")[1])}
+    return names.get(data_root) or names.get(data_root.rstrip("/").split("/")[-1])
+
+
+def not_comparable(run: dict) -> str:
+    """Why a run's figures are not the published ones' like, from its run.json; "" where they are."""
+    name = f"{run['dataset']}/{run['split']}"
+    why = [f"a draw of {run['limit']} of its samples"] if run.get("limit") else []
+    why += [RECONSTRUCTED[name]] if name in RECONSTRUCTED else []
+    return f"not comparable: {'; '.join(why)}" if why else ""
+
 
 # A word on each metric (benchmarks/metrics.py defines them), by how it is written: percents, means and counts.
 WORDS = {
@@ -137,6 +172,7 @@ WORDS = {
         "giou": "mean IoU of the masks, over all requests",
         "ciou": "pixels in both masks / pixels in either",
         "miou": "mean IoU where something fits",
+        "answerable_giou": "giou where the format has words for it",
         "p50": "masks with an IoU of at least 0.5",
         "p70": "... of at least 0.7",
         "p90": "... of at least 0.9",
@@ -144,6 +180,10 @@ WORDS = {
         "target_ciou": "ciou where something fits",
         "n_acc": "says so, where nothing fits",
         "t_acc": "has a mask, where something fits",
+        "short_giou": "giou of ReasonSeg's phrases",
+        "short_ciou": "ciou of these",
+        "long_giou": "giou of ReasonSeg's sentences",
+        "long_ciou": "ciou of these",
         "box_acc": "some box hits a true one: IoU over 0.5",
         "box_miou": "IoU of a true box and the best written one",
         "ap": "COCO's average precision, IoU 0.5 to 0.95",
@@ -170,7 +210,11 @@ WORDS = {
         "n_no_target": "... where nothing does",
         "mask_n": "... with a true mask",
         "box_n": "... with a true box",
+        "answerable_n": "... that the recipe's format can answer",
+        "short_n": "... that are phrases (ReasonSeg)",
+        "long_n": "... that are sentences (ReasonSeg)",
         "parse_failures": "answers that could not be read",
+        "read_leniently": "... of which a box was taken (LENS)",
         "explicit_empty": "answers that say: nothing fits",
         "false_negatives": "... though something does (GenSeg 4.5)",
         "think_failures": "answers not of the form think, answer",
@@ -193,21 +237,25 @@ def explained(metrics: dict) -> dict[str, list[tuple[str, str, str]]]:
     return {how: found for how, found in lines.items() if found}
 
 
-def beside(dataset: str, split: str) -> tuple[list, list[str]]:
+def beside(dataset: str, split: str, data_root: str = "") -> tuple[list, list[str]]:
     """The published rows for a benchmark (none for most), and every metric that some row has, in order."""
-    rows = PUBLISHED.get(f"{dataset}/{split}", [])
+    benchmark, word = released(dataset, data_root) or (f"{dataset}/{split}", "")
+    rows = [row for row in PUBLISHED.get(benchmark, []) if word in row[1]]
     return rows, list(dict.fromkeys(metric for _, _, row in rows for metric in row))
 
 
-def show(metrics: dict, dataset: str, split: str) -> str:
-    """The metrics as text in 80 columns; then the papers' rows for this benchmark, with this run's below them."""
+def show(metrics: dict, run: dict) -> str:
+    """The metrics as text in 80 columns; then the papers' rows for this benchmark, with this run's below them, and why
+    these are not comparable where they are not. run: what run.json holds."""
+    dataset, split = run["dataset"], run["split"]
     lines = [f"{dataset} {split}"]
     for how, found in explained(metrics).items():
         lines += [f" {how}", *(f"  {name:22}{value:>8}  {word}" for name, value, word in found)]
-    rows, columns = beside(dataset, split)
+    rows, columns = beside(dataset, split, run.get("data_root", ""))
     if rows:
         lines += ["", f"  {'published, percent':46}" + "".join(f"{c:>13}" for c in columns)]
         for method, source, row in rows:
             lines.append(f"  {method:20}{source:26}" + "".join(f"{row.get(c, '-'):>13}" for c in columns))
         lines.append(f"  {'this run':46}" + "".join(f"{as_text(c, metrics.get(c)):>13}" for c in columns))
+        lines += [f"  ({remark})"] if (remark := not_comparable(run)) else []
     return "\n".join(lines)

@@ -58,7 +58,8 @@ _RLE = {"size": [int, 2], "counts": str}
 # that is named; a dict with these keys; a tuple of alternatives.
 KINDS = {
     **dict.fromkeys(("id", "image_id", "query", "text", "thought"), str),
-    **dict.fromkeys(("truth_none", "answer_ok", "think_ok", "predicted_none"), bool),
+    **dict.fromkeys(("truth_none", "answer_ok", "think_ok", "predicted_none", "answerable"), bool),
+    "is_sentence": (bool, None),
     **dict.fromkeys(("index", "width", "height", "length"), int),
     **dict.fromkeys(("count", "intersection", "union", "area"), (int, None)),
     **dict.fromkeys(("truth_boxes", "boxes"), [[float, 4]]),

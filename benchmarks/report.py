@@ -24,10 +24,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
-import rewards
 from benchmarks import pictures
 from benchmarks.metrics import all_metrics, best_box_ious
-from benchmarks.published import as_text, beside, explained
+from benchmarks.published import as_text, beside, explained, not_comparable
 from benchmarks.records import load_samples, read_records, read_run
 from engine.files import console, write_atomically
 from recipes import check_ranges
@@ -83,12 +82,6 @@ def kind_of(record: dict) -> str:
     if worst < 0.7:
         return "object" if worst < 0.1 else "loose"
     return "mask" if record["iou"] is not None and record["iou"] < 0.5 else "right"
-
-
-def can_answer(record: dict, schema: str) -> bool:
-    """Can the recipe's format answer this request, as recipes.usable counts it? A schema that is not known can."""
-    spec = rewards.SCHEMAS.get(schema, rewards.Schema(no_target=True))
-    return (spec.no_target or not record["truth_none"]) and (spec.many or len(record["truth_boxes"]) < 2)
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -241,7 +234,7 @@ def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, 
     metrics = all_metrics(records, run["dataset"])
     before = None if old is None else all_metrics(list(old.values()), run["dataset"])
     recipe = run["recipe"]
-    fair = [r for r in records if can_answer(r, str(recipe.get("schema")))]
+    fair = [r for r in records if r["answerable"]]
     iou = any(r["iou"] is not None or r["truth_boxes"] for r in fair)
     scores = [score_of(r) for r in fair]
     old_scores = None if old is None else [score_of(old[r["index"]]) for r in fair]
@@ -249,7 +242,7 @@ def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, 
     if old is not None:
         gained, lost = len(of_kind["gained"]), len(of_kind["lost"])
         intro.append(f"Before and after: {gained} requests gained (their IoU rose over 0.5), {lost} lost.")
-    published, columns = beside(run["dataset"], run["split"])
+    published, columns = beside(run["dataset"], run["split"], run["data_root"])
     was = {name: text for found in explained(before or {}).values() for name, text, _ in found}
     lines = {how: [(n, was.get(n, ""), v, w) for n, v, w in found] for how, found in explained(metrics).items()}
     facts = [(k, v) for k, v in run.items() if not isinstance(v, dict) and v not in (None, "")]
@@ -262,6 +255,7 @@ def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, 
         "metrics": lines,
         "published": published,
         "columns": columns,
+        "remark": not_comparable(run),
         "own": [as_text(c, metrics.get(c)) for c in columns],
         "facts": [*facts, *run["versions"].items()],
     }

@@ -24,7 +24,8 @@ class Study:
     order: tuple[str, ...] = ()  # the paper's own, best first; empty where it claims none
     figures: dict[str, float] = dataclasses.field(default_factory=dict)  # what the paper prints for an arm
     of: str = ""  # what these figures are
-    metric: str = "giou"  # of the held-out scores after training, or a column of metrics.jsonl (see ablations.value_of)
+    # of the held-out scores after training, or a column of metrics.jsonl (see ablations.value_of)
+    metric: str = "answerable_giou"
     steps: int = 60
     first: bool = False  # a claim that its paper puts first: more seeds
     remark: str = ""

@@ -21,7 +21,7 @@ import grpo
 import model as models
 import recipes
 import rewards
-from benchmarks import metrics, published, records
+from benchmarks import metrics, overlap, published, records
 from engine.checkpoint import fingerprint, load_recipe, save_recipe
 from toy import make, world
 
@@ -49,6 +49,8 @@ def record(intersection=None, union=None, area=0, *, none=False, ok=True, said_n
         area=area,
         truth_none=none,
         answer_ok=ok,
+        answerable=True,
+        is_sentence=None,
         predicted_none=said_none,
         think_ok=True,
         length=5,
@@ -79,6 +81,7 @@ def test_segmentation_rules_by_hand():
         n_target=4,
         n_no_target=4,
         parse_failures=2,
+        read_leniently=0,
         explicit_empty=2,
         false_negatives=1,
         mask_n=8,
@@ -92,8 +95,13 @@ def test_segmentation_rules_by_hand():
         p90=2 / 8,
         n_acc=1 / 4,
         t_acc=2 / 4,
+        answerable_n=8,
+        answerable_giou=2.5 / 8,
     )
     assert m == expected
+    table[2]["answerable"] = table[6]["answerable"] = False  # what the format has no words for: wrong in giou
+    m = metrics.segmentation_metrics(table)
+    assert (m["giou"], m["answerable_n"], m["answerable_giou"]) == (2.5 / 8, 6, 2.5 / 6)
     assert metrics.segmentation_metrics([])["giou"] is None
 
 
@@ -103,6 +111,29 @@ def test_order_changes_no_digit():
     shuffled = [table[i] for i in rng.permutation(500)]
     assert metrics.segmentation_metrics(table) == metrics.segmentation_metrics(shuffled)
     assert metrics.mean([1e16, 1.0, -1e16]) == 1 / 3
+
+
+def test_false_negatives_are_explicit():
+    """GenSeg's 3 of 642: "nothing fits" said of what is there; what could not be read is none, nor is a right one."""
+    table = [record(0, 9, 0, said_none=True)] * 3 + [
+        record(0, 9, 0, ok=False),
+        record(0, 0, 0, none=True, said_none=True),
+    ]
+    m = metrics.segmentation_metrics(table)
+    assert (m["false_negatives"], m["explicit_empty"], m["parse_failures"], m["n_target"]) == (3, 4, 1, 4)
+
+
+def test_short_and_long_queries_apart():
+    table = [
+        record(1, 2, 1, is_sentence=False),
+        record(9, 10, 9, is_sentence=True),
+        record(0, 10, 0, is_sentence=True),
+        record(5, 5, 5),  # a set that does not say
+    ]
+    m = metrics.segmentation_metrics(table)
+    assert (m["short_n"], m["short_giou"], m["short_ciou"]) == (1, 1 / 2, 1 / 2)
+    assert (m["long_n"], m["long_giou"], m["long_ciou"]) == (2, 0.9 / 2, 9 / 20)
+    assert "short_n" not in metrics.segmentation_metrics(table[3:])
 
 
 def sample_of(mask: np.ndarray, **more) -> data.Sample:
@@ -198,6 +229,18 @@ def test_detection_against_pycocotools_on_its_own_format(tmp_path):
     assert [m["ap"], m["ap50"], m["ap75"]] == pytest.approx(run.stats[:3], abs=1e-12)
 
 
+@pytest.mark.parametrize("by_query", [True, False])
+def test_ap_does_not_depend_on_the_order_of_records(by_query):
+    """Boxes of one size tie in score, and pycocotools breaks ties by what it was given first."""
+    table = [
+        r | {"boxes": [[x, y, x + 20, y + 20] for x, y, *_ in r["boxes"] + r["truth_boxes"]]} for r in detections()
+    ]
+    shuffled = [
+        metrics.coco_metrics([table[i] for i in np.random.default_rng(s).permutation(40)], by_query) for s in (1, 2)
+    ]
+    assert metrics.coco_metrics(table, by_query) == shuffled[0] == shuffled[1]
+
+
 def test_a_huge_box_is_wrong_and_not_ignored():
     r = record(0, boxes=[[0, 0, 10, 10], [0, 0, 1e6, 1e6]], truth_boxes=[[0, 0, 10, 10]])
     m = metrics.coco_metrics([r], by_query=False)
@@ -279,6 +322,16 @@ def test_malformed_segzero_predicts_nothing_though_the_parser_keeps_its_box(monk
     )
     r = next(evaluate.answer_samples("oracle", "truth", world.ToyWorld("val"), recipes.RECIPES["segzero"], indices=[1]))
     assert (r["boxes"], r["area"], r["iou"], r["answer_ok"]) == ([], 0, 0.0, False)
+
+
+def test_a_box_read_leniently_is_scored_and_its_answer_a_parse_failure(monkeypatch):
+    """LENS's released evaluation takes any four numbers in brackets; how many answers needed that has to be seen."""
+    said = iter(["<think></think><answer>[0, 0, 112, 112]</answer>", "<think></think><answer>none</answer>"])
+    monkeypatch.setattr(evaluate, "oracle_answer", lambda *_: next(said))
+    table = list(evaluate.answer_samples("oracle", "truth", world.ToyWorld("val"), LENS, indices=[0, 1]))
+    assert [(r["boxes"], r["answer_ok"]) for r in table] == [([[0, 0, 112, 112]], False), ([], False)]
+    m = metrics.all_metrics(table, "toy")
+    assert (m["parse_failures"], m["read_leniently"], m["n"]) == (2, 1, 2)
 
 
 @pytest.mark.parametrize(("mode", "kept"), [("box", (0, 0)), ("1", (1, 2)), ("2", (2, 2))])
@@ -558,6 +611,47 @@ def test_choose_and_overlap(tmp_path, capsys):
     out = run(capsys, **asked, overlap_with="toy", overlap_split="val")
     kept = json.loads((tmp_path / "metrics.json").read_text())
     assert (kept["overlap"]["n"], kept["clean"]["n"]) == (8, 0) and "not in toy val" in out
+    assert kept["shared"]["expressions_verbatim"] == kept["shared"]["expressions_on_shared_pictures"] == 8
+
+
+def test_overlap_by_hand(capsys):
+    tested = [("1", "the red cup"), ("1", "a dog "), ("2", "a dog"), ("3", "A dog")]
+    there = overlap.seen(
+        dataclasses.replace(sample_of(np.eye(3, dtype=bool)), image_id=i, query=q)
+        for i, q in [("1", "a dog"), ("9", "x")]
+    )
+    counted = dict(
+        pictures=3, pictures_shared=1, expressions=4, expressions_on_shared_pictures=2, expressions_verbatim=2
+    )
+    assert overlap.overlap(tested, *there) == counted
+    overlap.main("toy", "toy", "val", "val", "")
+    assert re.findall(r"expressions\D*(\d+)", capsys.readouterr().out) == ["200"] * 3
+
+
+def test_released_sets_stand_beside_their_rows():
+    tested = "visionreasoner-test"
+    rows, columns = published.beside(tested, "test", "Ricky06662/ReasonSeg_test")
+    assert (rows, columns) == published.beside("reasonseg", "test") and len(rows) > 10
+    assert (
+        published.beside(tested, "test", "data/ReasonSeg_test/")[0] == rows
+        and published.beside(tested, "test", "x")[0] == []
+    )
+    assert published.beside(tested, "train", "hao05/coconut")[0] == published.PUBLISHED["coconut/val"]
+    sources = {row[1] for row in published.beside("counting", "test", "Ricky06662/counting_pixmo_test")[0]}
+    assert (
+        sources == {"Dr. Seg Table 3 Pixmo"} and len({row[1] for row in published.beside("counting", "test")[0]}) == 2
+    )
+    assert all(benchmark in published.PUBLISHED for benchmark, _ in published.RELEASED.values())
+
+
+def test_what_is_not_comparable_says_so():
+    run = {"dataset": "coconut", "split": "val", "data_root": "data", "limit": 0}
+    m = metrics.segmentation_metrics([record(1, 2, 1)])
+    assert "(not comparable: the pictures are drawn" in published.show(m, run)
+    released = run | {"dataset": "visionreasoner-test", "data_root": "hao05/coconut"}
+    assert "79.6" in published.show(m, released) and "not comparable" not in published.show(m, released)
+    assert published.not_comparable(released) == "" != published.not_comparable(run | {"dataset": "grefcoco"})
+    assert "a draw of 9" in published.show(m, released | {"limit": 9})
 
 
 def test_published_figures_are_in_the_papers():

@@ -633,7 +633,8 @@ def test_odd_but_valid_answers_are_read():
     assert len(parse_answer(said("[" + ",".join([GOOD] * 10_000) + "]"), "drseg").instances) == 10_000
     assert parse_answer(said(f"\n [{GOOD}]\n"), "drseg").answer_ok
     lenient = parse_answer("the box is [1, 2.5, 30, 40] here, not [5, 6, 7, 8]", "lens", lenient=True)
-    assert lenient.instances[0].box == [1, 2.5, 30, 40] and lenient.answer_ok and not lenient.think_ok
+    assert lenient.instances[0].box == [1, 2.5, 30, 40]
+    assert not lenient.answer_ok and not lenient.think_ok  # read all the same, and malformed all the same
 
 
 def test_parsing_takes_linear_time():
