@@ -457,9 +457,10 @@ def test_score_equals_run_to_the_last_digit(tmp_path, capsys):
 def test_every_metric_is_printed_with_a_word_and_counts_apart_from_percents(tmp_path, capsys):
     asked = dict(model="oracle", recipe="genseg", toy=True, segmenter="truth", limit=12, output_dir=str(tmp_path))
     run(**asked)
-    found = [r | {"count": 1} for r in records.read_records(tmp_path / "predictions.jsonl")]
+    found = records.read_records(tmp_path / "predictions.jsonl")
+    found = [r | {"count": 1, "is_sentence": i % 2 == 0} for i, r in enumerate(found)]
     all_of_them = metrics.all_metrics(found, "toy")
-    printed = published.show(all_of_them, "toy", "val").splitlines()
+    printed = published.show(all_of_them, {"dataset": "toy", "split": "val"}).splitlines()
     assert {name for words in published.WORDS.values() for name in words} == set(all_of_them)
     assert max(map(len, printed)) <= 80 and len(printed) == len(all_of_them) + 4
     under = {how: printed.index(f" {how}") for how in published.WORDS}
