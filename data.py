@@ -68,8 +68,33 @@ def encode_rle(mask: np.ndarray) -> dict:
 
 
 def decode_rle(rle: dict) -> np.ndarray:
-    """The inverse: (H, W) bool."""
+    """The inverse: (H, W) bool. Broken counts make pycocotools write past its memory: rle_fault comes first."""
     return coco_mask.decode(rle).astype(bool)
+
+
+MAX_PIXELS = 178_956_970  # of a picture or mask: where Pillow, too, takes a picture for a bomb
+
+
+def rle_fault(rle: dict) -> str | None:
+    """What is wrong with a compressed encoding, or None. Nothing of pycocotools is called, nor a mask made.
+
+    Each character holds five bits of a number, lowest first, and a sixth that says whether more follow; from the fourth
+    number on, what is written is the difference to the number before the last.
+    """
+    size, counts = rle["size"], rle["counts"]
+    if [type(n) for n in size] != [int, int] or min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+        return f"a mask of size {size!s:.60}: it takes [height, width], up to {MAX_PIXELS:,} pixels together"
+    text = counts.encode("utf-8", "replace") if isinstance(counts, str) else counts
+    if not re.fullmatch(rb"(?:[P-o]{0,6}[0-O])+", text):
+        return f"counts that no run-length encoding has: {counts!r:.60}"
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes < 32) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    bits = (codes & 31) << 5 * (np.arange(len(codes)) - np.repeat(starts, ends - starts))
+    runs = np.add.reduceat(bits, starts) - np.where(codes[ends - 1] & 16, 1 << 5 * (ends - starts), 0)
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    if runs.min() < 0 or runs.max() > MAX_PIXELS or runs.sum() != size[0] * size[1]:
+        return f"runs that are not the {size[0]} x {size[1]} pixels (height x width) of their mask"
 
 
 @dataclasses.dataclass

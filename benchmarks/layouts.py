@@ -32,38 +32,64 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from benchmarks.pictures import open_image, picture_size
-from data import BadData, Sample, Wanted, decode_rle, encode_rle, to_frame
+from data import BadData, Sample, Wanted, decode_rle, encode_rle, rle_fault, to_frame
 
 Makers = Iterator[Callable[[], Sample] | str]  # what a reader yields
 
 # ------------------------------------------------------------------------------------------------ from entry to Sample
 
 
+def numbers(value, what: str = "it") -> np.ndarray:
+    """A list of numbers from a file as float64. BadData where one is text, null, NaN, infinite or too long a number."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):  # lists of unlike lengths
+        array = np.array(None)
+    if array.size and (array.dtype.kind not in "iuf" or not np.isfinite(array).all()):
+        raise BadData(f"{what} is not made of numbers alone: {value!s:.80}")
+    return array.astype(np.float64)
+
+
+def _polygon(points: list, size: tuple[int, int]) -> np.ndarray:
+    """One polygon, checked: pycocotools reads memory that is not its own for anything else. BadData."""
+    xy = numbers(points, "a polygon")
+    if xy.ndim != 1 or xy.size % 2:
+        raise BadData(f"a polygon is one flat list x, y, x, y, ..., and not {points!s:.80}")
+    slack = max(2, 0.02 * max(size))  # annotators draw a little over the edge
+    if xy.size and (xy.min() < -slack or xy[::2].max() > size[0] + slack or xy[1::2].max() > size[1] + slack):
+        raise BadData(
+            f"a polygon leaves its picture of {size[0]} x {size[1]} by more than {slack:g} px: {points!s:.80}"
+        )
+    return xy
+
+
 def to_rle(part: list | dict | Callable, size: tuple[int, int]) -> dict:
-    """One object's mask as compressed RLE. BadData for a broken one.
+    """One object's mask as compressed RLE. BadData for a broken one, before pycocotools sees it.
 
     part: COCO's polygons (a list of [x, y, x, y, ...]), COCO's RLE (compressed or not), or a function of the size
     (width, height) that returns the mask (H, W) bool.
     """
     width, height = size
     if callable(part):
-        return encode_rle(part(size))
+        mask = part(size)
+        if mask.shape != (height, width):
+            raise BadData(f"a mask of {mask.shape[1]} x {mask.shape[0]} on a picture of {width} x {height}")
+        return encode_rle(mask)
     if isinstance(part, list):  # shorter ones have no area, and pycocotools would take four numbers for a box
-        return coco_mask.merge(coco_mask.frPyObjects([p for p in part if len(p) >= 6], height, width))
+        polygons = [xy.tolist() for xy in (_polygon(p, size) for p in part) if len(xy) >= 6]
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     counts = part["counts"]
     if list(part["size"]) != [height, width] or not counts:
         raise BadData(f"an RLE of size {part['size']} (height, width), or empty, on a picture of {height} x {width}")
     if isinstance(counts, list):
-        if sum(counts) != height * width:
-            raise BadData(f"an RLE of {sum(counts)} pixels on a picture of {height} x {width}")
-        part = coco_mask.frPyObjects(part, height, width)
-    try:
-        mask = coco_mask.decode(part)  # broken counts pass every other function, with garbage for an area
-    except ValueError as error:
-        raise BadData(f"an RLE that does not fit its picture ({error})") from None
-    if mask.sum() != coco_mask.area(part):  # what too few counts leave out is memory nobody wrote
-        raise BadData("an RLE that does not fill its picture")
-    return encode_rle(mask)
+        runs = numbers(counts, "an RLE's counts")
+        if runs.ndim != 1 or runs.min() < 0 or (runs % 1).any() or runs.sum() != height * width:
+            raise BadData(f"an RLE of {runs.sum():g} pixels on a picture of {height} x {width}")
+        return coco_mask.frPyObjects({"size": [height, width], "counts": runs.astype(int).tolist()}, height, width)
+    part = {"size": part["size"], "counts": counts}
+    if fault := rle_fault(part):
+        raise BadData(fault)
+    return part if isinstance(counts, bytes) else part | {"counts": counts.encode("ascii")}
 
 
 def _drawable(part) -> bool:
@@ -113,10 +139,9 @@ def _make(
     if boxes is None:
         drawn = [i for i, rle in enumerate(masks) if coco_mask.area(rle)]
         # A mask of pixels may say "nothing fits"; polygons never do: these were drawn on another picture or size.
-        if masks and not drawn and not any(map(callable, parts)):
+        if len(drawn) < len(masks) and not any(map(callable, parts)):
             raise BadData(f"{id}, {name}: no pixel of it is in a mask. Was the mask made for this picture?")
         masks = [masks[i] for i in drawn]
-        points = None if points is None else np.asarray(points)[drawn]
         boxes = [(x, y, x + w, y + h) for x, y, w, h in map(coco_mask.toBbox, masks)]
     boxes = to_frame(np.reshape(boxes, (-1, 4)), frame or size, size)
     points = np.zeros((len(boxes), 0, 2)) if points is None else to_frame(points, frame or size, size)
@@ -294,7 +319,9 @@ def coco(want: Wanted) -> Makers:
 
 def _painted(shapes: list[dict], ignore: bool, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool: the target, or what to ignore. Of overlapping shapes the smaller is on top [released reader]."""
-    layers = [(to_rle([np.ravel(s["points"]).tolist()], size), "ignore" in s["label"].lower()) for s in shapes]
+    layers = [
+        (to_rle([numbers(s["points"], "a polygon").ravel()], size), "ignore" in s["label"].lower()) for s in shapes
+    ]
     canvas = np.zeros(size[::-1], dtype=bool)
     for rle, is_ignore in sorted(layers, key=lambda layer: -int(coco_mask.area(layer[0]))):
         canvas[decode_rle(rle)] = is_ignore == ignore

@@ -96,6 +96,10 @@ def _fault(record) -> str | None:
         return "a size or a count is below what it can be"
     if any(record[k] is not None and record[k]["size"] != size for k in ("mask", "truth_mask")):
         return "a mask is not of the picture's size"
+    if broken := [
+        fault for k in ("mask", "truth_mask") if record[k] is not None and (fault := data.rle_fault(record[k]))
+    ]:
+        return broken[0]
     pixels = [record[k] for k in ("intersection", "union", "area", "iou")]
     if any(v is None for v in pixels):
         return None if pixels == [None] * 4 else "some of intersection, union, area and iou are missing"
