@@ -108,18 +108,10 @@ def test_polygons_of_no_coordinates(tmp_path, odd):
 def test_records_with_broken_masks_are_refused(tmp_path):
     """predictions.jsonl reaches pycocotools through the report."""
     for counts in BROKEN_COUNTS[:4]:
-        record = {k: "x" for k in ("id", "image_id", "query", "text", "thought")}
-        record |= {"truth_none": False, "answer_ok": True, "think_ok": True, "predicted_none": False}
-        record |= {"index": 0, "width": 200, "height": 120, "length": 3, "count": None, "truth_boxes": [RED]}
-        record |= {
-            "boxes": [],
-            "points": [],
-            "negative_points": [],
-            "truth_mask": None,
-            "ignore_box": None,
-            "looks": [],
-        }
-        record |= dict.fromkeys(("intersection", "union", "area", "iou"))
+        blank = {str: "x", bool: False, int: 5, float: 0.5}
+        record = {k: blank[kind] if isinstance(kind, type) else [] for k, kind in records.KINDS.items()}
+        record = {k: None if isinstance(records.KINDS[k], tuple) else v for k, v in record.items()}
+        record |= {"width": 200, "height": 120}
         for whole, mask in ((True, WHOLE), (False, counts)):
             path = tmp_path / "predictions.jsonl"
             path.write_text(
