@@ -223,6 +223,8 @@ class Policy(nn.Module):
             resize = {"size": {"shortest_edge": self.factor**2 * 4, "longest_edge": self.max_pixels}}
         # The template leaves one <|image_pad|> per picture; the processor repeats it, one for each merged patch.
         chat = partial(self.processor.apply_chat_template, tokenize=False, add_generation_prompt=True)
+        # A request is text: what it spells like <|im_end|> or <|image_pad|> is none of the template's tokens.
+        texts = [text.encode("utf-8", "replace").decode("utf-8").replace("<|", "< |") for text in texts]
         parts = [[{"type": "image"}, {"type": "text", "text": text}] for text in texts]
         chats = [chat([{"role": "user", "content": content}]) for content in parts]
         inputs = self.processor(
@@ -490,28 +492,31 @@ def load_policy(
 
     name = find(name)
     lora = Path(name, "adapter_config.json")
-    base = find(json.loads(lora.read_text(encoding="utf-8"))["base_model_name_or_path"]) if lora.exists() else name
+    base = name
     try:
+        if lora.exists():
+            base = find(json.loads(lora.read_text(encoding="utf-8"))["base_model_name_or_path"])
         own = {"trust_remote_code": False}  # else a folder may bring a model's code with it, after a question
         family = AutoConfig.from_pretrained(base, **own).model_type
         if family not in FAMILIES:
             raise CannotLoad("policy", base, f"it is a {family}, and what works here is {', '.join(FAMILIES)}.")
         processor = AutoProcessor.from_pretrained(name, **own)
         vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", **own)
-    except CannotLoad:
+        if lora.exists():
+            add_lora(vlm, folder=name)
+        for module in vlm.modules():  # dropout would make the log-probabilities of sampling and of training differ
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        context, sam = load_lens(Path(name), segmenter) if Path(name, "lens.json").exists() else (None, None)
+        policy = Policy(vlm, processor, image_size, max_pixels, context, sam)
+    except (CannotLoad, ModuleNotFoundError):
         raise
-    except (OSError, ValueError) as error:  # ValueError: a model_type that this transformers does not know
+    except OSError as error:
         why = "neither a usable folder here nor to be had from the Hugging Face Hub, or not known to this transformers."
         raise CannotLoad("policy", base, why) from error
-    except (AttributeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:  # files that do not fit
+    except Exception as error:  # four libraries read a stranger's files here, and each fails in its own ways
         raise CannotLoad("policy", base, f"{_sentence(error)}.") from error
-    if lora.exists():
-        add_lora(vlm, folder=name)
-    for module in vlm.modules():  # dropout would make the log-probabilities of sampling and of training differ
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    context, sam = load_lens(Path(name), segmenter) if Path(name, "lens.json").exists() else (None, None)
-    return Policy(vlm, processor, image_size, max_pixels, context, sam).to(device)
+    return policy.to(device)
 
 
 def load_lens(folder: Path, segmenter: str = "") -> tuple[ContextModule, Segmenter]:

@@ -434,8 +434,8 @@ def check(recipe: Recipe) -> None:
     parts = {"look"}.union(*(kind or () for kind in rewards.MAXIMUM.get(recipe.reward, (recipe.weights,))))
     if unknown := sorted(recipe.weights.keys() - parts):
         raise data.BadData(f"--weights.{unknown[0]}: {recipe.reward} has no such part, but {', '.join(sorted(parts))}.")
-    if recipe.train == "context" and not recipe.num_queries:
-        raise data.BadData("--train context with --num_queries 0: there is no context module that could learn.")
+    if (recipe.train == "context" or recipe.segmenter_use == "loss") and not recipe.num_queries:
+        raise data.BadData("--num_queries 0: there is no context module, which this recipe trains.")
 
 
 def remarks(recipe: Recipe) -> list[str]:

@@ -52,7 +52,7 @@ def save(folder: Path, state: dict, policy: Policy, recipe: Recipe, weights: dic
 
 def all_of(output_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first; half-written ones (.part) do not count."""
-    found = [p for p in output_dir.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    found = [p for p in output_dir.glob("checkpoint-*") if re.fullmatch("checkpoint-[0-9]+", p.name)]
     return sorted((p for p in found if (p / "trainer.pt").exists()), key=lambda p: int(p.name.split("-")[1]))
 
 
@@ -90,9 +90,12 @@ def compare(folder: Path, recipe: Recipe) -> list[str]:
 
 def history(folder: Path, step: int) -> tuple[list[dict], dict]:
     """What the run has written beside its checkpoint `folder`: metrics.jsonl's rows up to `step`, the score before."""
-    lines = (folder.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[:step]
-    heldout = json.loads((folder.parent / "heldout.json").read_text(encoding="utf-8"))
-    return [json.loads(line) for line in lines], {k: v for k, v in heldout.items() if k == "before"}
+    try:
+        lines = (folder.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[:step]
+        heldout = json.loads((folder.parent / "heldout.json").read_text(encoding="utf-8"))
+        return [json.loads(line) for line in lines], {k: v for k, v in heldout.items() if k == "before"}
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise data.BadData(f"metrics.jsonl or heldout.json in {folder.parent} is damaged ({error})") from None
 
 
 def finish(output_dir: Path, steps: int) -> Path:

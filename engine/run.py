@@ -28,6 +28,7 @@ import dataclasses
 import datetime
 import json
 import math
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -106,12 +107,16 @@ class Run:
     def restore(self, folder: Path) -> None:
         """What save() wrote beside the weights, back into its places; `first` is the step to go on with."""
         # mmap: the processes of a machine share the pages of the file, where each would hold all of it
-        state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
-        whole = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(self.policy, self.optimizer.optimizer, state["optimizer"], options=whole)
-        self.schedule.load_state_dict(state["schedule"])
-        self.queue.load_state_dict(state["queue"])
-        self.first = state["step"]
+        try:
+            state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
+            whole = StateDictOptions(full_state_dict=True)
+            set_optimizer_state_dict(self.policy, self.optimizer.optimizer, state["optimizer"], options=whole)
+            self.schedule.load_state_dict(state["schedule"])
+            self.queue.load_state_dict(state["queue"])
+            self.first = state["step"]
+        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            why = f"{type(error).__name__}: {error}"[:200]
+            raise data.BadData(f"{folder / 'trainer.pt'} is damaged, or not of this run ({why}).") from error
 
 
 # ------------------------------------------------------------------------------------------------------- how it begins
