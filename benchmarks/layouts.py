@@ -155,6 +155,9 @@ def _make(
 # ---------------------------------------------------------------------------------------------------- files and folders
 
 
+_DEEP = (AttributeError, RecursionError)  # what a value of another kind, or 100,000 brackets, come to
+
+
 class PlainUnpickler(pickle.Unpickler):
     """RefCOCO comes as pickles, and a pickle may run any code; one of plain lists and dicts never asks for a class."""
 
@@ -171,7 +174,7 @@ def _read(path: Path, parse: Callable = json.loads):
         with contextlib.suppress(UnicodeDecodeError):
             return parse(raw.decode("utf-8-sig"))
         return parse(raw.decode("cp1252", errors="replace"))
-    except (BadData, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (BadData, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, *_DEEP) as error:
         why = f"cannot be read: {error}" if raw else "is empty"
         raise BadData(f"{path} {why}. Fetch it again, from a source that you trust.") from None
 
@@ -453,14 +456,18 @@ def json_lines(want: Wanted) -> Makers:
             points = None if points is None else points.reshape(found or len(parts), -1, 2)
             if found and not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
                 raise ValueError("a box is not [x1, y1, x2, y2] with x1 < x2 and y1 < y2")
+            if points is not None and not np.isfinite(points).all():
+                raise ValueError("a point is not two finite numbers")
+            if not (e.get("count") is None or type(e["count"]) is int and 0 <= e["count"] <= 10_000):
+                raise ValueError(f"count {str(e['count'])[:20]} is not a number of objects, 0 to 10,000")
             if not all(map(_drawable, parts)) or not isinstance(e["query"], str) or not isinstance(e["image"], str):
                 raise ValueError("an empty polygon, or an image or query that is not text")
             if found and parts and len(parts) not in (1, found):
                 raise ValueError(f"{found} boxes but masks of {len(parts)} objects")
             if not (parts or found or e.get("no_target") or "count" in e) or (e.get("no_target") and (parts or found)):
                 raise ValueError('it needs boxes, polygons or rle, or else "no_target": true')
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadData(f"{path}, line {n}: {error!r}. The format is described at data.load.") from None
+        except (ValueError, KeyError, TypeError, *_DEEP) as error:
+            raise BadData(f"{path}, line {n}: {error!r:.300}. The format is described at data.load.") from None
         more = {"count": e.get("count"), "no_target": bool(e.get("no_target"))}
         lines.append((n, e["image"], e["query"], parts, boxes if found else None if parts else (), points, more))
     folder, absent = _pictures([image for _, image, *_ in lines], [path.parent])

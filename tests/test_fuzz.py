@@ -125,12 +125,12 @@ ANSWERS = st.one_of(
 )
 
 
-@fuzzed(150, text=ANSWERS, schema=st.sampled_from(list(rewards.SCHEMAS)), lenient=st.booleans())
+@fuzzed(80, text=ANSWERS, schema=st.sampled_from(list(rewards.SCHEMAS)), lenient=st.booleans())
 def test_parser(text, schema, lenient):
     answer = rewards.parse_answer(text, schema, lenient)
     spec = rewards.SCHEMAS[schema]
     assert not (answer.no_target and answer.instances) and (
-        answer.answer_ok or spec.keeps_boxes or not answer.instances
+        answer.answer_ok or spec.keeps_boxes or lenient or not answer.instances
     )
     for frame in ((1, 1), (840, 840), (28, 16384)):
         moved = answer.rescaled(frame, (16384, 28))
@@ -283,7 +283,8 @@ def test_records(folder, change, drop, run):
     (folder / "run.json").write_text(json.dumps(RUN | run), encoding="utf-8")
     try:
         found = records.read_records(folder / "predictions.jsonl")
-        show(all_metrics(found, records.read_run(folder)["dataset"]), "toy", "val")
+        run = records.read_run(folder)
+        show(all_metrics(found, run["dataset"]), run)
         report.build(folder)
     except data.BadData:
         pass

@@ -183,6 +183,16 @@ def test_what_lies_far_outside_is_drawn_at_once(far):
     assert not np.asarray(around).any()
 
 
+@pytest.mark.parametrize("line", [{"count": 10**9}, {"count": -1}, {"count": "9"}, {"points": [[[1e999, 1]]]}, "["])
+def test_a_line_of_data_that_cannot_be_is_named(line, tmp_path):
+    """A count of 10^9 took memory for a minute; 100,000 brackets were a traceback."""
+    good = {"image": "a.png", "query": "x", "boxes": [[1, 2, 20, 30]]}
+    text = line * 100_000 if line == "[" else json.dumps(good | line)
+    (tmp_path / "train.jsonl").write_text(text + "\n")
+    with pytest.raises(data.BadData, match=r"train.jsonl, line 1: "):
+        data.load("jsonl", tmp_path, "train")
+
+
 # ---------------------------------------------------------------------------------------- a checkpoint from a stranger
 
 
