@@ -110,6 +110,9 @@ class Recipe:
     compile_layers: bool = False  # compile the VLM's layers (torch.compile, half a minute once); for GPUs
     park: bool = False  # keep reference and replica in the CPU's memory while they are not in use
     lora_rank: int = 0  # train a LoRA of this rank instead of all weights (needs peft)
+    # samples that may turn out to be unusable before the run stops (one in a hundred may in any case)
+    allow_bad: int = 0
+    check_all: bool = False  # decode all masks and open all pictures before step 0, not those of a seeded 1,000
     save_every: int = 50  # steps between checkpoints
     keep: int = 2  # checkpoints kept
     eval_samples: int = 0  # held-out samples scored before and after (0: none)
@@ -384,6 +387,7 @@ RANGES = {
     "seg_weight": "[0, inf)",
     "prompts_at_once": "[0, 1e5]",
     "lora_rank": "[0, 1e5]",
+    "allow_bad": "[0, 1e9]",
     **dict.fromkeys(("save_every", "keep"), "[1, 1e9]"),
 }
 EVALUATION_RANGES = RANGES | {"temperature": "[0, 1000]"}

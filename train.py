@@ -8,9 +8,9 @@ Any field of recipes.Recipe is an option (--learning_rate 2e-6 --weights.look 0)
 metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside); and
 stopped-step-N-process-R.pt, the step's inputs, if its loss is not finite.
 
-    step_samples ─▶ load_batch ─▶ complete ─▶ pack_rollout ─▶ judge ─▶ group_advantages ─▶ update       (training_step)
-     which ones     pictures,     the texts   packed rows     masks,    each completion     one or two optimizer
-                    prompts                                   rewards   and its siblings    steps on these texts
+    draw ─▶ load_batch ─▶ complete ─▶ pack_rollout ─▶ judge ─▶ group_advantages ─▶ update               (training_step)
+     which ones,  prompts,     the texts   packed rows     masks,    each completion     one or two optimizer
+     pictures     embeddings                               rewards   and its siblings    steps on these texts
 
 The loop draws nothing from global generators: the order of samples is a function of (seed, epoch), the noise of a
 completion of (seed, step, place in the step, number in its group). So a step is a function of a checkpoint and the
@@ -26,10 +26,11 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,10 @@ import recipes
 import rewards
 from benchmarks.published import as_text
 from engine import checkpoint, journal
+from engine.check import allowed
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer
-from engine.run import Run, at_work, start
+from engine.run import Run, Stopping, at_work, start
 from recipes import ABOUT, RECIPES, Recipe, miniature
 
 # -------------------------------------------------------------------------------- load: what a step is a function of
@@ -69,6 +71,43 @@ def step_samples(order: list[int], recipe: Recipe, step: int) -> list[int]:
     shuffled = np.concatenate([np.random.default_rng([recipe.seed, epoch]).permutation(order) for epoch in epochs])
     at = first - epochs[0] * len(order)
     return shuffled[at : at + recipe.prompts_per_step].tolist()
+
+
+def stand_ins(order: list[int], recipe: Recipe, step: int, place: int) -> Iterator[int]:
+    """The sample at a place of a step, then those that follow it in its epoch's order, around."""
+    at = step * recipe.prompts_per_step + place
+    shuffled = np.random.default_rng([recipe.seed, at // len(order)]).permutation(order)
+    yield from np.roll(shuffled, -(at % len(order))).tolist()
+
+
+def draw(run: Run, step: int, places: Sequence[int]) -> list[tuple[int, data.Sample]]:
+    """(index, sample) for each of these places of a step, read, with the picture in memory.
+
+    What cannot be read is said once, and the next of its epoch's order that can stands in for it: so a step stays a
+    function of its number. SystemExit where more is broken than may be.
+    """
+    drawn = []
+    chosen = step_samples(run.order, run.recipe, step)
+    for place in places:
+        for index in itertools.chain([chosen[place]], stand_ins(run.order, run.recipe, step, place)):
+            if index in run.broken:
+                continue
+            try:
+                sample = run.samples[index]
+                image = sample.image
+                recipes.to_target(sample, run.recipe)
+            except data.BadData as error:
+                run.broken[index] = str(error)
+                if len(run.broken) > allowed(run.recipe, len(run.order)):
+                    raise SystemExit(
+                        f"{error}\n{len(run.broken)} of {len(run.order)} samples cannot be read, more than one in a "
+                        "hundred: mend them, or allow them with --allow_bad N"
+                    ) from error
+                tqdm.write(f"left out: {error}")
+                continue
+            drawn.append((index, dataclasses.replace(sample, open=lambda image=image: image)))
+            break
+    return drawn
 
 
 def noise(recipe: Recipe, step: int, places: Sequence[int], T: int) -> Tensor:
@@ -106,7 +145,7 @@ def load_batch(
     recipe: Recipe,
     policy: models.Policy,
     segmenter: models.Segmenter,
-    samples: data.Samples,
+    samples: data.Samples | dict[int, data.Sample],
     indices: Sequence[int],
     epochs: Sequence[int] = (),  # with recipe.redraw: the epoch that each of them is drawn in
 ) -> Batch:
@@ -399,9 +438,10 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     clock = [time.perf_counter()]
     # Whole groups, the same number on every process: a group's mean and deviation never cross processes.
     places = range(process * P, (process + 1) * P)
-    here = step_samples(run.order, recipe, step)[process * P : (process + 1) * P]
+    drawn = draw(run, step, places)
+    here = [index for index, _ in drawn]
     epochs = [(step * recipe.prompts_per_step + place) // len(run.order) for place in places]
-    batch = load_batch(recipe, run.bare, run.segmenter, run.samples, here, epochs)
+    batch = load_batch(recipe, run.bare, run.segmenter, dict(drawn), here, epochs)
 
     # sample: G completions per prompt from the policy as it is now. GRPO needs several: what one is worth, the others
     # say.
@@ -525,19 +565,26 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         disable=not main,
         bar_format=BAR,
     )
-    for step in bar:
-        row, shown = training_step(run, step)
-        run.rows.append(row)
-        if main:
-            with open(output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            journal.tell(bar, row, shown)
-        if tracker:  # TensorBoard or Weights & Biases, beside the files
-            run.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
-        if (step + 1) % recipe.save_every == 0 or step + 1 == run.steps:
-            run.save(step + 1)
+    with Stopping() as stopping:
+        for step in bar:
+            row, shown = training_step(run, step)
+            run.rows.append(row)
             if main:
-                journal.plot_curves(run.rows, output_dir / "curves.png")
+                with open(output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                journal.tell(bar, row, shown)
+            if tracker:  # TensorBoard or Weights & Biases, beside the files
+                run.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
+            asked = stopping.asked()
+            if asked or (step + 1) % recipe.save_every == 0 or step + 1 == run.steps:
+                run.save(step + 1)
+                if main:
+                    journal.plot_curves(run.rows, output_dir / "curves.png")
+            if asked and step + 1 < run.steps:
+                bar.close()
+                if main:
+                    print(f"stopped after step {step + 1} of {run.steps}, and saved. To go on: {journal.go_on()}")
+                raise SystemExit(128 + asked)
     score(run, "after")
     if main:
         final = checkpoint.finish(output_dir, run.steps)
@@ -597,6 +644,8 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()  # a bar for every file read and written; ours say what is long
     try:
         train(recipe, args.output_dir, args.resume, args.tracker)
+    except KeyboardInterrupt:
+        raise SystemExit("\nstopped at once: what came after the last checkpoint is lost") from None
     except (data.BadData, OSError) as error:
         hint = ""
         toy = " --toy" if args.toy else ""

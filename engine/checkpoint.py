@@ -89,10 +89,13 @@ def compare(folder: Path, recipe: Recipe) -> list[str]:
 
 
 def history(folder: Path, step: int) -> tuple[list[dict], dict]:
-    """What the run has written beside its checkpoint `folder`: metrics.jsonl's rows up to `step`, the score before."""
+    """What the run has written beside its checkpoint `folder`: metrics.jsonl's rows up to `step`, the score before.
+    Nothing of what is not there (a checkpoint that was copied alone). data.BadData for a damaged file."""
+    rows = folder.parent / "metrics.jsonl"
+    scores = folder.parent / "heldout.json"
     try:
-        lines = (folder.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[:step]
-        heldout = json.loads((folder.parent / "heldout.json").read_text(encoding="utf-8"))
+        lines = rows.read_text(encoding="utf-8").splitlines()[:step] if rows.exists() else []
+        heldout = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else {}
         return [json.loads(line) for line in lines], {k: v for k, v in heldout.items() if k == "before"}
     except (ValueError, RecursionError, AttributeError) as error:
         raise data.BadData(f"metrics.jsonl or heldout.json in {folder.parent} is damaged ({error})") from None

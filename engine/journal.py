@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +93,13 @@ def what_next(final: Path, recipe: Recipe) -> str:
         f"next:\n  python evaluate.py --model {final} {where} --split {recipe.eval_split}\n"
         f"  python evaluate.py --model {final} --image PHOTO.jpg --query 'what to find'"
     )
+
+
+def go_on() -> str:
+    """The command that was typed, with --resume."""
+    given = [a for a in sys.argv[1:] if a != "--resume"]
+    launcher = "accelerate launch" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "python"
+    return f"{launcher} train.py {shlex.join(given)} --resume"
 
 
 def open_tracker(accelerator: Accelerator, recipe: Recipe) -> None:

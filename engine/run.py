@@ -30,6 +30,9 @@ import json
 import math
 import pickle
 import shutil
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +40,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, gather_object
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -75,6 +78,7 @@ class Run:
     schedule: torch.optim.lr_scheduler.LRScheduler
     queue: rewards.RankQueue  # Dr. Seg's memory of the last metric vectors
     first: int = 0  # the step to begin with
+    broken: dict[int, str] = dataclasses.field(default_factory=dict)  # samples that could not be read when drawn: why
     rows: list[dict] = dataclasses.field(default_factory=list)  # metrics.jsonl so far
     heldout: dict = dataclasses.field(default_factory=dict)  # {"before": metrics, "after": metrics}
 
@@ -117,6 +121,37 @@ class Run:
         except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
             why = f"{type(error).__name__}: {error}"[:200]
             raise data.BadData(f"{folder / 'trainer.pt'} is damaged, or not of this run ({why}).") from error
+
+
+class Stopping:
+    """Ctrl-C, or a scheduler's SIGTERM: the step in hand is finished and saved, then the run ends. A second Ctrl-C ends
+    it at once.
+
+        with Stopping() as stopping:
+            for step in ...:
+                ...
+                if stopping.asked(): ...
+    """
+
+    def __enter__(self) -> Stopping:
+        self.signal = 0
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handler
+            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame) -> None:
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+
+    def asked(self) -> int:
+        """The signal that some process has been sent, or 0. All processes call it."""
+        return max(gather_object([self.signal]))
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 # ------------------------------------------------------------------------------------------------------- how it begins
@@ -162,6 +197,12 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         raise SystemExit(f"{output_dir} holds a run already ({last.name}): --resume it, or name another --output_dir")
     if not last and (output_dir / "final").exists():
         raise SystemExit(f"{output_dir} holds a finished run, and no checkpoint to resume: name another --output_dir")
+    if resume and not last:
+        there = ", ".join(sorted(p.name for p in output_dir.iterdir())) if output_dir.is_dir() else ""
+        raise SystemExit(
+            f"--resume: no complete checkpoint in {output_dir}, where there lies {there or 'nothing'}. "
+            "Name the run's folder, or start anew without --resume"
+        )
     differ = checkpoint.compare(last, recipe) if last else []
 
     # Who learns, on what. The reference is always recipe.model, what the run started from; the policy goes on.

@@ -1,6 +1,7 @@
 """What goes wrong, and the roads rarely taken, end to end with the shipped miniature: broken pictures, completions of
 nothing, no data, a process that dies, trackers, LoRA. Each run is a few steps on pictures drawn here."""
 
+import dataclasses
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -421,3 +423,62 @@ def test_every_switch_of_the_table_is_one():
         name = "lens" if "LENS" in row else "drseg"
         recipe, _ = train.parse_command_line(["--recipe", name, *switch.split()])
         assert recipe != recipes.RECIPES[name], switch
+
+
+def test_a_sample_that_breaks_when_drawn_is_replaced_by_the_next_and_counted(tmp_path, go, capsys):
+    """--allow_bad 1: the step goes on with the sample that follows in the epoch's order, the others stay in place."""
+    folder, out = draw(tmp_path / "data"), tmp_path / "run"
+    broken = read_at(1, 1, 6, 2)
+    path = folder / f"train-{broken}.jpg"
+    path.write_bytes(path.read_bytes()[:2000])
+    more = ["--prompts_per_step", "2", "--max_steps", "3", "--beta", "0", "--allow_bad", "1"]
+    assert [row["step"] for row in go(folder, out, *more)] == [1, 2, 3]
+    said = capsys.readouterr()
+    assert (said.out + said.err).count(f"left out: picture cannot be read: {path}") == 1
+
+    recipe = recipes.Recipe(prompts_per_step=2)
+    order = list(range(6))
+    run = SimpleNamespace(order=order, recipe=recipes.miniature(recipe), samples=data.load("jsonl", folder), broken={})
+    run.recipe = dataclasses.replace(run.recipe, prompts_per_step=2, allow_bad=1)
+    follow = list(train.stand_ins(order, run.recipe, 1, 1))
+    assert follow[0] == broken and sorted(follow) == order
+    assert [index for index, _ in train.draw(run, 1, [0, 1])] == [
+        train.step_samples(order, run.recipe, 1)[0],
+        follow[1],
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_and_resumed_nothing_differs(tmp_path, go, monkeypatch, capsys, number):
+    """The handler in place, the signal sent within step 2; then the command that was said."""
+    folder, whole, cut = draw(tmp_path / "data", n=4), tmp_path / "whole", tmp_path / "cut"
+    more = "--prompts_per_step 2 --max_steps 3 --eval_split train".split()
+    rows = go(folder, whole, *more)
+    step = train.training_step
+
+    def struck(run, n):
+        if n == 1:
+            os.kill(os.getpid(), number)
+        return step(run, n)
+
+    monkeypatch.setattr(train, "training_step", struck)
+    with pytest.raises(SystemExit) as end:
+        go(folder, cut, *more)
+    assert end.value.code == 128 + number and len(metrics(cut)) == 2
+    assert re.search(
+        r"stopped after step 2 of 3, and saved. To go on: python train.py .*--resume", capsys.readouterr().out
+    )
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    monkeypatch.setattr(train, "training_step", step)
+    shutil.copytree(cut / "checkpoint-2", tmp_path / "alone" / "checkpoint-2")
+    again = go(folder, cut, *more, "--resume")
+    steady = [[{k: v for k, v in r.items() if not k.startswith(TIMING)} for r in group] for group in (rows, again)]
+    assert steady[0] == steady[1]
+    a, b = (load_file(out / "final" / "model.safetensors") for out in (whole, cut))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    # a checkpoint that was copied alone goes on, too; a folder without one is refused, and what lies there is named
+    assert [row["step"] for row in go(folder, tmp_path / "alone", *more, "--resume")] == [3]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "notes.txt").touch()
+    with pytest.raises(SystemExit, match="no complete checkpoint in .*none, where there lies notes.txt"):
+        go(folder, tmp_path / "none", *more, "--resume")
