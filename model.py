@@ -200,8 +200,10 @@ class Policy(nn.Module):
         It stands in the prompt, and so at the head of every completion (`decode`): without it the thought of such a
         model would never be found.
         """
-        message = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
         asked = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=False)
+        if "<|image_pad|>" not in asked:
+            raise ValueError("its chat template leaves no place for a picture")
         opened = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         at = opened.find("<think>", len(asked)) if opened.startswith(asked) else opened.rfind("<think>")
         return opened[at:] if at >= 0 else ""

@@ -231,6 +231,7 @@ HURT = {
     "a template that reaches out": lambda d, mark: (d / "chat_template.jinja").write_text(
         f"{{{{ cycler.__init__.__globals__.os.mkdir({str(mark)!r}) }}}}"
     ),
+    "a template without a picture": lambda d, mark: (d / "chat_template.jinja").write_text("{{ messages[0].role }}"),
     "another kind": lambda d, mark: (d / "config.json").write_text('{"model_type": "bert"}'),
     "no JSON": lambda d, mark: (d / "config.json").write_text("[" * 100_000),
     "end tokens that are none": lambda d, mark: (d / "generation_config.json").write_text('{"eos_token_id": "x"}'),
