@@ -155,7 +155,8 @@ def _make(
 # ---------------------------------------------------------------------------------------------------- files and folders
 
 
-_DEEP = (AttributeError, RecursionError)  # what a value of another kind, or 100,000 brackets, come to
+# What values of another kind, 100,000 brackets, and lengths that no memory has come to.
+_DEEP = (AttributeError, RecursionError, OverflowError, MemoryError)
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -451,6 +452,8 @@ def json_lines(want: Wanted) -> Makers:
                 e = {"image": e["image_path"], "query": e["caption"], "boxes": [e["box"]], "rle": [e["segmentation"]]}
             boxes = np.array(e["boxes"], dtype=np.float64).reshape(-1, 4) if "boxes" in e else None
             parts = e.get("polygons", e.get("rle", []))
+            if not isinstance(parts, list) or not all(isinstance(part, (list, dict)) for part in parts):
+                raise ValueError("polygons or rle are no list with one entry for each object")
             found = 0 if boxes is None else len(boxes)
             points = np.array(e["points"], dtype=np.float64) if e.get("points") else None
             points = None if points is None else points.reshape(found or len(parts), -1, 2)

@@ -23,7 +23,7 @@ import model as models
 import recipes
 import rewards
 import train
-from benchmarks import pictures
+from benchmarks import layouts, pictures
 from engine import checkpoint, journal
 from engine.files import write_atomically
 
@@ -183,7 +183,9 @@ def test_what_lies_far_outside_is_drawn_at_once(far):
     assert not np.asarray(around).any()
 
 
-@pytest.mark.parametrize("line", [{"count": 10**9}, {"count": -1}, {"count": "9"}, {"points": [[[1e999, 1]]]}, "["])
+@pytest.mark.parametrize(
+    "line", [{"count": 10**9}, {"count": -1}, {"count": "9"}, {"points": [[[1e999, 1]]]}, {"polygons": "0"}, "["]
+)
 def test_a_line_of_data_that_cannot_be_is_named(line, tmp_path):
     """A count of 10^9 took memory for a minute; 100,000 brackets were a traceback."""
     good = {"image": "a.png", "query": "x", "boxes": [[1, 2, 20, 30]]}
@@ -191,6 +193,13 @@ def test_a_line_of_data_that_cannot_be_is_named(line, tmp_path):
     (tmp_path / "train.jsonl").write_text(text + "\n")
     with pytest.raises(data.BadData, match=r"train.jsonl, line 1: "):
         data.load("jsonl", tmp_path, "train")
+
+
+def test_a_pickle_that_asks_for_all_memory_is_refused(tmp_path):
+    """Its frame says that it is 2^63 bytes long; the fuzzer found it."""
+    (tmp_path / "refs.p").write_bytes(b"\x80\x04\x95" + bytes(7) + b"\x80].")
+    with pytest.raises(data.BadData, match="refs.p cannot be read"):
+        layouts._read(tmp_path / "refs.p")
 
 
 # ---------------------------------------------------------------------------------------- a checkpoint from a stranger
