@@ -545,8 +545,8 @@ def load_lens(folder: Path, segmenter: str = "") -> tuple[ContextModule, Segment
 
 
 def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
-    """Freeze a VLM and put a low-rank adapter on its linear layers: a new one, which changes nothing yet (B = 0 in
-    W + 2 B A), or the one saved in `folder`.
+    """Freeze a VLM and put a low-rank adapter on its language model's linear layers: a new one, which changes nothing
+    yet (B = 0 in W + 2 B A), or the one saved in `folder`.
 
     The adapter is float32 whatever the frozen weights are held in: those are only read, and 16 bits do for that.
     """
@@ -555,7 +555,8 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
     if folder:
         config = LoraConfig.from_pretrained(str(folder))
     else:
-        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        # The language model's alone: the vision towers of the families call their layers by different names.
+        names = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, lora_dropout=0.0)
     vlm.requires_grad_(False)
     vlm.add_adapter(config)

@@ -117,6 +117,10 @@ class Recipe:
     keep: int = 2  # checkpoints kept
     eval_samples: int = 0  # held-out samples scored before and after (0: none)
     eval_split: str = "val"
+    eval_dataset: str = ""  # held out from another set than is trained on ...
+    eval_data_root: str = ""  # ... which lies there
+    eval_every: int = 0  # score every so many steps, too; the best checkpoint is kept as best/ (0: never)
+    freeze_vision: bool = False  # the vision tower and its merger do not learn
 
     @property
     def queue_zeros(self) -> int:
@@ -361,7 +365,7 @@ def miniature(recipe: Recipe) -> Recipe:
 # What each number may be, of train.py's options and of evaluate.py's and data.py's: an interval, ")" and "(" leaving
 # out the end; of each of them where an option has several. The upper ends of counts are there for typing errors.
 RANGES = {
-    **dict.fromkeys(("limit", "eval_samples", "make_up", "max_steps", "warmup_steps"), "[0, 1e9]"),
+    **dict.fromkeys(("limit", "eval_samples", "eval_every", "make_up", "max_steps", "warmup_steps"), "[0, 1e9]"),
     "image_size": "[0, 16384]",  # and see `check`
     "max_pixels": "[4096, 1e9]",
     "reward_frame": "[0, 1e6]",

@@ -517,7 +517,9 @@ def score(run: Run, when: str) -> None:
     if recipe.eval_samples:
         with run.writing() as writer:
             if run.accelerator.is_main_process:
-                held = data.load(recipe.dataset, recipe.data_root or None, recipe.eval_split)
+                name = recipe.eval_dataset or recipe.dataset
+                root = recipe.eval_data_root or ("" if recipe.eval_dataset else recipe.data_root)
+                held = data.load(name, root or None, recipe.eval_split)
                 chosen = list(range(len(held)))[: recipe.eval_samples]  # all, as evaluate.py asks
                 asked = run.bare if recipe.num_queries else writer  # a replica has no context module
                 run.heldout[when] = evaluate.evaluate(
@@ -551,6 +553,12 @@ def told(heldout: dict) -> str:
     return "\n".join(lines)
 
 
+def best_of(heldout: dict) -> str:
+    """When the held-out gIoU was highest after training began (LENS's alignment: on true text); of equals the first."""
+    after = {when: s.get("giou_true_text", s["giou"]) for when, s in heldout.items() if when != "before"}
+    return max(after, key=after.get, default="")
+
+
 def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:
     """Run a recipe. Returns {"before": ..., "after": ...}: held-out metrics (empty where eval_samples is 0)."""
     run = start(recipe, output_dir, resume, tracker)
@@ -576,20 +584,27 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             if tracker:  # TensorBoard or Weights & Biases, beside the files
                 run.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
             asked = stopping.asked()
-            if asked or (step + 1) % recipe.save_every == 0 or step + 1 == run.steps:
+            last = step + 1 == run.steps
+            due = recipe.eval_every and (step + 1) % recipe.eval_every == 0
+            if asked or last or due or (step + 1) % recipe.save_every == 0:
                 run.save(step + 1)
                 if main:
                     journal.plot_curves(run.rows, output_dir / "curves.png")
-            if asked and step + 1 < run.steps:
+            if last or (due and not asked):
+                score(run, "after" if last else str(step + 1))
+                if main and recipe.eval_every and best_of(run.heldout) == list(run.heldout)[-1]:
+                    checkpoint.finish(output_dir, step + 1, "best")
+            if asked and not last:
                 bar.close()
                 if main:
                     print(f"stopped after step {step + 1} of {run.steps}, and saved. To go on: {journal.go_on()}")
                 raise SystemExit(128 + asked)
-    score(run, "after")
     if main:
         final = checkpoint.finish(output_dir, run.steps)
         print(f"checkpoint: {final}")
         print(told(run.heldout))
+        if recipe.eval_every:
+            print(f"best: {output_dir / 'best'}, {best_of(run.heldout)}")
         print(f"curves: {output_dir / 'curves.png'}\n{journal.what_next(final, recipe)}")
     if tracker:
         run.accelerator.end_training()

@@ -4,7 +4,7 @@ checkpoint-N/              weights, config, processor (Hugging Face's format); L
 checkpoint-N/recipe.json   how the checkpoint was trained, is asked and is read
 checkpoint-N/trainer.pt    optimizer, schedule, rank queue, step: what --resume needs beside the weights, and beside the
                            output folder's metrics.jsonl and heldout.json
-final/                     the last one, without trainer.pt
+final/, best/              the last one and (--eval_every) the one of the highest held-out gIoU, without trainer.pt
 """
 
 from __future__ import annotations
@@ -89,21 +89,22 @@ def compare(folder: Path, recipe: Recipe) -> list[str]:
 
 
 def history(folder: Path, step: int) -> tuple[list[dict], dict]:
-    """What the run has written beside its checkpoint `folder`: metrics.jsonl's rows up to `step`, the score before.
+    """What the run has written beside its checkpoint `folder`: metrics.jsonl's rows and scores up to `step`.
     Nothing of what is not there (a checkpoint that was copied alone). data.BadData for a damaged file."""
     rows = folder.parent / "metrics.jsonl"
     scores = folder.parent / "heldout.json"
     try:
         lines = rows.read_text(encoding="utf-8").splitlines()[:step] if rows.exists() else []
         heldout = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else {}
-        return [json.loads(line) for line in lines], {k: v for k, v in heldout.items() if k == "before"}
+        kept = {k: v for k, v in heldout.items() if k == "before" or (k.isdigit() and int(k) <= step)}
+        return [json.loads(line) for line in lines], kept
     except (ValueError, RecursionError, AttributeError) as error:
         raise data.BadData(f"metrics.jsonl or heldout.json in {folder.parent} is damaged ({error})") from None
 
 
-def finish(output_dir: Path, steps: int) -> Path:
-    """The last checkpoint once more as final/, without what only --resume needs."""
-    final = output_dir / "final"
+def finish(output_dir: Path, steps: int, name: str = "final") -> Path:
+    """A checkpoint once more as final/ (or best/), without what only --resume needs."""
+    final = output_dir / name
     shutil.rmtree(final, ignore_errors=True)
     return shutil.copytree(output_dir / f"checkpoint-{steps}", final, ignore=shutil.ignore_patterns("trainer.pt"))
 

@@ -45,9 +45,9 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import distribute_tensor
 
 import data
 import model as models
@@ -71,7 +71,7 @@ class Run:
     steps: int
     policy: torch.nn.Module  # what learns, as Accelerate wraps it: forwards go through here
     bare: models.Policy  # the same without the wrapping: it encodes, packs, decodes, and is saved
-    segmenter: models.Segmenter
+    segmenter: models.Segmenter | None  # None where nothing is judged by it
     reference: models.Policy | None  # None where it is not needed, as is the replica (frozen_copies)
     replica: models.Policy | None
     optimizer: AcceleratedOptimizer  # AdamW, as Accelerate wraps it
@@ -113,14 +113,34 @@ class Run:
         # mmap: the processes of a machine share the pages of the file, where each would hold all of it
         try:
             state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
-            whole = StateDictOptions(full_state_dict=True)
-            set_optimizer_state_dict(self.policy, self.optimizer.optimizer, state["optimizer"], options=whole)
+            fill_optimizer(self.policy, self.optimizer.optimizer, state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.queue.load_state_dict(state["queue"])
             self.first = state["step"]
         except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
             why = f"{type(error).__name__}: {error}"[:200]
             raise data.BadData(f"{folder / 'trainer.pt'} is damaged, or not of this run ({why}).") from error
+
+
+def fill_optimizer(policy: torch.nn.Module, optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """What get_optimizer_state_dict gave, whole, put back parameter by parameter, each process taking its shard:
+    torch's own set_optimizer_state_dict first makes a second state of the same size."""
+    names = {id(p): name.replace("_checkpoint_wrapped_module.", "") for name, p in policy.named_parameters()}
+    for group, kept in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        group |= {k: v for k, v in kept.items() if k != "params"}
+        for p in group["params"]:
+            if (entries := saved["state"].get(names[id(p)])) is None:  # it has never had a gradient
+                continue
+            for key, value in entries.items():
+                if not torch.is_tensor(value):
+                    optimizer.state[p][key] = value
+                elif value.ndim == 0:  # Adam's count of steps; a fused kernel wants it where the weights are
+                    optimizer.state[p][key] = value.to(p.device if group.get("fused") else "cpu", copy=True)
+                elif hasattr(p, "device_mesh"):
+                    whole = value.to(p.device)
+                    optimizer.state[p][key] = distribute_tensor(whole, p.device_mesh, p.placements)
+                else:
+                    optimizer.state[p][key] = value.to(p.device, copy=True)
 
 
 class Stopping:
@@ -250,8 +270,9 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
 # -------------------------------------------------------------------------------------- its networks and its optimizer
 
 
-def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, models.Segmenter]:
-    """The policy and the segmenter, on this process's device; requires_grad says who learns.
+def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, models.Segmenter | None]:
+    """The policy and the segmenter (None where nothing is judged by it), on this process's device; requires_grad says
+    who learns.
 
     The whole VLM learns, or its adapters alone (--lora_rank), or none of it (LENS's alignment). SAM2 is frozen, its
     mask decoder in LENS's joint stage excepted.
@@ -263,8 +284,12 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
     policy = models.load_policy(recipe.model, **size, dtype=dtype, segmenter=recipe.segmenter)
     if not recipe.num_queries:  # a LENS checkpoint may start another recipe: its VLM alone goes on
         policy.context = policy.segmenter = None
-    segmenter = policy.segmenter or models.load_segmenter(recipe.segmenter)
+    segmenter = policy.segmenter
+    if segmenter is None and (recipe.segmenter_use != "evaluation" or recipe.eval_samples):
+        segmenter = models.load_segmenter(recipe.segmenter)
     policy.requires_grad_(recipe.train != "context")
+    if recipe.freeze_vision:
+        policy.vlm.model.visual.requires_grad_(False)
     if recipe.num_queries:
         add_context(recipe, policy, segmenter)
     add_adapters(recipe, policy)
@@ -273,8 +298,7 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
     if recipe.compile_layers:
         models.compile_layers(policy.vlm)
     policy.train()  # no dropout anywhere (load_policy): this only lets gradient checkpointing act
-    segmenter.eval()
-    return policy.to(accelerator.device), segmenter.to(accelerator.device)
+    return policy.to(accelerator.device), None if segmenter is None else segmenter.eval().to(accelerator.device)
 
 
 def build_reference(recipe: Recipe, device: torch.device) -> models.Policy:

@@ -452,7 +452,7 @@ def test_a_sample_that_breaks_when_drawn_is_replaced_by_the_next_and_counted(tmp
 def test_a_signal_ends_the_run_after_its_step_and_resumed_nothing_differs(tmp_path, go, monkeypatch, capsys, number):
     """The handler in place, the signal sent within step 2; then the command that was said."""
     folder, whole, cut = draw(tmp_path / "data", n=4), tmp_path / "whole", tmp_path / "cut"
-    more = "--prompts_per_step 2 --max_steps 3 --eval_split train".split()
+    more = "--prompts_per_step 2 --max_steps 3 --eval_split train --rank raw --learning_rate 1e-3".split()
     rows = go(folder, whole, *more)
     step = train.training_step
 
@@ -482,3 +482,22 @@ def test_a_signal_ends_the_run_after_its_step_and_resumed_nothing_differs(tmp_pa
     (tmp_path / "none" / "notes.txt").touch()
     with pytest.raises(SystemExit, match="no complete checkpoint in .*none, where there lies notes.txt"):
         go(folder, tmp_path / "none", *more, "--resume")
+
+
+def test_the_best_checkpoint_of_a_held_out_set_of_its_own_is_kept_and_vision_may_stay(tmp_path, go, capsys):
+    """Scored every step on another set than is trained on; `best` is the step of the highest gIoU, bit for bit."""
+    folder, other, out = draw(tmp_path / "data", n=4), draw(tmp_path / "other", "val", 2), tmp_path / "run"
+    more = "--prompts_per_step 2 --max_steps 3 --keep 9 --learning_rate 1e-3 --rank raw --freeze_vision True".split()
+    more += ["--eval_samples", "2", "--eval_dataset", "jsonl", "--eval_data_root", str(other), "--eval_every", "1"]
+    go(folder, out, *more)
+    scores = json.loads((out / "heldout.json").read_text())
+    assert list(scores) == ["before", "1", "2", "after"]
+    best = train.best_of(scores)
+    assert scores[best]["giou"] == max(s["giou"] for when, s in scores.items() if when != "before")
+    assert f"best: {out / 'best'}, {best}" in capsys.readouterr().out
+    step = {"after": "3"}.get(best, best)
+    kept, there = (load_file(out / name / "model.safetensors") for name in ("best", f"checkpoint-{step}"))
+    assert all(torch.equal(kept[k], there[k]) for k in there) and not (out / "best" / "trainer.pt").exists()
+    start = load_file(ROOT / "toy" / "qwen2_5_vl" / "model.safetensors")
+    moved = {k for k in start if not torch.equal(there[k], start[k].float())}
+    assert moved and not any("visual" in k for k in moved)
