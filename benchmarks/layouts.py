@@ -78,9 +78,10 @@ def to_rle(part: list | dict | Callable, size: tuple[int, int]) -> dict:
     if isinstance(part, list):  # shorter ones have no area, and pycocotools would take four numbers for a box
         polygons = [xy.tolist() for xy in (_polygon(p, size) for p in part) if len(xy) >= 6]
         return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    counts = part["counts"]
-    if list(part["size"]) != [height, width] or not counts:
-        raise BadData(f"an RLE of size {part['size']} (height, width), or empty, on a picture of {height} x {width}")
+    counts = part.get("counts")
+    given = part.get("size")
+    if not counts or not isinstance(given, (list, tuple)) or list(given) != [height, width]:
+        raise BadData(f"an RLE of size {given} (height, width), or empty, on a picture of {height} x {width}")
     if isinstance(counts, list):
         runs = numbers(counts, "an RLE's counts")
         if runs.ndim != 1 or runs.min() < 0 or (runs % 1).any() or runs.sum() != height * width:
