@@ -108,7 +108,8 @@ class Recipe:
     gradient_checkpointing: bool = True
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; weights that learn are float32 either way
     compile_layers: bool = False  # compile the VLM's layers (torch.compile, half a minute once); for GPUs
-    park: bool = False  # keep reference and replica in the CPU's memory while they are not in use
+    park: bool = False  # keep the reference in the CPU's memory while it is not in use
+    shard: Literal["auto", "never"] = "auto"  # several GPUs, all weights learning: FSDP2, each holds a part of them
     lora_rank: int = 0  # train a LoRA of this rank instead of all weights (needs peft)
     # samples that may turn out to be unusable before the run stops (one in a hundred may in any case)
     allow_bad: int = 0

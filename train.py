@@ -480,6 +480,7 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
         for _ in range(recipe.updates_per_rollout):
             learned = update(accelerator, run.policy, run.optimizer, micros, batch, rollout, advantages, recipe)
             run.schedule.step()
+        run.optimizer.zero_grad()  # their memory is free while the next step samples
     except FloatingPointError as error:
         inputs = {"step": step, "indices": here, "texts": texts, "reward": reward, **dataclasses.asdict(rollout)}
         torch.save(inputs, run.output_dir / f"stopped-step-{step}-process-{process}.pt")

@@ -28,6 +28,7 @@ import dataclasses
 import datetime
 import json
 import math
+import os
 import pickle
 import shutil
 import signal
@@ -40,7 +41,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, gather_object
+from accelerate.utils import AutocastKwargs, FullyShardedDataParallelPlugin, InitProcessGroupKwargs, gather_object
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -85,10 +86,15 @@ class Run:
     @contextlib.contextmanager
     def writing(self) -> Iterator[models.Policy]:
         """Who writes completions, its weights up to date: the replica, where there is one, or the policy itself."""
-        with at_work(self.replica, self.bare, self.accelerator.device, self.recipe.park) as writer:
-            if self.replica:
-                refresh(self.replica, self.policy)  # where weights are sharded all processes take part
-            yield writer
+        if self.replica is None:
+            yield self.bare
+            return
+        give_room(self.replica, True)
+        refresh(self.replica, self.policy)  # where weights are sharded all processes take part
+        try:
+            yield self.replica
+        finally:
+            give_room(self.replica, False)
 
     def save(self, step: int) -> None:
         """checkpoint-STEP, readable whatever the number of processes; the oldest go. All processes call it: where
@@ -177,6 +183,28 @@ class Stopping:
 # ------------------------------------------------------------------------------------------------------- how it begins
 
 
+def sharding(recipe: Recipe) -> FullyShardedDataParallelPlugin | None:
+    """FSDP2, as configs/fsdp2.yaml has it, where `accelerate launch` was told nothing of the kind but started several
+    processes on GPUs, and all of a policy learns: every GPU would hold a whole 7B and Adam's state for it."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or not on_gpus()
+    if alone or recipe.shard == "never" or recipe.lora_rank or recipe.num_queries:
+        return None
+    if "ACCELERATE_USE_FSDP" in os.environ:  # by a config file, which says how
+        return None
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=True,
+        auto_wrap_policy="TRANSFORMER_BASED_WRAP",
+        state_dict_type="FULL_STATE_DICT",
+        cpu_ram_efficient_loading=False,
+    )
+
+
+def on_gpus() -> bool:
+    """Will Accelerate put this process on a GPU?"""
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+
+
 def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator:
     """Join the other processes, if there are any. SystemExit if they cannot run this recipe together."""
     # The others wait while the first process scores and saves, which may take longer than the default ten minutes.
@@ -185,7 +213,11 @@ def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator
     handlers = [patience, AutocastKwargs(cache_enabled=False)]
     precision = "bf16" if recipe.dtype == "bfloat16" else "no"
     accelerator = Accelerator(
-        mixed_precision=precision, log_with=tracker, project_dir=str(output_dir), kwargs_handlers=handlers
+        mixed_precision=precision,
+        log_with=tracker,
+        project_dir=str(output_dir),
+        kwargs_handlers=handlers,
+        fsdp_plugin=sharding(recipe),
     )
     if tracker and not accelerator.log_with:  # it is left out silently where its package is absent
         raise SystemExit(f"--tracker {tracker} needs one more package: pip install {tracker}")
@@ -374,6 +406,7 @@ def frozen_copies(
     ready = accelerator.distributed_type != "FSDP" and (recipe.dtype == "float32" or recipe.lora_rank)
     if not ready and recipe.train != "context":
         replica = full_copy(policy, getattr(torch, recipe.dtype))
+        give_room(replica, False)
     return reference, replica
 
 
@@ -425,10 +458,17 @@ def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
 
 @contextlib.contextmanager
 def at_work(frozen: models.Policy | None, policy: models.Policy, device: torch.device, park: bool):
-    """A frozen copy, on `device` while it is needed; then, with `park`, back to the CPU's memory. None: the policy."""
+    """The reference, on `device` while it is needed; then, with `park`, back to the CPU's memory. None: the policy."""
     yield frozen.to(device) if frozen else policy
     if park and frozen:
         frozen.to("cpu")
+
+
+def give_room(replica: models.Policy, room: bool) -> None:
+    """Give the replica's weights their memory, with anything in it (refresh fills it), or take it away: between two
+    samplings nobody reads them."""
+    for p in replica.parameters():
+        p.data.untyped_storage().resize_(p.numel() * p.element_size() if room else 0)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@ it has; what then shards, gathers, clips and saves is its own code, over gloo.""
 
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 import train
@@ -11,14 +11,9 @@ from engine import run
 
 
 def told(**named) -> Accelerator:
+    plugin = named.pop("fsdp_plugin")  # the run's own choice (run.sharding), as on two GPUs
+    assert plugin is not None
     accelerator = Accelerator(**named)
-    plugin = FullyShardedDataParallelPlugin(  # as in configs/fsdp2.yaml
-        fsdp_version=2,
-        reshard_after_forward=True,
-        auto_wrap_policy="TRANSFORMER_BASED_WRAP",
-        state_dict_type="FULL_STATE_DICT",
-        cpu_ram_efficient_loading=False,
-    )
     if accelerator.mixed_precision != "no":
         plugin.set_mixed_precision(accelerator.mixed_precision)
     accelerator.state.distributed_type = DistributedType.FSDP
@@ -32,5 +27,5 @@ def seen(accelerator, policy, *rest):
     return update(accelerator, policy, *rest)
 
 
-update, train.update, run.Accelerator = train.update, seen, told
+update, train.update, run.Accelerator, run.on_gpus = train.update, seen, told, lambda: True
 train.main()

@@ -501,3 +501,36 @@ def test_the_best_checkpoint_of_a_held_out_set_of_its_own_is_kept_and_vision_may
     start = load_file(ROOT / "toy" / "qwen2_5_vl" / "model.safetensors")
     moved = {k for k in start if not torch.equal(there[k], start[k].float())}
     assert moved and not any("visual" in k for k in moved)
+
+
+def test_several_gpus_shard_by_themselves_where_all_weights_learn(monkeypatch):
+    monkeypatch.setattr(run, "on_gpus", lambda: True)
+    whole = recipes.RECIPES["drseg"]
+    assert run.sharding(whole) is None  # one process
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    assert run.sharding(whole).fsdp_version == 2
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)  # the plugin may have set it
+    others = (
+        recipes.RECIPES["lens"],
+        *(dataclasses.replace(whole, **f) for f in ({"lora_rank": 8}, {"shard": "never"})),
+    )
+    assert all(run.sharding(recipe) is None for recipe in others)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # a config file has said how
+    assert run.sharding(whole) is None
+
+
+def test_between_samplings_the_replica_has_no_memory(tmp_path, go, monkeypatch):
+    """In bf16 there is one; its storage is empty at the update, and the next step's samples fit the policy again."""
+    held, update = [], train.update
+
+    def look(accelerator, policy, *rest):
+        held.append([p.data.untyped_storage().size() for p in seen[0].replica.parameters()])
+        return update(accelerator, policy, *rest)
+
+    seen, step = [], train.training_step
+    monkeypatch.setattr(train, "training_step", lambda run, n: (seen.append(run), step(run, n))[1])
+    monkeypatch.setattr(train, "update", look)
+    more = "--prompts_per_step 2 --max_steps 2 --dtype bfloat16 --beta 0".split()
+    rows = go(draw(tmp_path / "data", n=2), tmp_path / "run", *more)
+    assert len(rows) == 2 and len(held) == 2 and not any(map(sum, held)) and rows[1]["gap"] < 0.1
