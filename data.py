@@ -17,6 +17,7 @@ Boxes are continuous [x1, y1, x2, y2] with area (x2 - x1)(y2 - y1): the pixel in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -56,6 +57,18 @@ class BadData(Exception):
     """A file or folder that cannot be used as given. The message names it and says what to do."""
 
 
+@contextlib.contextmanager
+def reading(at: str):
+    """Whatever a reader raises inside this block becomes BadData that says where: files may hold anything."""
+    try:
+        yield
+    except BadData as error:
+        raise BadData(f"{at}: {error}") from None
+    except Exception as error:  # the one net under all readers
+        what = f"there is no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise BadData(f"{at}: {what:.300}. docs/data.md says how data lie.") from error
+
+
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
@@ -72,7 +85,7 @@ def decode_rle(rle: dict) -> np.ndarray:
     return coco_mask.decode(rle).astype(bool)
 
 
-MAX_PIXELS = 178_956_970  # of a picture or mask: where Pillow, too, takes a picture for a bomb
+MAX_PIXELS = 100_000_000  # of a picture or mask: more is taken for a bomb
 
 
 def rle_fault(rle: dict) -> str | None:
@@ -327,8 +340,9 @@ def load(
         {"image": "photos/1.jpg", "query": "the two red cups", "boxes": [[10, 20, 60, 90], [80, 15, 130, 88]],
          "points": [[[35, 50]], [[105, 48]]], "polygons": [[[10, 20, 60, 20, 35, 90]], [[80, 15, 130, 15, 105, 88]]]}
         in pixels of the upright picture; per object a box x1 y1 x2 y2, a list of points (as many for each), a list of
-        polygons x y x y ..., of three corners or more. Needed are image, query, and boxes or polygons, or "rle": a list
-        of one COCO RLE {"size": [height, width], "counts": ...} per object; or "no_target": true; or "count": 3.
+        polygons x y x y ..., of three corners or more. Needed are image, query, and boxes or a mask: polygons, or
+        "mask": a PNG (not 0 is the object) or a list of one per object, or "rle": a list of one COCO RLE
+        {"size": [height, width], "counts": ...} per object; or "no_target": true; or "count": 3.
     """
     makers: list[Callable[[], Sample]] = []
     skipped: list[str] = []
@@ -341,12 +355,8 @@ def load(
         on_hub = function == "tables" and re.fullmatch(r"[\w.-]+/[\w.-]+", str(root))
         if name != "toy" and (root is None or not (Path(root).exists() or on_hub)):
             raise BadData(f"{name}: folder not found: {root}. --data_root is where {name} lies.")
-        try:
+        with reading(f"{root} as {name}"):
             found = list(reader(Wanted(name, Path(root or "."), split, one_expression, seed)))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise BadData(
-                f"{root} is not laid out as {name} is ({error!r}). {file.replace('.', '/')}.py says how."
-            ) from error
         usable, reasons = ([item for item in found if isinstance(item, str) == bad] for bad in (False, True))
         if not usable:
             raise BadData(f"{name}: nothing usable in {root}, split {split!r}. {(reasons or ['It is empty.'])[0]}")

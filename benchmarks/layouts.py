@@ -17,13 +17,16 @@ A reader reads annotations, no pictures: it takes what was wanted and yields, fo
 
 from __future__ import annotations
 
-import contextlib
+import difflib
 import functools
 import io
 import json
 import os
 import pickle
 import re
+import shutil
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,8 +34,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from benchmarks.pictures import open_image, picture_size
-from data import BadData, Sample, Wanted, decode_rle, encode_rle, rle_fault, to_frame
+from benchmarks.pictures import open_image, open_mask, picture_size
+from data import MAX_PIXELS, BadData, Sample, Wanted, decode_rle, encode_rle, reading, rle_fault, to_frame
 
 Makers = Iterator[Callable[[], Sample] | str]  # what a reader yields
 
@@ -46,7 +49,7 @@ def numbers(value, what: str = "it") -> np.ndarray:
     except (ValueError, OverflowError):  # lists of unlike lengths
         array = np.array(None)
     if array.size and (array.dtype.kind not in "iuf" or not np.isfinite(array).all()):
-        raise BadData(f"{what} is not made of numbers alone: {value!s:.80}")
+        raise BadData(f"{what}: not made of numbers alone, or uneven: {value!s:.80}")
     return array.astype(np.float64)
 
 
@@ -94,15 +97,30 @@ def to_rle(part: list | dict | Callable, size: tuple[int, int]) -> dict:
 
 
 def _drawable(part) -> bool:
-    return bool(part) and (not isinstance(part, list) or any(len(p) >= 6 for p in part))
+    return bool(part) and (not isinstance(part, list) or any(np.size(p) >= 6 for p in part))
+
+
+def text_fault(text) -> str | None:
+    """What is wrong with a query, or None."""
+    if not isinstance(text, str) or not text.strip():
+        return f"the query is no text, or empty: {text!r:.40}"
+    if len(text) > 2000:
+        return f"the query has {len(text)} characters; 2,000 are the most"
+    if re.search("[\0\ud800-\udfff\ufffd]", text):
+        return f"the query has characters that are none (a broken encoding?): {text!r:.80}"
+    if token := re.search(r"<\|[^|<>]*\|>|<(image|video)>", text):
+        return f"the query has {token[0]!r} in it, which a model takes for a picture or an end: take it out"
+    return None
 
 
 def _source(where: Path | tuple) -> Path | io.BytesIO:
-    """A picture's file, or the compressed picture in a table's cell: (table, row number)."""
+    """A picture's file, or the compressed picture in a table's cell: (table, row number, folder of relative paths)."""
     if isinstance(where, Path):
         return where
-    cell = where[0][where[1]]["image"]
-    return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"])
+    rows, i, folder = where
+    if not (cell := rows[i]["image"]):
+        raise BadData("there is no picture in this row")
+    return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else folder / cell["path"]
 
 
 def _open(where: Path | tuple, name: str, size: tuple[int, int]) -> Image.Image:
@@ -112,52 +130,67 @@ def _open(where: Path | tuple, name: str, size: tuple[int, int]) -> Image.Image:
     return picture
 
 
-def _make(
-    query: str,
-    id: str,
-    image_id,
-    where: Path | tuple,
-    size=None,
+def _make(at: str, query: str, id: str, image_id, where: Path | tuple, size=None, **more) -> Sample:
+    """What was put off at loading, of an entry whose place (file and line) is `at`: BadData names it."""
+    name = str(where) if isinstance(where, Path) else id
+    with reading(f"{at} ({name})" if isinstance(where, Path) else at):
+        if fault := text_fault(query):
+            raise BadData(fault)
+        size = size or picture_size(_source(where), name)
+        if [type(n) for n in size] != [int, int] or min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+            raise BadData(f"a picture of {size[0]!r:.20} x {size[1]!r:.20} pixels; it takes whole numbers from 1")
+        more = _truth(size, **more) | {"open": functools.partial(_open, where, name, tuple(size))}
+        return Sample(query, id=id, image_id=str(image_id), width=size[0], height=size[1], **more)
+
+
+def _truth(
+    size,
     parts=(),
     boxes=None,
     points=None,
     *,
+    xywh=False,
     ignored=(),
     frame=None,
     count=None,
     no_target=False,
     sentences=(),
     is_sentence=None,
-) -> Sample:
-    """What was put off at loading. boxes (N, 4), points (N, k, 2): in `frame`, or pixels; None: boxes of the masks."""
-    name = str(where) if isinstance(where, Path) else id
-    size = size or picture_size(_source(where), name)
-    try:
-        masks = [to_rle(part, size) for part in parts]
-        ignore = [to_rle(part, size) for part in ignored]
-    except BadData as error:
-        raise BadData(f"{id}, {name}: {error}. Was the mask made for this picture?") from None
+) -> dict:
+    """A Sample's other fields. boxes (N, 4), points (N, k, 2): in `frame`, or pixels; None: boxes of the masks. xywh:
+    COCO's boxes, x, y, width, height."""
+    masks = [to_rle(part, size) for part in parts]
+    ignore = [to_rle(part, size) for part in ignored]
+    drawn = [bool(coco_mask.area(rle)) for rle in masks]
     if boxes is None:
-        drawn = [i for i, rle in enumerate(masks) if coco_mask.area(rle)]
         # A mask of pixels may say "nothing fits"; polygons never do: these were drawn on another picture or size.
-        if len(drawn) < len(masks) and not any(map(callable, parts)):
-            raise BadData(f"{id}, {name}: no pixel of it is in a mask. Was the mask made for this picture?")
-        masks = [masks[i] for i in drawn]
+        if not all(drawn) and not any(map(callable, parts)):
+            raise BadData("no pixel of it is in a mask. Was the mask made for this picture?")
+        masks = [rle for rle, any_pixel in zip(masks, drawn, strict=True) if any_pixel]
         boxes = [(x, y, x + w, y + h) for x, y, w, h in map(coco_mask.toBbox, masks)]
-    boxes = to_frame(np.reshape(boxes, (-1, 4)), frame or size, size)
-    points = np.zeros((len(boxes), 0, 2)) if points is None else to_frame(points, frame or size, size)
-    nothing = no_target or count == 0 or (count is None and not len(boxes))
+    boxes = numbers(boxes, "the boxes")
+    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise BadData(f"a box is four numbers, and not {boxes.tolist()!s:.80}")
+    boxes = boxes.reshape(-1, 4)
+    if xywh:
+        boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    points = np.zeros((len(boxes), 0, 2)) if points is None else numbers(points, "the points")
+    if points.ndim != 3 or len(points) != len(boxes) or points.shape[2] != 2:
+        raise BadData(f"points are, for each of the {len(boxes)} objects, a list of as many [x, y]")
     ignore = coco_mask.merge(ignore) if ignore and any(map(coco_mask.area, ignore)) else None
-    opener = functools.partial(_open, where, name, size)
-    rest = masks, ignore, nothing, count, sentences, is_sentence
-    return Sample(query, boxes, points, id, str(image_id), *size, opener, *rest)
+    return {
+        "boxes": to_frame(boxes, frame or size, size),
+        "points": to_frame(points, frame or size, size),
+        "object_masks": masks,
+        "ignore_mask": ignore,
+        "no_target": no_target or count == 0 or (count is None and not len(boxes)),
+        "count": count,
+        "sentences": sentences,
+        "is_sentence": is_sentence,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- files and folders
-
-
-# What values of another kind, 100,000 brackets, and lengths that no memory has come to.
-_DEEP = (AttributeError, RecursionError, OverflowError, MemoryError)
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -167,18 +200,23 @@ class PlainUnpickler(pickle.Unpickler):
         raise BadData(f"it asks for {module}.{name}, which plain annotations never do, and was not opened")
 
 
-def _read(path: Path, parse: Callable = json.loads):
-    """A pickle or text (JSON); cp1252 where it is not UTF-8 (some of ReasonSeg's are not)."""
+def _read(path: Path, parse: Callable = json.loads, encodings: Sequence[str] = ("utf-8-sig", "cp1252")):
+    """A pickle or text (JSON); Windows-1252 where it is not UTF-8 (some of ReasonSeg's are not)."""
     raw = path.read_bytes()
     try:
         if path.suffix == ".p":
             return PlainUnpickler(io.BytesIO(raw), encoding="utf-8", errors="replace").load()
-        with contextlib.suppress(UnicodeDecodeError):
+        try:
             return parse(raw.decode("utf-8-sig"))
-        return parse(raw.decode("cp1252", errors="replace"))
-    except (BadData, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, *_DEEP) as error:
+        except UnicodeDecodeError as error:
+            # Windows-1252 has single accents and quotes; Chinese or UTF-16 would become letters that nobody wrote.
+            if "cp1252" not in encodings or re.search(rb"[\xa1-\xff]{2}", raw):
+                line = raw[: error.start].count(b"\n") + 1
+                raise BadData(f"line {line} is not in UTF-8: save the file as UTF-8") from None
+            return parse(raw.decode("cp1252"))
+    except Exception as error:  # a pickle may raise anything
         why = f"cannot be read: {error}" if raw else "is empty"
-        raise BadData(f"{path} {why}. Fetch it again, from a source that you trust.") from None
+        raise BadData(f"{path} {why}. Mend it, or fetch it again from a source that you trust.") from None
 
 
 def _find(root: Path, *names: str) -> Path:
@@ -191,38 +229,80 @@ def _find(root: Path, *names: str) -> Path:
 
 def _pictures(names: Sequence[str], roots: Sequence[Path], subfolders: Sequence[str] = ("",)) -> tuple[Path, set[str]]:
     """The folder where the pictures are, among those where people put COCO's, and which of them are not there."""
+    if wrong := [name for name in names if not isinstance(name, str) or not name or "\0" in name]:
+        raise BadData(f"a picture's name is text, and not {wrong[0]!r:.40}")
+    names = sorted(set(names))
     if not names:
         return roots[0], set()
     places = ("", "images/mscoco/images", "images", "coco", "refer_seg/images/mscoco/images")
-    tried = dict.fromkeys(root / place / sub for sub in subfolders for root in roots for place in places)
+    tried = list(dict.fromkeys(root / place / sub for sub in subfolders for root in roots for place in places))
+    best: tuple[Path, set[str]] = tried[0], set(names)
+    split = [os.path.split(name) for name in names]
     for folder in tried:
-        if any((folder / name).is_file() for name in names[:20]):
-            # each folder is listed once: asking for 80,000 files one by one is slow on a network drive
-            parts = {p: set(os.listdir(p)) if p.is_dir() else () for p in {(folder / name).parent for name in names}}
-            return folder, {name for name in names if Path(name).name not in parts[(folder / name).parent]}
-    raise BadData(f"no picture found: {names[0]} is in none of {', '.join(map(str, tried))}. Put or link them there.")
+        # each folder is listed once: asking for 80,000 files one by one is slow on a network drive
+        parts = {head: folder / head for head, _ in split}
+        listed = {head: set(os.listdir(p)) if p.is_dir() else set() for head, p in parts.items()}
+        absent = {name for name, (head, tail) in zip(names, split, strict=True) if tail not in listed[head]}
+        if len(absent) < len(best[1]):
+            best = folder, absent
+        if not absent:
+            break
+    if len(best[1]) < len(names):
+        return best
+    places = ", ".join(map(str, tried))
+    raise BadData(
+        f"no picture found: {names[0]} is in none of {places}. Put or link them there.{_near(tried[0], names[0])}"
+    )
+
+
+def _near(folder: Path, name: str) -> str:
+    """A hint, where a file of almost this name is there: its accents written otherwise, or its capitals."""
+
+    def plain(text: str) -> str:
+        return unicodedata.normalize("NFC", text).casefold()
+
+    parent = (folder / name).parent
+    found = [f for f in (os.listdir(parent) if parent.is_dir() else ()) if plain(f) == plain(Path(name).name)]
+    if not found:
+        return ""
+    unlike = "capitals" if found[0].lower() == Path(name).name.lower() else "how Unicode writes its accents"
+    return f" {found[0]!a} is there, which differs in {unlike}."
 
 
 def _picture_id(path: str) -> str:
     """COCO's image id from any of its file names, so that overlap of datasets can be counted; else the path itself."""
-    digits = re.fullmatch(r"(?:COCO_\w+_)?0*(\d+)", Path(path).stem)
+    digits = re.fullmatch(r"(?:COCO_\w+_|(?=\d{12}$))0*(\d+)", Path(path).stem)
     return digits[1] if digits else path
+
+
+def _by_id(entries: list[dict], what: str) -> tuple[dict[str, dict], set[str]]:
+    """Entries by their id as text (files mix 1 and "1"), and the ids that stand twice."""
+    found: dict[str, dict] = {}
+    twice: set[str] = set()
+    for entry in entries:
+        key = str(entry["id"])
+        if key in found:
+            twice.add(key)
+        found[key] = entry
+    if what == "images" and twice:
+        raise BadData(f"the image id {sorted(twice)[0]} stands twice: which picture is meant?")
+    return found, twice
 
 
 # --------------------------------------------------------- COCO's annotations: RefCOCO and its kin, detection, COCONut
 
 
 def _request(
-    query: str, id: str, image: dict, folder: Path, annotations: list[dict], crowds=(), sentences=()
+    at: str, query: str, id: str, image: dict, folder: Path, annotations: list[dict], crowds=(), sentences=()
 ) -> Callable:
     """One request on one picture; crowds become pixels that no metric counts."""
     boxed = all("bbox" in a for a in annotations)
-    boxes = [(x, y, x + w, y + h) for x, y, w, h in (a["bbox"] for a in annotations)] if boxed else None
-    parts, ignored = ([a["segmentation"] for a in group] for group in (annotations, crowds))
+    boxes = [a["bbox"] for a in annotations] if boxed else None
+    parts, ignored = ([a["segmentation"] for a in group if a.get("segmentation")] for group in (annotations, crowds))
     where = folder / image["file_name"]
     size = (image["width"], image["height"])
-    more = {"ignored": ignored, "sentences": sentences}
-    return functools.partial(_make, query, id, image["id"], where, size, parts, boxes, **more)
+    more = {"parts": parts, "boxes": boxes, "xywh": boxed, "ignored": ignored, "sentences": sentences}
+    return functools.partial(_make, at, query, id, image["id"], where, size, **more)
 
 
 REFERENCES = {  # layout -> folder, file
@@ -238,37 +318,62 @@ def references(want: Wanted) -> Makers:
     """RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO: a sample per sentence; gRefCOCO's ann_id [-1] says that nothing fits."""
     folder, file = REFERENCES[want.name]
     path = _find(want.root, f"{folder}/{file}", f"refer_seg/{folder}/{file}", file)
-    instances = _read(_find(path.parent, "instances.json"))
-    images, annotations = ({entry["id"]: entry for entry in instances[key]} for key in ("images", "annotations"))
+    with reading(str(path.parent / "instances.json")):
+        instances = _read(_find(path.parent, "instances.json"))
+        images, _ = _by_id(instances["images"], "images")
+        annotations, twice = _by_id(instances["annotations"], "annotations")
     every = _read(path)
     references = [ref for ref in every if ref["split"] == want.split]
     if not references:
-        splits = ", ".join(sorted({ref["split"] for ref in every})) or "nothing"
+        splits = ", ".join(sorted({str(ref["split"]) for ref in every})) or "nothing"
         raise BadData(f"{path} has no split {want.split!r}, only: {splits}.")
-    names = [images[ref["image_id"]]["file_name"] for ref in references if ref["image_id"] in images]
+    names = [images[i]["file_name"] for ref in references if (i := str(ref["image_id"])) in images]
     pictures, absent = _pictures(names, [path.parents[1], want.root], ["train2014", ""])
     for ref in references:
-        ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
-        ids = [] if ids == [-1] else ids
-        image = images.get(ref["image_id"])
-        bad = [i for i in ids if i not in annotations or not _drawable(annotations[i]["segmentation"])]
-        sentences = list(enumerate(s["sent"] for s in ref["sentences"]))
-        every_sentence = tuple(text for _, text in sentences) if want.one else ()
-        if bad or not sentences or image is None or image["file_name"] in absent:
-            why = f"no sentence, or no picture in {pictures}"
-            why = f"annotation {bad[0]} is missing or has no polygon" if bad else why
-            yield f"{want.name}: reference {ref['ref_id']}: {why}"
+        at = f"{path}, reference {ref['ref_id']}"
+        with reading(at):
+            ids = [str(i) for i in (ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]])]
+            ids, nothing = ([], True) if ids == ["-1"] else (ids, False)
+            image = images.get(str(ref["image_id"]))
+            why = _useless(ref, ids, nothing, annotations, twice)
+            if not why and (image is None or image["file_name"] in absent):
+                hint = _near(pictures, image["file_name"]) if image else ""
+                why = f"no picture in {pictures}.{hint}"
+            sentences = list(enumerate(s["sent"] for s in ref["sentences"]))
+        if why:
+            yield f"{at}: {why}"
             continue
-        if want.one:
+        for k, fault in [(k, text_fault(text)) for k, text in sentences]:
+            if fault:
+                yield f"{at}, sentence {k}: {fault}"
+        sentences = [(k, text) for k, text in sentences if not text_fault(text)]
+        every_sentence = tuple(text for _, text in sentences) if want.one else ()
+        if want.one and sentences:
             sentences = [sentences[np.random.default_rng([want.seed, ref["ref_id"]]).integers(len(sentences))]]
         for k, text in sentences:
             id = f"{want.name}/{want.split}/{ref['ref_id']}/{k}"
-            yield _request(text, id, image, pictures, [annotations[i] for i in ids], sentences=every_sentence)
+            yield _request(at, text, id, image, pictures, [annotations[i] for i in ids], sentences=every_sentence)
+
+
+def _useless(ref: dict, ids: list[str], nothing: bool, annotations: dict, twice: set[str]) -> str | None:
+    """Why a reference gives no sample: half a target is none."""
+    if not ref["sentences"]:
+        return "no sentence"
+    if bool(ref.get("no_target", nothing)) != nothing or not (ids or nothing):
+        return f"no_target is {ref.get('no_target')}, and its annotations are {ref['ann_id']}"
+    for i in ids:
+        if i not in annotations or not _drawable(annotations[i]["segmentation"]):
+            return f"annotation {i} is missing or has no polygon"
+        if i in twice:
+            return f"annotation {i} stands twice in instances.json: which is meant?"
+        if str(annotations[i]["image_id"]) != str(ref["image_id"]):
+            return f"annotation {i} is of picture {annotations[i]['image_id']}, and not of {ref['image_id']}"
+    return None
 
 
 def _panoptic(png: Path, segment: int, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool: one segment of a panoptic PNG, which writes an id as red + 256 green + 256² blue."""
-    return np.asarray(open_image(png)).astype(np.int64) @ [1, 256, 65536] == segment
+    return np.asarray(open_image(png)).astype(np.int32) @ np.array([1, 256, 65536], np.int32) == segment
 
 
 def coco(want: Wanted) -> Makers:
@@ -277,46 +382,66 @@ def coco(want: Wanted) -> Makers:
     years = ("2017", "2014", "")
     bases = ("", "coco/")
     path = _find(want.root, *(f"{b}annotations/{k}_{want.split}{y}.json" for k in kinds for b in bases for y in years))
-    file = _read(path)
-    category = {c["id"]: c["name"] for c in file["categories"] if c.get("isthing", 1)}
-    found = file["annotations"]
-    if path.name.startswith("panoptic"):
-        masks = _find(path.parents[1], path.stem, f"annotations/{path.stem}")
-
-        def segment(annotation: dict, s: dict) -> Callable:
-            return functools.partial(_panoptic, masks / annotation["file_name"], s["id"])
-
-        found = [
-            s | {"image_id": a["image_id"], "segmentation": segment(a, s)}
-            for a in found
-            for s in a["segments_info"]
-            if s["category_id"] in category
-        ]
-    groups: dict[int, dict[int, list[dict]]] = {}  # image -> category -> annotations
-    for a in found:
-        if _drawable(a["segmentation"]):
-            groups.setdefault(a["image_id"], {}).setdefault(a["category_id"], []).append(a)
+    with reading(str(path)):
+        file = _read(path)
+        images, _ = _by_id(file["images"], "images")
+        # Categories of one name are one: half of what is called so would be wrong.
+        category = {str(c["id"]): c["name"] for c in file["categories"]}
+        first = {name: c for c, name in reversed(category.items())}
+        things = {str(c["id"]) for c in file["categories"] if c.get("isthing", 1)}
+        found = file["annotations"]
+        if path.name.startswith("panoptic"):
+            masks = _find(path.parents[1], path.stem, f"annotations/{path.stem}")
+            found = [
+                s | {"image_id": a["image_id"], "segmentation": functools.partial(_panoptic, masks / name, s["id"])}
+                for a in found
+                for name, segments in [(a["file_name"], a["segments_info"])]
+                for s in segments
+                if str(s["category_id"]) in things
+            ]
         else:
-            yield f"{want.name}: annotation {a['id']} of picture {a['image_id']} has no polygon"
-    images = [image for image in file["images"] if image["id"] in groups]
-    pictures, absent = _pictures([i["file_name"] for i in images], [want.root], [path.stem.split("_", 1)[1], ""])
-    for image in images:
-        if image["file_name"] in absent:
-            yield f"{want.name}: picture not there: {pictures / image['file_name']}"
+            _, twice = _by_id(found, "annotations")
+            if twice:
+                raise BadData(f"the annotation id {sorted(twice)[0]} stands twice: which is meant?")
+        bare = not any(a.get("segmentation") for a in found)  # detection's files: boxes serve alone
+        groups: dict[str, dict[str, list[dict]]] = {}  # image -> category -> annotations
+        broken: dict[tuple[str, str], str] = {}  # ... and which of them would be half a target
+        for a in found:
+            at = f"annotation {a['id']} of picture {a['image_id']}"
+            image, c = str(a["image_id"]), str(a["category_id"])
+            if image not in images or c not in things:
+                yield f"{path}, {at}: " + ("no such picture" if image not in images else f"category {c} is none")
+                continue
+            if a.get("iscrowd", 0) not in (0, 1):
+                raise BadData(f"{at}: iscrowd is {a['iscrowd']!r}, and not 0 or 1")
+            c = first[category[c]]
+            groups.setdefault(image, {}).setdefault(c, []).append(a)
+            if not (bare and "bbox" in a or _drawable(a.get("segmentation"))):
+                broken[image, c] = f"{at} has no polygon" + (", so its box goes unused too" if "bbox" in a else "")
+        names = [images[image]["file_name"] for image in groups]
+        pictures, absent = _pictures(names, [want.root], [path.stem.split("_", 1)[1], ""])
+    for key, image in images.items():
+        if key not in groups:
             continue
-        group = groups[image["id"]]
+        if image["file_name"] in absent:
+            yield f"{path}: picture not there: {pictures / image['file_name']}.{_near(pictures, image['file_name'])}"
+            continue
+        group = groups[key]
+        yield from (
+            f"{path}: {category[c]} of picture {key} left out: {broken[key, c]}" for c in group if (key, c) in broken
+        )
+        group = {c: group[c] for c in group if (key, c) not in broken}
         crowds = {c: [a for a in group[c] if a.get("iscrowd")] for c in group}
-        objects = {c: [a for a in group[c] if not a.get("iscrowd")] for c in sorted(group)}
+        objects = {c: [a for a in group[c] if not a.get("iscrowd")] for c in sorted(group, key=lambda c: (len(c), c))}
         chosen = [c for c in objects if len(objects[c]) >= (2 if want.name == "coconut" else 1)]
         if want.name == "coconut" and chosen:
-            chosen = [chosen[np.random.default_rng([want.seed, image["id"]]).integers(len(chosen))]]
+            chosen = [chosen[np.random.default_rng([want.seed, int(key)]).integers(len(chosen))]]
         elif want.name == "coco-detection":
-            where = f"in picture {image['id']} is only a crowd"
-            yield from (f"{want.name}: {category[c]} {where}" for c in objects if c not in chosen)
+            yield from (f"{path}: {category[c]} in picture {key} is only a crowd" for c in objects if c not in chosen)
         for c in chosen:
             query = f"All {category[c]}" if want.name == "coconut" else category[c]
-            id = f"{want.name}/{want.split}/{image['id']}/{category[c]}"
-            yield _request(query, id, image, pictures, objects[c], crowds[c])
+            id = f"{want.name}/{want.split}/{key}/{category[c]}"
+            yield _request(f"{path}, picture {key}", query, id, image, pictures, objects[c], crowds[c])
 
 
 # ------------------------------------------------------------------------------------------------------------ ReasonSeg
@@ -336,27 +461,43 @@ def _painted(shapes: list[dict], ignore: bool, size: tuple[int, int]) -> np.ndar
 def reasonseg(want: Wanted) -> Makers:
     """One mask per request, however many polygons it takes, so one box; its note says whether the query is long."""
     folder = _find(want.root, *[f"{base}{want.split}" for base in ("ReasonSeg/", "reason_seg/ReasonSeg/", "")])
-    pictures = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".jpg", ".jpeg", ".png")}
-    notes = {p.stem: p for p in sorted(folder.glob("*.json"))}
+    files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]  # macOS leaves ._a.json beside a.json
+    pictures = {p.stem: p for p in files if p.suffix.lower() in (".jpg", ".jpeg", ".png")}
+    notes = {p.stem: p for p in files if p.suffix.lower() == ".json"}
     alone = sorted(pictures.keys() ^ notes.keys())
     yield from (f"reasonseg: {folder / stem} has no picture or no .json" for stem in alone)
+    several = Counter(p.stem for p in files if p.suffix.lower() != ".json")
     for stem in sorted(pictures.keys() & notes.keys()):
-        note = _read(notes[stem])
-        shapes = [s for s in note["shapes"] if "flag" not in s["label"].lower()]  # as the released reader does
-        drawn = [s for s in shapes if len(s["points"]) >= 3]
+        with reading(str(notes[stem])):
+            note = _read(notes[stem])
+            shapes = [s for s in note["shapes"] if "flag" not in s["label"].lower()]  # as the released reader does
+            drawn = [s for s in shapes if len(s["points"]) >= 3]
+            other = [s["shape_type"] for s in shapes if s.get("shape_type", "polygon") != "polygon"]
+            texts = note["text"] if isinstance(note["text"], list) else [note["text"]]
+            why = None
+            if several[stem] > 1:
+                why = "several pictures have this name"
+            elif other:
+                why = f"left out: it has a {other[0]!r:.20}, and only polygons are read; half a target is none"
+            elif all("ignore" in s["label"].lower() for s in drawn):
+                why = "it has no target polygon"
+            elif not texts:
+                why = "it has no text"
+        if why:
+            yield f"reasonseg: {notes[stem]}: {why}"
+            continue
         if len(drawn) < len(shapes):
             yield f"reasonseg: {notes[stem]}: {len(shapes) - len(drawn)} shapes of fewer than three points left out"
-        if all("ignore" in s["label"].lower() for s in drawn):
-            yield f"reasonseg: {notes[stem]} has no target polygon"
-            continue
         target, ignored = (functools.partial(_painted, drawn, ignore) for ignore in (False, True))
-        texts = note["text"] if isinstance(note["text"], list) else [note["text"]]
         for k, text in enumerate(texts[:1] if want.one else texts):
-            where = pictures[stem]
+            if fault := text_fault(text):
+                yield f"reasonseg: {notes[stem]}: {fault}"
+                continue
             id = f"reasonseg/{want.split}/{stem}/{k}"
             long = note.get("is_sentence")
             more = {"ignored": [ignored], "is_sentence": long if isinstance(long, bool) else None}
-            yield functools.partial(_make, text, id, _picture_id(stem), where, None, [target], **more)
+            args = str(notes[stem]), text, id, _picture_id(stem), pictures[stem]
+            yield functools.partial(_make, *args, parts=[target], **more)
 
 
 # ---------------------------------- tables with the pictures inside: VisionReasoner's training and test sets, counting
@@ -368,117 +509,224 @@ TABLES = {
 }
 
 
+MAX_CELL = 2**30  # bytes
+
+
+def _bounded(files: list[Path]) -> None:
+    """BadData for a Parquet that unpacks to more than MAX_CELL a row, or than the disk has left: it is a bomb, or too
+    large for here."""
+    import datasets
+    import pyarrow.parquet
+
+    total = 0
+    for file in files:
+        with reading(f"{file} cannot be read"):
+            groups = pyarrow.parquet.ParquetFile(file).metadata
+            for group in map(groups.row_group, range(groups.num_row_groups)):
+                total += group.total_byte_size
+                if group.total_byte_size > MAX_CELL * max(1, group.num_rows):
+                    raise BadData(
+                        f"{group.total_byte_size:,} bytes in {group.num_rows} rows; {MAX_CELL:,} a row is the most"
+                    )
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    if total > free:
+        raise BadData(f"{files[0]} and its kin unpack to {total:,} bytes, and {cache} has {free:,} left")
+
+
 def _table(want: Wanted):
-    """A datasets.Dataset from a folder of Parquet, a save_to_disk folder, or the Hub; its pictures still compressed."""
+    """A datasets.Dataset from a folder of Parquet, a save_to_disk folder, or the Hub, its pictures still compressed;
+    and the folder that their relative paths start from."""
     import datasets
 
-    files = sorted(want.root.rglob("*.parquet"))
-    chosen = [str(f) for f in files if f.stem == want.split or f.stem.startswith(f"{want.split}-")]
+    files = [want.root] if want.root.is_file() else sorted(want.root.rglob("*.parquet"))
+    files = [f for f in files if not f.name.startswith(".")]
+    of_split = rf"{re.escape(want.split)}(-.*)?"
+    # The Hub's own conversion has a folder for each split: default/train/0000.parquet
+    chosen = [f for f in files if re.fullmatch(of_split, f.stem) or f.parent.name == want.split]
     if files and not chosen:
         raise BadData(f"{want.root} has no Parquet of split {want.split!r}, only: {', '.join(f.name for f in files)}.")
+    _bounded(chosen)
     try:
         if files:
-            data = datasets.load_dataset("parquet", data_files=chosen, split="train")
+            data = datasets.load_dataset("parquet", data_files=[str(f) for f in chosen], split="train")
         elif want.root.exists():
             data = datasets.load_from_disk(str(want.root))
             data = data[want.split] if isinstance(data, datasets.DatasetDict) else data
         else:
             data = datasets.load_dataset(want.root.as_posix(), split=want.split)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
         kinds = "a folder of Parquet, one made by save_to_disk, or a dataset's name on the Hub"
         raise BadData(f"cannot read split {want.split!r} of {want.root} ({error}). --data_root is {kinds}.") from error
     if lacking := set(TABLES[want.name]) - set(data.column_names):
         raise BadData(f"{want.root} has no column {', '.join(sorted(lacking))}, only {', '.join(data.column_names)}.")
-    return data.cast_column("image", datasets.Image(decode=False))
+    return data.cast_column("image", datasets.Image(decode=False)), chosen[0].parent if chosen else want.root
 
 
 def _nested_mask(masks, i: int, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool from a cell of nested lists, without making the lists (slow)."""
-    flat = masks[i]["mask"].combine_chunks().flatten().flatten().to_numpy(zero_copy_only=False)
-    if flat.size != size[0] * size[1]:
-        raise BadData(f"a mask of {flat.size} pixels on a picture of {size[0]} x {size[1]}")
+    rows = masks[i]["mask"].combine_chunks().flatten()
+    flat = rows.flatten().to_numpy(zero_copy_only=False)
+    widths = rows.value_lengths().unique().to_pylist()
+    if (len(rows), widths) != (size[1], [size[0]]):  # a mask on its side has as many pixels
+        raise BadData(f"a mask of {len(rows)} rows of {widths} pixels on a picture of {size[0]} x {size[1]}")
+    if flat.dtype.kind not in "bui":
+        raise BadData("a mask is not made of whole numbers")
     return flat.reshape(size[::-1]).astype(bool)
 
 
 def _solution(text: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Boxes (N, 4) and points (N, k, 2) from a training row's JSON."""
     objects = json.loads(text)
-    boxes = np.array([o["bbox_2d"] for o in objects], dtype=np.float64).reshape(-1, 4)
+    boxes = numbers([o["bbox_2d"] for o in objects], "the boxes").reshape(-1, 4)
     points = [[o[key] for key in sorted(o) if key.startswith("point")] for o in objects]
-    return boxes, np.array(points, dtype=np.float64).reshape(len(boxes), -1, 2) if points else None
+    return boxes, numbers(points, "the points").reshape(len(boxes), -1, 2) if points else None
 
 
 def tables(want: Wanted) -> Makers:
     """A sample per row. Masks, one cell of nested lists each, stay in Arrow until a sample is asked for."""
-    rows = _table(want)
+    rows, folder = _table(want)
     masks = rows.select_columns("mask").with_format("arrow") if want.name == "visionreasoner-test" else None
     rows = rows.remove_columns("mask") if masks else rows
     for i, row in enumerate(rows.remove_columns("image")):
-        id = f"{want.name}/{want.split}/{i}"
-        where = (rows, i)
-        if want.name == "counting":
-            yield functools.partial(_make, row["text"], id, id, where, boxes=(), count=int(row["count"]))
-        elif masks:
-            mask = functools.partial(_nested_mask, masks, i)
-            boxes = [row["bbox"]] if row.get("bbox") else None
-            args = row["text"], f"{id}/{row['ann_id']}", row["image_id"], where, None, [mask], boxes
-            yield functools.partial(_make, *args)
-        else:
-            try:
+        at, id = f"{want.root}, row {i}", f"{want.name}/{want.split}/{i}"
+        where = (rows, i, folder)
+        with reading(at):
+            if want.name == "counting":
+                args = at, row["text"], id, id, where
+                more = {"boxes": (), "count": _count(row["count"])}
+            elif masks:
+                args = at, row["text"], f"{id}/{row['ann_id']}", row["image_id"], where
+                mask = functools.partial(_nested_mask, masks, i)
+                more = {"parts": [mask], "boxes": [row["bbox"]] if row.get("bbox") else None}
+            else:
                 boxes, points = _solution(row["solution"])
-            except (ValueError, KeyError, TypeError) as error:
-                why = f"solution is not a list of boxes and points ({error!r})"
-                raise BadData(f"{want.root}, row {i}: {why}.") from None
-            image_id = _picture_id(str(row["id"]).split("_")[0])  # "<image>_<number>"
-            args = row["problem"], f"{id}/{row['id']}", image_id, where, None, (), boxes, points
-            # boxes are in pixels of 840 x 840, the size of the copies in the table: here these copies are the originals
-            yield functools.partial(_make, *args, frame=(840, 840))
+                number = str(row["id"]).split("_")[0]  # "<image>_<number>"
+                image_id = number.lstrip("0") or "0" if number.isdigit() else number
+                args = at, row["problem"], f"{id}/{row['id']}", image_id, where
+                # boxes are in pixels of 840 x 840, the size of the copies in the table: here these are the originals
+                more = {"boxes": boxes, "points": points, "frame": (840, 840)}
+        yield functools.partial(_make, *args, **more)
 
 
 # --------------------------------------------------- one JSON object per line: GroundingSuite, and people's own data
 
 
+SHAPES = ("polygons", "rle", "mask")
+KEYS = ("image", "query", "boxes", "points", *SHAPES, "no_target", "count")
+
+
+def _count(value) -> int:
+    if type(value) is not int or not 0 <= value <= 10_000:
+        raise BadData(f"count is a whole number from 0 to 10,000, and not {value!r:.40}")
+    return value
+
+
+def _once(pairs: list[tuple]) -> dict:
+    """A JSON object, no key of which may stand twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise BadData(f"a key stands twice: {Counter(key for key, _ in pairs).most_common(1)[0][0]!r}")
+    return found
+
+
+def _objects(entry: dict) -> tuple[list, np.ndarray | None, np.ndarray | None]:
+    """Masks, boxes (N, 4) and points (N, k, 2) of a line, as far as they can be checked without its picture."""
+    given = [key for key in SHAPES if key in entry]
+    if len(given) > 1:
+        raise BadData(f"give one of {' and '.join(given)}")
+    parts = entry[given[0]] if given else []
+    parts = [parts] if given == ["mask"] and isinstance(parts, str) else parts
+    kind = {"polygons": list, "rle": dict, "mask": str}[given[0]] if given else list
+    if not isinstance(parts, list) or not all(isinstance(part, kind) and _drawable(part) for part in parts):
+        form = {"polygons": "a list of polygons [x, y, x, y, ...]", "rle": '{"size": [height, width], "counts": ...}'}
+        raise BadData(f"{given[0]} is a list that has for each object {form.get(given[0], 'the name of a PNG')}")
+    if given == ["polygons"] and any(not isinstance(points, list) for part in parts for points in part):
+        raise BadData("polygons has for each object a list of polygons: here a pair of brackets is missing")
+    if given == ["polygons"]:
+        for points in (points for part in parts for points in part):
+            if numbers(points, "a polygon").ndim != 1:
+                raise BadData(f"a polygon is one flat list x, y, x, y, ..., and not {points!s:.60}")
+    boxes = numbers(entry["boxes"], "boxes") if "boxes" in entry else None
+    if boxes is not None and boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise BadData(f"boxes is a list of [x1, y1, x2, y2], and not {entry['boxes']!s:.60}")
+    boxes = None if boxes is None else boxes.reshape(-1, 4)
+    for x1, y1, x2, y2 in () if boxes is None else boxes.tolist():
+        if x2 <= x1 or y2 <= y1:
+            raise BadData(
+                f"a box is [x1, y1, x2, y2] with x1 < x2 and y1 < y2: is {[x1, y1, x2, y2]} x, y, width, height?"
+            )
+    found = 0 if boxes is None else len(boxes)
+    if found and parts and len(parts) not in (1, found):
+        raise BadData(f"{found} boxes but masks of {len(parts)} objects")
+    points = numbers(entry["points"], "points") if entry.get("points") else None
+    if points is not None and (points.ndim != 3 or len(points) != (found or len(parts)) or points.shape[2] != 2):
+        raise BadData(f"points is, for each of the {found or len(parts)} objects, a list of as many [x, y]")
+    return parts, boxes if found else None if parts else (), points
+
+
+def _line(text: str, suite: bool) -> dict:
+    """One line, checked: image, query, parts, boxes, points, count, no_target."""
+    e = json.loads(text, object_pairs_hook=_once)
+    if not isinstance(e, dict):
+        raise BadData("a line is one {...}")
+    if suite:
+        e = {"image": e["image_path"], "query": e["caption"], "boxes": [e["box"]], "rle": [e["segmentation"]]}
+    if unknown := [key for key in e if key not in KEYS]:
+        near = difflib.get_close_matches(unknown[0], KEYS, 1)
+        raise BadData(
+            f"unknown key {unknown[0]!r:.40}" + (f": is it {near[0]!r}?" if near else f"; known: {', '.join(KEYS)}")
+        )
+    if lacking := [key for key in ("image", "query") if not isinstance(e.get(key), str) or not e[key].strip()]:
+        raise BadData(f"{lacking[0]!r} is missing, empty or no text")
+    if fault := text_fault(e["query"]):
+        raise BadData(fault)
+    parts, boxes, points = _objects(e)
+    found = len(parts) or (0 if boxes is None else len(boxes))
+    nothing = e.get("no_target", False)
+    count = _count(e["count"]) if "count" in e else None
+    if not isinstance(nothing, bool):
+        raise BadData(f"no_target is true or false, and not {nothing!r:.40}")
+    if (nothing and (found or count)) or not (found or nothing or count is not None):
+        raise BadData('it needs boxes, polygons, rle or mask, or else "no_target": true')
+    if count is not None and boxes is not None and len(boxes) not in (0, count):
+        raise BadData(f"count is {count}, but there are {len(boxes)} boxes")
+    more = {"parts": parts, "boxes": boxes, "points": points, "count": count, "no_target": nothing}
+    return {"image": e["image"], "query": e["query"], **more}
+
+
 def json_lines(want: Wanted) -> Makers:
     """A sample per line. Every line is checked before the first sample, and an error names it."""
     suite = want.name == "groundingsuite"
-    file = "GroundingSuite-Eval.jsonl" if suite else f"{want.split}.jsonl"
-    path = want.root if want.root.is_file() else _find(want.root, file)
-    lines = []
-    for n, line in enumerate(_read(path, lambda text: text.split("\n")), 1):
-        try:
-            if not line.strip():
-                continue
-            e = json.loads(line)
-            if suite:
-                e = {"image": e["image_path"], "query": e["caption"], "boxes": [e["box"]], "rle": [e["segmentation"]]}
-            boxes = np.array(e["boxes"], dtype=np.float64).reshape(-1, 4) if "boxes" in e else None
-            parts = e.get("polygons", e.get("rle", []))
-            if not isinstance(parts, list) or not all(isinstance(part, (list, dict)) for part in parts):
-                raise ValueError("polygons or rle are no list with one entry for each object")
-            found = 0 if boxes is None else len(boxes)
-            points = np.array(e["points"], dtype=np.float64) if e.get("points") else None
-            points = None if points is None else points.reshape(found or len(parts), -1, 2)
-            if found and not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
-                raise ValueError("a box is not [x1, y1, x2, y2] with x1 < x2 and y1 < y2")
-            if points is not None and not np.isfinite(points).all():
-                raise ValueError("a point is not two finite numbers")
-            if not (e.get("count") is None or type(e["count"]) is int and 0 <= e["count"] <= 10_000):
-                raise ValueError(f"count {str(e['count'])[:20]} is not a number of objects, 0 to 10,000")
-            if not all(map(_drawable, parts)) or not isinstance(e["query"], str) or not isinstance(e["image"], str):
-                raise ValueError("an empty polygon, or an image or query that is not text")
-            if found and parts and len(parts) not in (1, found):
-                raise ValueError(f"{found} boxes but masks of {len(parts)} objects")
-            if not (parts or found or e.get("no_target") or "count" in e) or (e.get("no_target") and (parts or found)):
-                raise ValueError('it needs boxes, polygons or rle, or else "no_target": true')
-        except (ValueError, KeyError, TypeError, *_DEEP) as error:
-            raise BadData(f"{path}, line {n}: {error!r:.300}. The format is described at data.load.") from None
-        more = {"count": e.get("count"), "no_target": bool(e.get("no_target"))}
-        lines.append((n, e["image"], e["query"], parts, boxes if found else None if parts else (), points, more))
-    folder, absent = _pictures([image for _, image, *_ in lines], [path.parent])
-    for n, image, query, parts, boxes, points, more in lines:
+    path = want.root if want.root.is_file() else None
+    beside = want.root.parent / f"{want.split}.jsonl"
+    if path and not suite and path.stem != want.split and (path.stem in ("train", "val", "test") or beside.exists()):
+        advice = f"{beside} lies beside it: name that, or the folder" if beside.exists() else "Name the folder of both"
+        raise BadData(f"{path} is not the split {want.split!r}. {advice}.")
+    path = path or _find(want.root, "GroundingSuite-Eval.jsonl" if suite else f"{want.split}.jsonl")
+    entries = []
+    for n, line in enumerate(_read(path, lambda text: text.split("\n"), ("utf-8-sig",)), 1):
+        if line.strip():
+            with reading(f"{path}, line {n}"):
+                entries.append((n, _line(line, suite)))
+    folder, absent = _pictures([entry["image"] for _, entry in entries], [path.parent])
+    numbers_of = {name: _picture_id(name) for name in {entry["image"] for _, entry in entries}}
+    shared = Counter(numbers_of.values())  # one number in two folders: two pictures
+    for n, entry in entries:
+        image, query = entry.pop("image"), entry.pop("query")
         if image in absent:
-            yield f"{path}, line {n}: picture not there: {folder / image}"
+            yield f"{path}, line {n}: picture not there: {folder / image}.{_near(folder, image)}"
             continue
-        id = f"{want.name}/{path.stem}/{n}"
-        args = query, id, _picture_id(image), folder / image, None, parts, boxes, points
-        yield functools.partial(_make, *args, **more)
+        image_id = numbers_of[image] if shared[numbers_of[image]] == 1 else image
+        args = f"{path}, line {n}", query, f"{want.name}/{path.stem}/{n}", image_id, folder / image
+        entry["parts"] = [
+            functools.partial(_drawn, path.parent / part) if isinstance(part, str) else part for part in entry["parts"]
+        ]
+        yield functools.partial(_make, *args, **entry)
+
+
+def _drawn(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A mask's file as a part (to_rle). An empty one says nothing, and is refused: "no_target" says that."""
+    if not (mask := open_mask(path)).any():
+        raise BadData(f'{path} is empty; where nothing fits, write "no_target": true')
+    return mask

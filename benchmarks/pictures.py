@@ -14,35 +14,60 @@ import data
 
 
 @contextlib.contextmanager
-def _reading(name):
-    """Whatever goes wrong with a picture inside this block becomes a data.BadData that names it."""
+def _opened(path: str | Path | io.BytesIO, name):
+    """The file as Pillow's lazy picture. Whatever goes wrong with it becomes a data.BadData that names it."""
     try:
-        yield
-    except FileNotFoundError:
+        with (
+            data.reading(f"picture cannot be read: {name}. Fetch it again, or take its entry out"),
+            Image.open(path) as file,
+        ):
+            if file.width * file.height > data.MAX_PIXELS:
+                raise data.BadData(f"it has {file.width} x {file.height} pixels; {data.MAX_PIXELS:,} is the most")
+            yield file
+    except data.BadData as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         advice = "Is --data_root the folder that the dataset's paths start from?"
         raise data.BadData(f"picture not found: {name}. {advice}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        advice = "Fetch the file again, or take its entry out."
-        raise data.BadData(f"picture cannot be read: {name} ({error}). {advice}") from None
+
+
+def _eight_bits(values: np.ndarray) -> Image.Image:
+    """Grey of more than eight bits as eight. Its full scale is 1 for floats up to 1, else the next of 255, 4095 (a
+    camera's 12 bits) and 65535; BadData beyond, where nothing says what is white."""
+    most = values.max()
+    scales = [scale for scale in (1, 255, 4095, 65535) if most <= scale and (scale > 1 or values.dtype.kind == "f")]
+    if not np.isfinite(most) or values.min() < 0 or not scales:
+        raise data.BadData(f"its grey goes from {values.min():g} to {most:g}: save it as an 8-bit picture")
+    return Image.fromarray((values * (255 / scales[0])).round().astype(np.uint8))
 
 
 def open_image(path: str | Path | io.BytesIO, name: str = "") -> Image.Image:
     """A picture as upright RGB, whatever its mode (grey, palette, CMYK, RGBA) or EXIF rotation; or data.BadData."""
-    with _reading(name or path), Image.open(path) as file:
+    with _opened(path, name or path) as file:
         picture = ImageOps.exif_transpose(file)
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")  # over white: a plain convert() shows whatever colour hides underneath
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        if picture.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        if picture.mode[0] in "IF":  # convert() would clip them to white, or leave them black
+            picture = _eight_bits(np.asarray(picture))
         return picture.convert("RGB")
+
+
+def open_mask(path: Path) -> np.ndarray:
+    """(H, W) bool from a mask's file: what is not 0 (of a palette: not its first colour). data.BadData if that cannot
+    be, for a JPEG too: it blurs 0."""
+    with _opened(path, path) as file:
+        if file.format == "JPEG" or file.mode not in ("1", "L", "P", "I", "RGB") and not file.mode.startswith("I;16"):
+            raise data.BadData(f"a mask is a PNG in black and white, and not {file.format} of mode {file.mode}")
+        values = np.asarray(file)
+        return values.any(-1) if values.ndim == 3 else values != 0
 
 
 def picture_size(path: str | Path | io.BytesIO, name: str = "") -> tuple[int, int]:
     """(width, height) of the upright picture, from its header alone."""
-    with _reading(name or path), Image.open(path) as picture:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return picture.size[::-1] if turned else picture.size
+    with _opened(path, name or path) as file:  # a TIFF's size is the upright one already
+        turned = file.format != "TIFF" and file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return file.size[::-1] if turned else file.size
 
 
 def overlay(

@@ -1,6 +1,9 @@
 """Trouble from the field: inputs after public bug reports and beginners' mistakes, and what is right for each."""
 
 import json
+import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from PIL import Image
 
 import data
-from benchmarks import layouts, records
+from benchmarks import layouts, pictures, records
 
 SIZE = (200, 120)
 RED = [40, 30, 120, 90]  # what is red in the picture
@@ -122,3 +125,271 @@ def test_records_with_broken_masks_are_refused(tmp_path):
             else:
                 with pytest.raises(data.BadData, match="line 1"):
                     records.read_records(path)
+
+
+# ------------------------------------------------------------------------------------------------------------- jsonl
+
+REFUSED = {
+    "polygon of pairs": ({"polygons": [[np.reshape(CORNERS, (4, 2)).tolist()]]}, "flat list"),
+    "brackets missing": ({"polygons": [CORNERS]}, "pair of brackets"),
+    "count as text": ({"count": "1"}, "whole number"),
+    "count below 0": ({"count": -1}, "whole number"),
+    "count true": ({"count": True}, "whole number"),
+    "count of other boxes": ({"count": 2, "boxes": [RED]}, "count is 2, but there are 1 boxes"),
+    "no_target as text": ({"no_target": "false"}, "true or false"),
+    "no_target and a mask": ({"no_target": True, "polygons": [[CORNERS]]}, "needs boxes"),
+    "no_target and a count": ({"no_target": True, "count": 3}, "needs boxes"),
+    "one flat box": ({"boxes": RED}, r"boxes is a list of \[x1"),
+    "x, y, width, height": ({"boxes": [[150, 90, 40, 20]]}, "x, y, width, height"),
+    "numbers as text": ({"boxes": [["40", "30", "120", "90"]]}, "numbers alone"),
+    "null": ({"boxes": [[40, 30, None, 90]]}, "numbers alone"),
+    "400 digits": ({"boxes": [[40, 30, 10**400, 90]]}, "numbers alone"),
+    "unknown key": ({"boxes": [RED], "polygon": []}, "'polygon': is it 'polygons'"),
+    "two kinds of mask": ({"polygons": [[CORNERS]], "mask": "a.png"}, "give one of"),
+    "points of one object": ({"boxes": [RED], "points": [[50, 50]]}, "points is"),
+    "empty query": ({"query": "  ", "boxes": [RED]}, "query"),
+    "null query": ({"query": None, "boxes": [RED]}, "query"),
+    "a picture's token": ({"query": "the <|image_pad|> cup", "boxes": [RED]}, "image_pad"),
+    "a surrogate": ({"query": "\ud800", "boxes": [RED]}, "characters that are none"),
+    "long query": ({"query": "x" * 3000, "boxes": [RED]}, "3000 characters"),
+    "picture null": ({"image": None, "boxes": [RED]}, "'image' is missing"),
+    "nothing": ({}, "no_target"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_line_that_is_wrong_is_refused_with_its_number(tmp_path, name):
+    entry, words = REFUSED[name]
+    with pytest.raises(data.BadData, match=f"train.jsonl, line 2.*{words}"):
+        list(data.load("jsonl", lines(tmp_path, {"boxes": [RED]}, entry)))
+
+
+def test_lines_that_are_no_json_or_no_utf_8(tmp_path):
+    photo(tmp_path / "a.jpg")
+    right = b'{"image": "a.jpg", "query": "q", "boxes": [[1, 2, 30, 40]]}\n'
+    for line, words in (
+        (b"[" * 100_000, "line 2.*Recursion"),
+        (right.replace(b'"q"', b'"q", "query": "r"'), "line 2: a key stands twice: 'query'"),
+        (right.replace(b"q", "杯子".encode("gb2312")), "line 2 is not in UTF-8"),
+        (right.decode().encode("utf-16"), "not in UTF-8"),
+    ):
+        (tmp_path / "train.jsonl").write_bytes(right + line)
+        assert pytest.raises(data.BadData, data.load, "jsonl", tmp_path).match(words)
+
+
+def test_masks_as_files(tmp_path):
+    """A PNG per line or per object; black is nothing, whatever else is the object."""
+    lines(tmp_path, {"mask": "m.png"}, {"mask": ["m.png", "n.png"]}, {"mask": "m.png", "boxes": [RED]})
+    inside = Image.new("L", SIZE)
+    inside.paste(255, RED)
+    inside.save(tmp_path / "m.png")
+    Image.new("1", SIZE, 1).save(tmp_path / "n.png")
+    one, two, boxed = data.load("jsonl", tmp_path)
+    assert one.boxes.tolist() == boxed.boxes.tolist() == [RED] and one.mask.sum() == 80 * 60
+    assert two.boxes.tolist() == [RED, [0, 0, *SIZE]] and len(two.object_masks) == 2
+    for kind, words in (("small", "100 x 60 on a picture of 200 x 120"), ("empty", "no_target"), ("gone", "not found")):
+        if kind != "gone":
+            Image.new("L", SIZE if kind == "empty" else (100, 60)).save(tmp_path / f"{kind}.png")
+        assert words in first_error("jsonl", lines(tmp_path, {"mask": f"{kind}.png"}))
+    photo(tmp_path / "blurred.jpg")
+    assert "JPEG" in first_error("jsonl", lines(tmp_path, {"mask": "blurred.jpg"}))
+
+
+def test_a_file_serves_no_other_split(tmp_path):
+    """Held-out figures were of train.jsonl, while val.jsonl lay beside it."""
+    lines(tmp_path, {"boxes": [RED]})
+    lines(tmp_path, {"boxes": [RED]}, split="own")
+    assert len(data.load("jsonl", tmp_path / "own.jsonl", "val")) == 1  # a file that no split is named for
+    assert "is not the split 'val'" in first_error("jsonl", tmp_path / "train.jsonl", "val")
+    lines(tmp_path, {"boxes": [RED]}, split="val")
+    assert "lies beside it" in first_error("jsonl", tmp_path / "own.jsonl", "val")
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_only_turns_that_exist_are_turned(tmp_path):
+    """EXIF's orientation 9, or text, is none; a TIFF's size is the upright one already."""
+    for orientation, size in ((6, SIZE[::-1]), (9, SIZE), (3, SIZE)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for name in ("a.jpg", "a.tif", "a.png"):
+            path = photo(tmp_path / name, exif=exif)
+            assert pictures.picture_size(path) == pictures.open_image(path).size == size, (name, orientation)
+
+
+def test_deep_grey_is_neither_black_nor_white(tmp_path):
+    ramp = np.linspace(0, 1, 5)[None]
+    for name, values in (
+        ("float.tif", ramp.astype(np.float32)),
+        ("twelve.png", (ramp * 4095).astype(np.uint16)),
+        ("int.tif", (ramp * 65535).astype(np.int32)),
+        ("bytes.tif", (ramp * 255).astype(np.float32)),
+    ):
+        Image.fromarray(values).save(tmp_path / name)
+        assert np.abs(np.asarray(pictures.open_image(tmp_path / name))[0, :, 0] - ramp * 255).max() <= 1
+    for values in (ramp - 0.5, ramp * 1e6, ramp * np.nan):
+        Image.fromarray(values.astype(np.float32)).save(tmp_path / "odd.tif")
+        assert pytest.raises(data.BadData, pictures.open_image, tmp_path / "odd.tif").match("its grey goes from")
+
+
+def test_pictures_too_large_are_not_unpacked(tmp_path):
+    """A PNG of a few kilobytes may claim any size: the header is asked first, and the bound is said."""
+    path = photo(tmp_path / "bomb.png", (8, 8))
+    raw = bytearray(path.read_bytes())
+    for side in (10_001, 200_000):
+        raw[16:24] = struct.pack(">II", side, side)
+        raw[29:33] = struct.pack(">I", zlib.crc32(bytes(raw[12:29])))
+        path.write_bytes(raw)
+        for read in (pictures.open_image, pictures.open_mask, pictures.picture_size):
+            assert pytest.raises(data.BadData, read, path).match("bomb.png.*(100,000,000|178956970|357913940)")
+
+
+def test_one_number_in_two_folders_is_two_pictures(tmp_path):
+    names = [
+        "cam1/0001.jpg",
+        "cam2/0001.jpg",
+        "x/000000000007.jpg",
+        "y/000000000007.jpg",
+        "COCO_val2014_000000000009.jpg",
+    ]
+    for name in names:
+        photo(tmp_path / name)
+    lines(tmp_path, *({"image": name, "boxes": [RED]} for name in names))
+    assert [s.image_id for s in data.load("jsonl", tmp_path)] == [*names[:4], "9"]
+
+
+def test_absent_pictures_are_counted_over_all_names(tmp_path):
+    """None of the first twenty there was 'no picture found'; a name that differs in Unicode's form is pointed out."""
+    photo(tmp_path / "cafe\u0301.jpg")
+    names = [*(f"{n}.jpg" for n in range(30)), "caf\u00e9.jpg", "a.jpg"]
+    lines(tmp_path, *({"image": name, "boxes": [RED]} for name in names))
+    samples = data.load("jsonl", tmp_path)
+    assert len(samples) == 1 and len(samples.skipped) == 31
+    assert "how Unicode writes" in samples.skipped[-1] and "line 31" in samples.skipped[-1]
+
+
+# ------------------------------------------------------------------------------------------------------ other layouts
+
+
+def instances(folder: Path, annotations: list[dict], images=(1, 2), categories=({"id": 1, "name": "box"},)) -> Path:
+    whole = {"category_id": 1, "bbox": [40, 30, 80, 60], "iscrowd": 0, "segmentation": [CORNERS]}
+    annotations = [{"id": n, "image_id": 1} | whole | a for n, a in enumerate(annotations, 1)]
+    for annotation in annotations:
+        if annotation["segmentation"] == "none":
+            del annotation["segmentation"]
+    for i in images:
+        photo(folder / f"train/{i}.jpg")
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 200, "height": 120} for i in images]
+    content = {"images": images, "annotations": annotations, "categories": list(categories)}
+    path = folder / "annotations/instances_train.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("shape", ["none", []])
+def test_detection_without_masks_has_boxes(tmp_path, shape):
+    (sample,) = data.load("coco-detection", instances(tmp_path, [{"segmentation": shape}]))
+    assert sample.boxes.tolist() == [RED] and sample.mask is None
+
+
+def test_ids_as_text_and_categories_of_one_name(tmp_path):
+    two = [{"image_id": "1", "category_id": "2"}, {"image_id": 1}, {"image_id": 9}, {"category_id": 7}]
+    kinds = [{"id": 1, "name": "box"}, {"id": 2, "name": "box"}]
+    samples = data.load("coco-detection", instances(tmp_path, two, categories=kinds))
+    assert len(samples) == 1 and samples[0].boxes.tolist() == [RED, RED]
+    assert "no such picture" in samples.skipped[0] and "category 7" in samples.skipped[1]
+
+
+def test_coco_entries_that_are_wrong(tmp_path):
+    half = [{}, {"segmentation": []}, {"image_id": 2}]
+    samples = data.load("coco-detection", instances(tmp_path, half))
+    assert [s.image_id for s in samples] == ["2"] and "annotation 2 of picture 1" in samples.skipped[0]
+    for entry, words in (
+        ({"id": 7}, "id 7 stands twice"),
+        ({"iscrowd": "0"}, "iscrowd is '0'"),
+        ({"segmentation": [np.reshape(CORNERS, (4, 2)).tolist()]}, "picture 1 .*flat list"),
+        ({"bbox": [40, 30, 80]}, "a box is four numbers"),
+        ({"bbox": ["40", 30, 80, 60]}, "numbers alone"),
+    ):
+        with pytest.raises(data.BadData, match=words):
+            list(data.load("coco-detection", instances(tmp_path, [{"id": 7}, entry])))
+    path = instances(tmp_path, [{}]) / "annotations/instances_train.json"
+    for size in ("200", 0, None, 10**6, 200.5):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["images"][0]["width"] = size
+        path.write_text(json.dumps(content), encoding="utf-8")
+        assert "picture 1 " in first_error("coco-detection", tmp_path)
+
+
+def test_references_that_are_wrong(tmp_path):
+    instances(tmp_path / "refcoco", [{}, {"id": 11}, {"id": 11}, {"image_id": 2}])
+    (tmp_path / "refcoco/annotations/instances_train.json").rename(tmp_path / "refcoco/instances.json")
+    (tmp_path / "refcoco/train").rename(tmp_path / "train2014")
+
+    def reference(n, ann, texts, **more):
+        sentences = [{"sent": text} for text in texts]
+        return {"ref_id": n, "ann_id": ann, "image_id": 1, "split": "train", "sentences": sentences} | more
+
+    refs = [reference(1, "1", ["the box", "", None]), reference(2, 11, ["x"]), reference(3, 4, ["x"])]
+    refs += [reference(4, [], ["x"]), reference(5, [1], ["x"], no_target=True), reference(6, [-1], ["nothing"])]
+    (tmp_path / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refs))
+    samples = data.load("refcoco", tmp_path)
+    assert [(s.query, s.no_target) for s in samples] == [("the box", False), ("nothing", True)]
+    said = ["sentence 1", "sentence 2", "stands twice", "is of picture 2", "no_target is None", "no_target is True"]
+    assert all(words in line for words, line in zip(said, samples.skipped, strict=True))
+
+
+def test_reasonseg_as_labelme_writes_it(tmp_path):
+    def note(name, text, *shapes, encoding="utf-8"):
+        photo(tmp_path / f"test/{name}.jpg")
+        shapes = [{"label": "target", "points": np.reshape(CORNERS, (4, 2)).tolist()} | shape for shape in shapes]
+        content = json.dumps({"text": text, "shapes": shapes}, ensure_ascii=False)
+        (tmp_path / f"test/{name}.json").write_bytes(content.encode(encoding))
+
+    note("a", ["the red box", ""], {})
+    (tmp_path / "test/._a.json").write_bytes(b"\0\5\x16\7")
+    for kind in ("rectangle", "circle", "linestrip"):
+        note(kind, ["it"], {}, {"shape_type": kind})
+    note("none", ["it"])
+    note("silent", [], {})
+    photo(tmp_path / "test/twin.png")
+    note("twin", ["it"], {})
+    samples = data.load("reasonseg", tmp_path, "test")
+    assert [s.query for s in samples] == ["the red box"] and len(samples.skipped) == 7
+    assert sum("half a target" in line for line in samples.skipped) == 3
+    note("chinese", ["红色的盒子"], {}, encoding="gb2312")
+    assert "not in UTF-8" in first_error("reasonseg", tmp_path, "test")
+
+
+def test_tables_with_odd_cells(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    photo(tmp_path / "images/a.jpg")
+    solution = json.dumps([{"bbox_2d": [168, 210, 504, 630], "point_2d": [336, 420]}])
+    rows = {"image": [{"bytes": None, "path": "images/a.jpg"}] * 3, "id": ["1_0", "1_1", "1_2"]}
+    rows |= {"problem": ["the red box", None, "it"], "solution": [solution] * 3}
+    rows["image"] = [*rows["image"][:2], None]
+    (tmp_path / "default/train").mkdir(parents=True)  # as the Hub converts
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "default/train/0000.parquet")
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    samples = data.load("visionreasoner", tmp_path / "train-00000-of-00001.parquet")
+    assert samples[0].boxes.tolist() == [RED] and samples[0].image.size == SIZE
+    for i, words in ((1, "row 1: the query"), (2, "row 2.*no picture")):
+        with pytest.raises(data.BadData, match=words):
+            samples[i]
+    assert len(data.load("visionreasoner", tmp_path / "default")) == 3
+    monkeypatch.setattr(layouts, "MAX_CELL", 100)
+    assert "100 a row is the most" in first_error("visionreasoner", tmp_path)
+
+
+def test_a_mask_on_its_side_is_not_read(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    image = {"bytes": photo(tmp_path / "a.jpg").read_bytes(), "path": None}
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[30:90, 40:100] = True
+    rows = {"image": [image], "text": ["it"], "mask": [mask.tolist()], "image_id": ["1"], "ann_id": ["1"]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "test.parquet")
+    assert "200 rows of 120 pixels" in first_error("visionreasoner-test", tmp_path, "test")
