@@ -476,6 +476,20 @@ def widen_thin(image: Image.Image, ratio: int = 150) -> Image.Image:
     return image.resize((max(w, h // ratio), max(h, w // ratio)))
 
 
+def config_of(name: str):
+    """The Hugging Face configuration of what load_policy would load. CannotLoad if there is none."""
+    from transformers import AutoConfig
+
+    folder = find(name)
+    lora = Path(folder, "adapter_config.json")
+    try:
+        if lora.exists():
+            folder = find(json.loads(lora.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise CannotLoad("policy", name, f"{_sentence(error)}.") from error
+
+
 def load_policy(
     name: str,  # a Hub id, or a folder as Policy.save writes it
     *,

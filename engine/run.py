@@ -53,7 +53,7 @@ from torch.distributed.tensor import distribute_tensor
 import data
 import model as models
 import rewards
-from engine import checkpoint
+from engine import checkpoint, memory
 from engine.check import examine
 from engine.files import write_atomically
 from engine.journal import open_tracker
@@ -258,6 +258,12 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     differ = checkpoint.compare(last, recipe) if last else []
 
     # Who learns, on what. The reference is always recipe.model, what the run started from; the policy goes on.
+    if on_gpus() and main:
+        room = torch.cuda.mem_get_info()[1] / memory.GIB
+        config = models.config_of(recipe.model)
+        sharded = accelerator.distributed_type == "FSDP"
+        if said := memory.warning(recipe, config, accelerator.num_processes, sharded, room):
+            print(f"note: {said}")
     policy, segmenter = build(dataclasses.replace(recipe, model=str(last)) if last else recipe, accelerator)
     samples = data.load(
         recipe.dataset, recipe.data_root or None, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed

@@ -1,6 +1,7 @@
 """Documents that cannot go stale: names, links, options and code blocks are looked up, parsed and run."""
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import json
@@ -156,11 +157,30 @@ def test_a_paper_added_by_the_page_trains():
             del table["tight"]
 
 
-def test_the_memory_table_is_what_its_command_prints():
-    done = subprocess.run(
-        [sys.executable, "-m", "studies.memory"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert len(done.stdout.splitlines()) == 4 and done.stdout in (ROOT / "docs" / "memory.md").read_text()
+def test_the_memory_page_is_what_is_computed_and_within_a_tenth_of_what_was_measured(capsys):
+    from engine import memory
+    from studies import memory as page
+
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    page.main()
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 6 and said in text
+
+    full = memory.parts(recipes.RECIPES["drseg"], page.config_of(recipes.QWEN25_3B), 1, False)
+    tight = dataclasses.replace(recipes.RECIPES["drseg"], lora_rank=64, prompts_at_once=1, max_row_tokens=4096)
+    lora = memory.parts(tight, page.config_of(recipes.QWEN25_7B), 1, False)
+    start = full["weights"] + full["reference"] + full["replica"] + memory.SAM2_LARGE
+    computed = [start, start + full["gradients"] + full["Adam"], lora["frozen"] + lora["weights"] + memory.SAM2_LARGE]
+    computed.append(computed[-1] + lora["gradients"] + lora["Adam"] + lora["activations"])
+    rows = re.findall(r"\| ([\d.]+) \| ([\d.]+) \|$", text.split("| measured |")[1], re.M)
+    for value, (printed, measured) in zip(computed, rows, strict=True):
+        assert f"{value:.1f}" == printed and abs(value - float(measured)) <= 0.1 * float(measured)
+
+    # a GPU that is too small is told so before anything is loaded, with what would fit
+    config = page.config_of(recipes.QWEN25_7B)
+    said = memory.warning(recipes.RECIPES["drseg"], config, 1, False, 48.0)
+    assert "needs about" in said and "there are 48. With --lora_rank 64 --prompts_at_once 1 it is about 24" in said
+    assert memory.warning(recipes.RECIPES["drseg"], config, 4, True, 79.1) == ""
 
 
 @pytest.mark.parametrize("name", ["grpo", "rewards", "data", "model"])

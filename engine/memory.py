@@ -1,0 +1,83 @@
+"""How much of a GPU's memory a run takes, by part, from the shapes of its networks: nothing is loaded for it.
+
+The table of docs/memory.md (python -m studies.memory) and the sentence before a run loads anything come from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+import model as models
+from recipes import Recipe
+
+GIB = 2**30
+SAM2_LARGE = 0.84  # float32; and 224 M parameters are 0.84 GiB
+ACTIVATIONS = 6.0 / 8192  # an update's, a token of the longest row, with gradient checkpointing: as measured at 3B, 7B
+
+
+def parts(recipe: Recipe, config, gpus: int, sharded: bool) -> dict[str, float]:
+    """GiB on each of `gpus` GPUs, by part, for a policy of this Hugging Face config; keys and values (cache) with every
+    completion of the greatest length."""
+    from transformers import AutoModelForImageTextToText
+
+    text = config.text_config
+    with torch.device("meta"):
+        vlm = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+        context = models.ContextModule(text.hidden_size, connector=recipe.connector) if recipe.num_queries else None
+    whole = sum(p.numel() for p in vlm.parameters())
+    adapted = [m for n, m in vlm.named_modules() if "language_model" in n and n.endswith("_proj")]
+    adapter = recipe.lora_rank * sum(m.in_features + m.out_features for m in adapted)
+    learns = adapter or (0 if recipe.train == "context" else whole)
+    learns += sum(p.numel() for p in context.parameters()) if context else 0
+    share = gpus if sharded else 1
+    # As engine.run.frozen_copies has it: float32 policies that are whole write for themselves.
+    replica = recipe.train != "context" and not recipe.lora_rank and (sharded or recipe.dtype == "bfloat16")
+    rows = (recipe.prompts_at_once or recipe.prompts_per_step // gpus) * recipe.num_samples
+    # A picture of 840 x 840 is 900 tokens, one of max_pixels 1,275; the request about 100.
+    tokens = (recipe.image_size or recipe.max_pixels**0.5) ** 2 / 28**2 + 100 + recipe.max_completion
+    heads = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+    size = 2 if recipe.dtype == "bfloat16" else 4
+    bytes_of = {
+        "frozen": size * whole if adapter else 4 * whole * (recipe.train == "context"),
+        "weights": 4 * learns / share,
+        "gradients": 4 * learns / share,
+        "Adam": 8 * learns / share,
+        "reference": 0 if adapter or not recipe.needs_reference else size * whole,
+        "replica": size * whole * replica,
+        "cache": 0 if recipe.train == "context" else rows * tokens * 2 * text.num_hidden_layers * heads * size,
+    }
+    found = {name: value / GIB for name, value in bytes_of.items()}
+    found["activations"] = ACTIVATIONS * recipe.max_row_tokens * recipe.rows_per_batch
+    judged = recipe.segmenter_use != "evaluation" or recipe.eval_samples
+    return found | {"SAM2": SAM2_LARGE if judged and "large" in recipe.segmenter else 0.0}
+
+
+def peak(part: dict[str, float], park: bool = False) -> float:
+    """GiB at the larger of a step's two peaks: sampling (replica, keys and values, no gradients) and update (gradients,
+    activations, no replica)."""
+    always = part["frozen"] + part["weights"] + part["Adam"] + part["SAM2"]
+    reference = part["reference"]
+    sampling = always + part["replica"] + part["cache"] + (0 if park else reference)
+    return max(sampling, always + part["gradients"] + part["activations"] + (0 if park else reference))
+
+
+def warning(recipe: Recipe, config, gpus: int, sharded: bool, room: float) -> str:
+    """A sentence where a GPU of `room` GiB is too small, with what would fit; else ''."""
+    need = peak(parts(recipe, config, gpus, sharded), recipe.park)
+    if need <= 0.97 * room:
+        return ""
+    ways: dict[str, dict] = {
+        "--prompts_at_once 1": {"prompts_at_once": 1},
+        "--prompts_at_once 1 --park True": {"prompts_at_once": 1, "park": True},
+    }
+    if recipe.train == "policy" and not recipe.num_queries:
+        ways["--lora_rank 64 --prompts_at_once 1"] = {"lora_rank": 64, "prompts_at_once": 1}
+    said = f"{recipe.name} needs about {need:.0f} GiB on each GPU, and there are {room:.0f}"
+    for option, fields in ways.items():
+        other = dataclasses.replace(recipe, **fields)
+        less = peak(parts(other, config, gpus, sharded and not other.lora_rank), other.park)
+        if less <= 0.97 * room:
+            return f"{said}. With {option} it is about {less:.0f} (docs/memory.md)."
+    return f"{said}. More GPUs, or a smaller --model, would fit (docs/memory.md)."
