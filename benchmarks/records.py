@@ -9,8 +9,8 @@ OUT/predictions.N.jsonl       ... by process N of several; merged at the end, or
 from __future__ import annotations
 
 import json
+import math
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,8 +80,10 @@ def _fits(value, kind) -> bool:
         return right and all(_fits(v, kind[0]) for v in value)
     if isinstance(kind, dict):
         return isinstance(value, dict) and value.keys() == kind.keys() and all(_fits(value[k], kind[k]) for k in kind)
-    if kind is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if kind is float and type(value) is float:
+        return math.isfinite(value)
+    if kind in (int, float) and type(value) is int:
+        return abs(value) < 2**53  # beyond that, sums of pixels and areas are not what they seem
     return value is None if kind is None else type(value) is kind
 
 

@@ -189,7 +189,7 @@ def test_no_script_of_a_strangers_runs_in_a_real_browser(folder, tmp_path, monke
     attack = "".join(attacks)
     found = records.read_records(folder / "predictions.jsonl")[:3]
     strings = {"query": attack, "text": attack, "thought": attack, "looks": [attack]}
-    hidden = [[1e300, -1e300, 1e300, 1e300]] * 2  # boxes far outside, drawn in no time
+    hidden = [[-1e308, -1e308, 1e308, 1e308], [1e300, -1e300, 1e300, 1e300]]  # boxes far outside, drawn in no time
     (tmp_path / "predictions.jsonl").write_text(
         "".join(json.dumps(r | strings | {"boxes": hidden}) + "\n" for r in found)
     )
@@ -262,6 +262,8 @@ HOSTILE_FIELDS = [
     ("boxes", [[1, 2, 3, 10**400]]),
     ("points", [[1, 2]]),
     ("truth_boxes", "none"),
+    ("boxes", [[0, 0, 10**300, 10**300]]),  # its area would be no float
+    ("length", 10**400),
     ("width", 0),
     ("height", 10**6),  # a mask of another size than the picture
     ("mask", {"size": [1, 1], "counts": 5}),
