@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Datasets as one list of `Sample`s; the words of the prompt; the coordinate frames. No models or rewards in here.
 
     samples = load("refcocog", root="data", split="val")        # a sequence; pictures are read when asked for

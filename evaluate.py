@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """From a picture and a sentence to an answer, its mask, a record, every metric: benchmarks, and one photo.
 
     python evaluate.py --model runs/drseg/final --dataset refcocog --split val --data_root data

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """GRPO from the equations up: sampling, group advantages, the clipped surrogate, k3 KL, two ways to average tokens.
 
 What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object, no engine. Every

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The networks: the policy (a Qwen-VL), the segmenter (SAM2 by its own parts), LENS's context module between them.
 
     policy    = load_policy("Qwen/Qwen2.5-VL-7B-Instruct", image_size=840)      # or a folder, or toy/qwen2_5_vl

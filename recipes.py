@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The papers as data: one frozen dataclass, one value per recipe; what a recipe makes of a sample and of an answer.
 
     recipe = RECIPES["samr1"]                                    # or miniature(RECIPES["samr1"]), for a laptop

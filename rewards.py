@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """What the policy wrote, and what it is worth: one strict parser, and the reward of every paper as a pure function.
 
     answer = parse_answer(text, "drseg").rescaled((812, 812), (840, 840))     # never raises, whatever the text

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The loop: one training step is load, sample, judge, compare, update, for every recipe, on one process or many.
 
     python train.py --recipe drseg --toy                       # the miniature, on a laptop's CPU

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """`python data.py --check`: count what a data set holds, try its pictures, draw what was read."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """How the published datasets lie on disk: one reader per layout. `data.load` calls them; their rows are data.LOADERS.
 
     refcoco, refcoco+    root/<name>/refs(unc).p, instances.json; pictures in root/images/mscoco/images/train2014,

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Every metric, as a pure function of records: the lines of predictions.jsonl that evaluate.make_record writes.
 
 Integers and float64 throughout, so that each figure can be recomputed from the file to the last digit. The rules where

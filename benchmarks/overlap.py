@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """How much of a test was in the training set: pictures shared, and expressions that are there word for word.
 
     python -m benchmarks.overlap --dataset refcocog --split val --one_expression True --training grefcoco

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Pictures: opened upright, whatever the file; drawn on, to look at what a model answered or what a dataset holds."""
 
 from __future__ import annotations

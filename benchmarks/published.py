@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The figures that the papers print, to stand beside a run's own; and how either is written for people.
 
 TABLES is typed off the papers line by line; a test looks every row up in the papers' text.

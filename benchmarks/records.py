@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """What a benchmark run leaves in its folder, and reads again: its records, and what they are of.
 
 OUT/run.json                  what was evaluated, and how

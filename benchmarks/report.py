@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The page of an evaluation: five figures, how they are spread, and the pictures behind them, to filter and to sort.
 
     python -m benchmarks.report OUT                  # OUT as evaluate.py wrote it -> OUT/report.html

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Before step 0: do the data fit the recipe, and does their own truth earn its maximum?
 
 A point outside its box, or points and boxes in different units, show here, and not as a reward that stays flat for a

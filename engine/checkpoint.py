@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Checkpoints: written whole or not at all, found again, compared with what a run asks for.
 
 checkpoint-N/              weights, config, processor (Hugging Face's format); LoRA's or LENS's files

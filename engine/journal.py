@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """What a run tells: a row of figures per step in metrics.jsonl, the progress bar, a tracker, curves.png."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """How much of a GPU's memory a run takes, by part, from the shapes of its networks: nothing is loaded for it.
 
 The table of docs/memory.md (python -m studies.memory) and the sentence before a run loads anything come from here.

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The ground truth in a model's place: what a perfect policy writes, and what a perfect segmenter paints.
 
 With both in place evaluation must give 1, and every reward its maximum (rewards.MAXIMUM); what is missing then is a

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """A run: all that it holds, by name, and how it begins, anew or from its newest checkpoint.
 
     run = start(recipe, output_dir, resume=False)

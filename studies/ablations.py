@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The papers' claims (claims.py) asked of the miniature: paired runs, intervals, and a verdict on the whole order.
 
     python -m studies.ablations                            # what there is

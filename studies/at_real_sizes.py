@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """What a GPU does at the papers' sizes, in one call of some minutes: random weights, pictures and requests made here.
 
 python -m studies.at_real_sizes                # every stage in a process of its own, then a table

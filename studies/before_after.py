@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Writes docs/before-after.jpg: the first held-out requests of the miniature, answered before and after a training run.
 
 python -m studies.before_after runs/drseg-toy/final

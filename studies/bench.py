@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Speed and memory beside the obvious alternatives, every pair in one run on one machine, as ratios.
 
     python -m studies.bench                            # about 11 minutes on 2 cores

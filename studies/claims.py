@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """What the papers claim of their own parts, as studies: where each says it, with which figures, and which runs ask it.
 
 A study names the paper's place and its figures (a test looks them up in the papers' texts), the arms that are run in

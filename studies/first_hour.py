@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Writes docs/first_hour.ipynb: the first hour with this project, as a notebook that has been run.
 
     pip install nbclient ipykernel && python -m studies.first_hour

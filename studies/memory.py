@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Prints the table of memory by part of docs/memory.md: computed from the shapes of the networks, on no device.
 
 python -m studies.memory

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Writes docs/one-step.md and its picture: one real training step on the miniature, with its real numbers.
 
 python -m studies.one_step

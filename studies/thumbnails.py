@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Writes docs/papers/*.png: one small picture per paper for the README, each drawn by calling the paper's own function.
 
 python -m studies.thumbnails

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Do a policy's masks follow the words? Two objects of one picture, each asked for by its own sentence.
 
 python -m studies.words runs/lens-toy/final      # or toy/qwen2_5_vl, before any training

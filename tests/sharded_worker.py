@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """`python train.py ...` under Accelerate's FSDP2 on CPUs. Accelerate chooses FSDP on GPUs only, so it is told here that
 it has; what then shards, gathers, clips and saves is its own code, over gloo."""
 

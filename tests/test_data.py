@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """data.py, layouts.py and world.py: coordinate frames, points, the toy world, and every dataset layout.
 
 Mostly on two pictures made here. Masks are compared with pycocotools' own COCO reader or with rectangles whose area is

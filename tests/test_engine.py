@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """What goes wrong, and the roads rarely taken, end to end with the shipped miniature: broken pictures, completions of
 nothing, no data, a process that dies, trackers, LoRA. Each run is a few steps on pictures drawn here."""
 

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """train.py under FSDP2 on two processes: the numbers of one, a checkpoint that loads and resumes, bf16 that agrees."""
 
 import json

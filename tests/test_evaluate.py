@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """evaluate.py: metrics against tables worked by hand and slow twins; files, processes, checkpoints by running it."""
 
 import contextlib

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """A fuzzer over what strangers write: texts of a model, datasets, records, checkpoints, and what is drawn of them.
 
     pytest tests/test_fuzz.py                  # a few dozen inputs each, the same every time

@@ -1,6 +1,9 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The house: seven concepts at the top, four wings, arrows that point down, no circle, none hidden."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -43,7 +46,7 @@ def imports(path: Path) -> set[str]:
 def test_seven_concepts_and_four_wings():
     assert sorted(p.stem for p in ROOT.glob("*.py")) == CONCEPTS
     for wing in WINGS:  # without __init__.py any installed package of that name would win
-        assert (ROOT / wing / "__init__.py").read_text(encoding="utf-8").startswith('"""')
+        assert ast.get_docstring(ast.parse((ROOT / wing / "__init__.py").read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -80,3 +83,12 @@ def test_no_function_outgrows_a_screen_and_nothing_is_packed():
                 assert node.end_lineno - node.lineno < 110, (
                     f"{name}.{node.name} has {node.end_lineno - node.lineno} lines"
                 )
+
+
+def test_every_file_names_its_licence_so_that_a_copied_one_keeps_it():
+    title = re.search(r'^title: "(.*)"', (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)[1]
+    for path in ROOT.rglob("*.py"):
+        if ".git" not in path.parts and "site-packages" not in path.parts:
+            first, second = path.read_text(encoding="utf-8").split("\n")[:2]
+            assert first.startswith("# SPDX-FileCopyrightText") and title in first, path
+            assert second == "# SPDX-License-Identifier: MIT", path

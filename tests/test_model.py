@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """model.py, sampling and packing on tiny random networks of every family, each against a slow twin: one row at a time,
 full logits, transformers' own generate, sam2's own predictor."""
 

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Rewards by hand: every formula at its edges, the parser on hostile text, and tricks that must not pay."""
 
 import itertools

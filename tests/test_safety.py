@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """Nothing gets in: options, files, texts and checkpoints from strangers. docs/safety.md says what was tried."""
 
 import ast

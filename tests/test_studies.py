@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The studies: every arm can be trained, every claim stands where it is said to, a verdict follows from its figures."""
 
 import dataclasses

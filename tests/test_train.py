@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The loop through its own functions: one gradient however a step is cut, nothing lost over a kill, the same numbers on
 two processes."""
 

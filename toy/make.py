@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The miniature: tiny networks, trained from nothing on drawn shapes, so that every recipe runs on a laptop's CPU.
 
     python -m toy.make                # both, into toy/ (about half an hour on 2 cores)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
+# SPDX-License-Identifier: MIT
 """The miniature's world: pictures of a few drawn shapes, and requests that each picture answers without doubt.
 
     samples = data.load("toy", split="val")     # or ToyWorld("val"); each drawn when asked for
