@@ -314,7 +314,7 @@ def execute(where: Path) -> dict:
     from nbclient import NotebookClient
 
     book = nbformat.from_dict(notebook())
-    NotebookClient(book, timeout=600, resources={"metadata": {"path": str(where)}}).execute()
+    NotebookClient(book, timeout=1800, resources={"metadata": {"path": str(where)}}).execute()
     for cell in book.cells:  # what differs from run to run for no reason
         cell.metadata.pop("execution", None)
     return book
