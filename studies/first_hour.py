@@ -52,6 +52,8 @@ code("""
     import logging
     import warnings
 
+    warnings.filterwarnings("ignore")
+
     import matplotlib.pyplot as plt
     import numpy as np
     import torch
@@ -59,7 +61,6 @@ code("""
     import data, evaluate, grpo, model, recipes, rewards, train
     from benchmarks.pictures import overlay
 
-    warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(2)
 """)
@@ -73,7 +74,8 @@ code("""
     recipe = recipes.miniature(recipes.RECIPES["samr1"])  # SAM-R1: the reward looks at SAM2's masks
     held_out = data.load("toy", split="val")
     usable, _ = recipes.usable(held_out, recipe)
-    sample = held_out[usable[1]]
+    which = usable[5]  # another number, another request
+    sample = held_out[which]
     print("request:", sample.query)
     print("true box:", sample.boxes[0].tolist())
 
@@ -159,7 +161,7 @@ text("""
     the same, nothing can be learned and every advantage is 0.
 """)
 code("""
-    batch = train.load_batch(recipe, policy, segmenter, held_out, [usable[1]])
+    batch = train.load_batch(recipe, policy, segmenter, held_out, [which])
     reward, parts, _ = train.judge(recipe, policy, segmenter, batch, [texts], rewards.RankQueue(), None)
     advantages = grpo.group_advantages(reward)
 
