@@ -140,6 +140,6 @@ def plot_curves(rows: list[dict], path: Path) -> None:
         axis.set(title=title, xlabel="step", ylabel=unit)
         if len(keys) > 1:
             axis.legend(fontsize=8)
-    figure.suptitle(str(path.parent))
+    figure.suptitle(path.parent.resolve().name)
     figure.savefig(path, dpi=90)
     plt.close(figure)
