@@ -173,11 +173,36 @@ class Sample:
         if len(self.object_masks) == len(self.boxes):
             return [decode_rle(rle) for rle in self.object_masks]
         if (union := self.mask) is None:
-            raise BadData(f"sample {self.id} has neither points nor masks; this recipe needs one of them")
+            raise BadData(
+                f"sample {self.id} has boxes alone, and the recipe needs points: give points, polygons, rle or mask"
+            )
         parts = np.zeros((len(self.boxes), *union.shape), dtype=bool)
         for part, (x1, y1, x2, y2) in zip(parts, self.boxes.round().astype(int), strict=True):
             part[y1:y2, x1:x2] = union[y1:y2, x1:x2]
         return list(parts)
+
+
+def check_truth(sample: Sample) -> None:
+    """Are the boxes and points of a sample inside its picture, and each point in its own box? BadData with the numbers
+    as they stand, and what they look like. Cheap: every sample that is read comes through here."""
+    size = np.array([sample.width, sample.height], dtype=np.float64)
+    slack = np.maximum(2.0, 0.02 * size.max())  # pixels: annotators draw a little over the edge
+    boxes, points = sample.boxes, sample.points
+    for box in boxes[(boxes[:, :2] >= boxes[:, 2:]).any(1)].tolist():
+        raise BadData(f"a box is x1, y1, x2, y2 with x1 < x2 and y1 < y2, and not {box}: is it x, y, width, height?")
+    if len(boxes) and boxes.max() <= 1 < size.min():
+        raise BadData(f"the box {boxes[0].tolist()} is less than a pixel: is it a fraction of the picture's size?")
+    for name, corners in (("box", boxes.reshape(-1, 2, 2)), ("point", points)):
+        outside = ((corners < -slack) | (corners > size + slack)).any((1, 2))
+        if outside.any():
+            units = "thousandths" if corners.max() <= 1000 else "another size"
+            units = "840 x 840 or thousandths" if corners.max() <= 840 else units
+            numbers = [round(v, 1) for v in corners[outside][0].reshape(-1).tolist()]
+            where = f"a picture of {sample.width} x {sample.height} by more than {slack:g} px"
+            raise BadData(f"the {name} {numbers} leaves {where}: was it written for {units}?")
+    low, high = boxes[:, None, :2] - slack, boxes[:, None, 2:] + slack
+    if ((points < low) | (points > high)).any():
+        raise BadData(f"a point is more than {slack:g} px outside its own box: {points.tolist()}, {boxes.tolist()}")
 
 
 def box_of(mask: np.ndarray) -> np.ndarray:

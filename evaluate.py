@@ -49,6 +49,7 @@ from benchmarks.overlap import overlap, seen
 from benchmarks.published import show
 from benchmarks.records import choose, claim, load_samples, merge_records, read_records, read_run
 from benchmarks.report import photo_page, verdict
+from engine.check import readable
 from engine.checkpoint import fingerprint, load_recipe, newest
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer, true_mask
@@ -257,12 +258,18 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
     """Answer what is not answered yet, by all processes, each into a file of its own; then merge and print."""
     samples = load_samples(run)
     chosen = choose(samples, options.make_up, options.limit, options.seed)
+    chosen, bad = readable(samples, chosen, options.seed)
+    if state.is_main_process and (bad or samples.skipped):
+        print(f"{len(bad)} samples are wrong and not scored; {len(samples.skipped)} entries of the data give no sample")
+        print("\n".join(f"  {line}" for line in [*bad[:10], *samples.skipped[:10]]))
+    if not chosen:
+        raise data.BadData(f"nothing to score in {run['dataset']} {run['split']}")
     merged = mine = out / "predictions.jsonl"
     if state.process_index:
         mine = out / f"predictions.{state.process_index}.jsonl"
     if state.is_main_process:
         claim(out, run)
-        merge_records(out)  # an interrupted run is taken up, however many processes it had
+        merge_records(out, samples)  # an interrupted run is taken up, however many processes it had
     state.wait_for_everyone()
     done = {r["index"] for r in read_records(merged)}
     state.wait_for_everyone()  # nobody writes while others read
@@ -275,7 +282,10 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
             file.flush()  # a killed run loses the batch that it was at, and no more
     state.wait_for_everyone()
     if state.is_main_process:
-        metrics = report_metrics(merge_records(out), run, options)
+        asked = set(chosen)
+        metrics = report_metrics([r for r in merge_records(out) if r["index"] in asked], run, options)
+        metrics["not_scored"] = {"wrong": len(bad), "skipped": len(samples.skipped)}
+        metrics["not_scored"]["why"] = [*bad, *samples.skipped][:100]
         write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
         print(f"\n{merged}, metrics.json and run.json written; to look at it: python -m benchmarks.report {out}")
 

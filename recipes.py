@@ -495,15 +495,22 @@ def unanswerable(sample: data.Sample, recipe: Recipe) -> str | None:
 
 
 def usable(
-    samples: data.Samples, recipe: Recipe, progress: bool = False, limit: int = 0
+    samples: data.Samples, recipe: Recipe, progress: bool = False, limit: int = 0, broken: list[str] | None = None
 ) -> tuple[list[int], dict[str, int]]:
     """Indices, ascending, of the samples that the recipe's schema can answer, and how many were left out for which
-    reason. limit: a seeded walk through the samples keeps the first so many, and looks at no more."""
+    reason. limit: a seeded walk through the samples keeps the first so many, and looks at no more. broken: a list that
+    takes a line for each sample that cannot be read; without it, data.BadData."""
     kept: list[int] = []
     left: dict[str, int] = {}
     walk = np.random.default_rng(recipe.seed).permutation(len(samples)).tolist() if limit else range(len(samples))
     for i in tqdm(walk, desc="reading the data", disable=not progress, mininterval=1):
-        why = unanswerable(samples[i], recipe)
+        try:
+            why = unanswerable(samples[i], recipe)
+        except data.BadData as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
+            continue
         if why is None:
             kept.append(i)
         else:
@@ -530,7 +537,7 @@ def to_target(sample: data.Sample, recipe: Recipe) -> rewards.Target:
     points = sample.positive_points(min(k, sample.points.shape[1] or k)) if k else np.zeros((len(sample.boxes), 0, 2))
     mask = sample.mask if recipe.segmenter_use != "evaluation" else None
     if mask is None and recipe.segmenter_use != "evaluation":
-        raise data.BadData(f"sample {sample.id} has no mask, which {recipe.name} needs")
+        raise data.BadData(f"sample {sample.id} has no mask, which {recipe.name} needs: give polygons, rle or mask")
     return rewards.Target(
         boxes=data.to_frame(sample.boxes, size, frame),
         points=data.to_frame(points, size, frame),

@@ -52,7 +52,7 @@ import recipes
 import rewards
 from benchmarks.published import as_text
 from engine import checkpoint, journal
-from engine.check import allowed
+from engine.check import allowed, readable
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer
 from engine.run import Run, Stopping, at_work, start
@@ -523,7 +523,9 @@ def score(run: Run, when: str) -> None:
                 name = recipe.eval_dataset or recipe.dataset
                 root = recipe.eval_data_root or ("" if recipe.eval_dataset else recipe.data_root)
                 held = data.load(name, root or None, recipe.eval_split)
-                chosen = list(range(len(held)))[: recipe.eval_samples]  # all, as evaluate.py asks
+                chosen, bad = readable(held, list(range(len(held)))[: recipe.eval_samples])  # all, as evaluate.py asks
+                if bad and when == "before":
+                    print(f"held out: {len(bad)} samples are wrong and not scored: {bad[0]}")
                 asked = run.bare if recipe.num_queries else writer  # a replica has no context module
                 run.heldout[when] = evaluate.evaluate(
                     asked, run.segmenter, held, recipe, indices=chosen, bar=f"held out, {when}"

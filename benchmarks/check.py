@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import textwrap
 from collections import Counter
@@ -16,15 +17,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 import data
 from benchmarks import pictures
+from engine.check import deep
 from engine.files import console
 from recipes import check_ranges
 
+MARKS = "magenta: true mask and boxes; green: points on it; red crosses: points beside it; dark: not counted"
 
-def contact_sheet(samples: Sequence[data.Sample], cell: int = 320) -> Image.Image:
-    """Up to twelve samples, spread over the dataset, four to a row, the request under each."""
-    chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, 12).astype(int))]
+
+def contact_sheet(samples: Sequence[data.Sample], cell: int = 320, first: Sequence[tuple[data.Sample, str]] = ()):
+    """Up to twelve samples, four to a row, with id and request under each: of `first` (a sample and what is wrong with
+    it) up to six, then samples spread over the dataset. At the foot stands what the marks mean."""
+    chosen = [*first[:6]]
+    if samples:
+        spread = np.unique(np.linspace(0, len(samples) - 1, 12 - len(chosen)).astype(int))
+        chosen += [(samples[i], "") for i in spread]
     sheet = Image.new("RGB", (4 * cell, -(-len(chosen) // 4) * (cell + 50)), "white")
-    for i, s in enumerate(chosen):
+    for i, (s, wrong) in enumerate(chosen):
         x, y = i % 4 * cell + 5, i // 4 * (cell + 50) + 5
         size = tuple(max(1, round(side * (cell - 10) / max(s.width, s.height))) for side in (s.width, s.height))
         given = s.positive_points(2) if s.object_masks or s.points.shape[1] else None
@@ -34,36 +42,61 @@ def contact_sheet(samples: Sequence[data.Sample], cell: int = 320) -> Image.Imag
         mask, ignore = [m if m is None else np.asarray(Image.fromarray(m).resize(size, 0)) for m in both]
         sheet.paste(pictures.overlay(s.image.resize(size), mask, None, *marks, ignore), (x, y))
         said = s.query + (" [nothing]" if s.no_target else "") + (f" [{s.count}]" if s.count is not None else "")
+        said = f"{s.id}: {wrong or said}"
         text = "\n".join(textwrap.wrap(said, 50)[:3])
-        ImageDraw.Draw(sheet).multiline_text((x, y + size[1] + 2), text, "black", ImageFont.load_default(12), spacing=2)
+        colour = "red" if wrong else "black"
+        ImageDraw.Draw(sheet).multiline_text((x, y + size[1] + 2), text, colour, ImageFont.load_default(12), spacing=2)
+    ImageDraw.Draw(sheet).text((5, sheet.height - 14), MARKS, "blue", ImageFont.load_default(11))
     return sheet
 
 
 def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
-    """Print what was read, open the first `limit` pictures, save a contact sheet; returns what was unreadable."""
+    """Print what was read, hold a seeded `limit` of it against its pictures and masks, save a contact sheet; returns a
+    line for each sample that training and evaluation would refuse."""
     objects: Counter = Counter()
-    first: dict[str, data.Sample] = {}  # of each picture
+    seen: set[str] = set()  # pictures
     empty = masked = 0
     bad: list[str] = []
-    for s in samples:
-        objects[len(s.boxes)] += 1
-        first.setdefault(s.image_id, s)
-        empty += s.no_target
-        masked += bool(s.object_masks)
-    for s in list(first.values())[:limit]:
+    drawable: list[tuple[data.Sample, str]] = []  # wrong, and can be shown
+    good: list[int] = []
+    closely = set(np.random.default_rng(0).permutation(len(samples))[:limit].tolist())
+    for i in range(len(samples)):
         try:
-            s.open()
+            s = samples[i]
         except data.BadData as error:
             bad.append(str(error))
-    print(f"{len(samples)} samples on {len(first)} pictures; {masked} with masks; {empty} with nothing to find")
+            continue
+        objects[len(s.boxes)] += 1
+        seen.add(s.image_id)
+        empty += s.no_target
+        masked += bool(s.object_masks)
+        try:
+            if i in closely:
+                deep(s)
+                good.append(i)
+        except data.BadData as error:
+            bad.append(f"{s.id}: {error}")
+            drawable.append((s, str(error)))
+    count = sum(objects.values())
+    print(f"{count} samples on {len(seen)} pictures; {masked} with masks; {empty} with nothing to find")
     print("objects per sample: " + ", ".join(f"{n}: {count}" for n, count in sorted(objects.items())))
-    print(f"opened {min(limit, len(first))} pictures: {len(bad)} unreadable; {len(samples.skipped)} entries skipped")
-    for line in [f"  unreadable: {line}" for line in bad] + [f"  skipped: {line}" for line in samples.skipped]:
+    print(f"{len(closely)} held against their pictures; {len(bad)} wrong; {len(samples.skipped)} entries skipped")
+    for line in [f"  wrong: {line}" for line in bad] + [f"  skipped: {line}" for line in samples.skipped]:
         print(line)
-    if not bad:
-        contact_sheet(samples).save(out)
-        print(f"look at {out}")
+    shown = []
+    for s, why in drawable:
+        with contextlib.suppress(data.BadData):  # a picture that cannot be opened is named above
+            s.open()
+            shown.append((s, why))
+    if good or shown:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet([samples[i] for i in _spread(good)], first=shown).save(out)
+        print(f"look at {out}: {MARKS}")
     return bad
+
+
+def _spread(indices: list[int]) -> list[int]:
+    return [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, 12).astype(int))] if indices else []
 
 
 def main() -> None:
@@ -76,7 +109,7 @@ def main() -> None:
     parser.add_argument("--data_root")
     parser.add_argument("--split", default="train")
     parser.add_argument("--out", type=Path, default=Path("contact_sheet.png"))
-    parser.add_argument("--limit", type=int, default=200, help="how many pictures to open")
+    parser.add_argument("--limit", type=int, default=200, help="how many samples to hold against their pictures")
     args = parser.parse_args()
     try:
         check_ranges(vars(args))

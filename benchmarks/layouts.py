@@ -37,7 +37,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from benchmarks.pictures import open_image, open_mask, picture_size
-from data import MAX_PIXELS, BadData, Sample, Wanted, decode_rle, encode_rle, reading, rle_fault, to_frame
+from data import MAX_PIXELS, BadData, Sample, Wanted, check_truth, decode_rle, encode_rle, reading, rle_fault, to_frame
 
 Makers = Iterator[Callable[[], Sample] | str]  # what a reader yields
 
@@ -142,7 +142,9 @@ def _make(at: str, query: str, id: str, image_id, where: Path | tuple, size=None
         if [type(n) for n in size] != [int, int] or min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
             raise BadData(f"a picture of {size[0]!r:.20} x {size[1]!r:.20} pixels; it takes whole numbers from 1")
         more = _truth(size, **more) | {"open": functools.partial(_open, where, name, tuple(size))}
-        return Sample(query, id=id, image_id=str(image_id), width=size[0], height=size[1], **more)
+        sample = Sample(query, id=id, image_id=str(image_id), width=size[0], height=size[1], **more)
+        check_truth(sample)
+        return sample
 
 
 def _truth(

@@ -146,8 +146,29 @@ def read_run(folder: Path) -> dict:
     return run
 
 
-def merge_records(folder: Path) -> list[dict]:
+def is_of(record: dict, sample: data.Sample) -> bool:
+    """Is a record an answer to this sample, as its data are today? Query, picture and truth are compared."""
+    fields = {k: getattr(sample, k) for k in ("id", "image_id", "query", "width", "height", "count")}
+    fields |= {"truth_none": bool(sample.no_target), "truth_boxes": sample.boxes.tolist()}
+    if any(record[k] != v for k, v in fields.items()):
+        return False
+    return record["truth_mask"] is None or record["truth_mask"]["counts"] == _counts(sample.mask)
+
+
+def _counts(mask: np.ndarray | None) -> str | None:
+    return None if mask is None else data.encode_rle(mask)["counts"].decode("ascii")
+
+
+def _still(record: dict, samples: data.Samples) -> bool:
+    try:
+        return is_of(record, samples[record["index"]])
+    except data.BadData:
+        return False
+
+
+def merge_records(folder: Path, samples: data.Samples | None = None) -> list[dict]:
     """All that is answered, by whichever process, into predictions.jsonl, in the samples' order. One process calls it.
+    samples: what is not of these, since the data were edited, is dropped and said.
 
     Before a run it takes up what an earlier one left, and after a run it collects. Stopped half-way it can be called
     again: what is in two files counts once. Files of other names (predictions.old.jsonl) are somebody's, and stay.
@@ -156,6 +177,11 @@ def merge_records(folder: Path) -> list[dict]:
     parts = [p for p in folder.iterdir() if re.fullmatch(r"predictions(\.\d+)?\.jsonl", p.name)]
     records = {record["index"]: record for part in parts for record in read_records(part)}
     records = [records[i] for i in sorted(records)]
+    if samples is not None:
+        stale = {r["index"] for r in records if not (r["index"] < len(samples) and _still(r, samples))}
+        if stale:
+            print(f"{len(stale)} answers are to samples that have changed since: dropped, and asked again where chosen")
+        records = [r for r in records if r["index"] not in stale]
     write_atomically(merged, "".join(json.dumps(record) + "\n" for record in records))
     for part in parts:
         if part != merged:

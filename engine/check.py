@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 import data
@@ -27,6 +28,53 @@ def allowed(recipe: Recipe, n: int) -> float:
     return max(recipe.allow_bad, 0.01 * n)
 
 
+LACKING = "polygons, rle or mask"  # how a message ends that says what a recipe needs
+
+
+def deep(sample: data.Sample) -> None:
+    """Hold a sample against its picture and its masks; BadData. What data.check_truth leaves out, as it costs more: the
+    picture is opened, and each box is compared with the box of its own mask."""
+    sample.open()
+    if len(sample.object_masks) != len(sample.boxes):  # one mask for all objects: each box has some of it
+        whole = sample.mask
+        for x1, y1, x2, y2 in () if whole is None else sample.boxes.round().astype(int):
+            if not whole[max(y1, 0) : max(y2, y1 + 1), max(x1, 0) : max(x2, x1 + 1)].any():
+                raise data.BadData(f"{sample.id}: the box {[x1, y1, x2, y2]} has nothing of the mask in it")
+        return
+    tight = np.reshape([coco_mask.toBbox(rle) for rle in sample.object_masks], (-1, 4))
+    tight[:, 2:] += tight[:, :2]
+    for box, drawn in zip(sample.boxes, tight, strict=True):
+        if np.abs(box - drawn).max() <= 3 or not drawn.any():
+            continue
+        as_corners, as_sizes = (_overlap(b, drawn) for b in (box, np.concatenate([box[:2], box[:2] + box[2:]])))
+        if as_corners < 0.5 or as_sizes > max(0.9, as_corners + 0.05):
+            guess = ": is it x, y, width, height?" if as_sizes > as_corners else ""
+            box, drawn = box.round(1).tolist(), drawn.round(1).tolist()
+            raise data.BadData(f"{sample.id}: the box {box} is not that of its mask, {drawn}{guess}")
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """IoU of two boxes."""
+    both = np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))
+    return float(both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both))
+
+
+def readable(samples: data.Samples, indices: list[int], seed: int = 0) -> tuple[list[int], list[str]]:
+    """Those of the indices whose sample can be used, and a line for each that cannot. A seeded CLOSELY of them are held
+    against picture and masks (deep)."""
+    closely = set(np.random.default_rng(seed).permutation(indices)[:CLOSELY].tolist())
+    good, bad = [], []
+    for i in indices:
+        try:
+            sample = samples[i]
+            if i in closely:
+                deep(sample)
+            good.append(i)
+        except data.BadData as error:
+            bad.append(str(error))
+    return good, bad
+
+
 def check_rewards(
     samples: data.Samples, indices: list[int], recipe: Recipe, progress: bool = False
 ) -> tuple[list[int], list[str]]:
@@ -39,8 +87,11 @@ def check_rewards(
     """
     good, bad = [], []
     for i in tqdm(indices, desc="reward check", disable=not progress, mininterval=1):
-        sample = samples[i]
+        at = i
         try:
+            sample = samples[i]
+            at = sample.id
+            deep(sample)
             frame = recipes.reward_frame(recipe, sample)
             target = recipes.to_target(sample, recipe)
             answer = rewards.parse_answer(oracle_answer(sample, recipe.schema, frame), recipe.schema)
@@ -48,7 +99,7 @@ def check_rewards(
             answer.text = oracle_answer(sample, recipe.schema, frame, digits=0)
             parts = recipes.reward_parts(recipe, answer, target, 1.0, None)  # raw: in a young queue any answer ranks 1
         except data.BadData as error:
-            bad.append(f"{sample.id}: {error}")
+            bad.append(f"{at}: {error}")
             continue
         most = rewards.maximum(recipe.reward, sample.no_target, **recipes.reward_options(recipe))
         if not rewards.points_inside(target.points, target.boxes).all():  # not every reward looks at that
@@ -64,22 +115,31 @@ def check_rewards(
 
 def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> list[int]:
     """The indices to train on; says what was left out and why; SystemExit if the data do not fit the recipe."""
-    order, left = recipes.usable(samples, recipe, main, recipe.limit)
+    broken: list[str] = []
+    order, left = recipes.usable(samples, recipe, main, recipe.limit, broken)
     # Distance transforms and pictures take 3 to 60 ms a sample: a seeded thousand are looked at; what else is broken
     # shows when it is drawn (train.draw).
     closely = order
     if len(order) > CLOSELY and not recipe.check_all:
         closely = sorted(np.random.default_rng(recipe.seed).choice(order, CLOSELY, replace=False).tolist())
     good, bad = check_rewards(samples, closely, recipe, main)
+    bad += broken
     order = sorted(set(order) - (set(closely) - set(good)))
     if main:
         print(
             f"{recipe.name}: {len(order)} of {len(samples)} samples; left out: {left or 'none'}; "
-            f"failed the reward check: {len(bad)}{'' if closely is order else f' of {len(closely)}'}"
+            f"broken, or failed the reward check: {len(bad)}{'' if closely is order else f' of {len(closely)}'}"
         )
-        for line in [*samples.skipped[:5], *bad[:10]]:
+        if samples.skipped:
+            print(f"  {len(samples.skipped)} entries of the data give no sample")
+        for line in samples.skipped[:5]:
             print(f"  skipped: {line}")
+        for line in bad[:10]:
+            print(f"  wrong: {line}")
     if len(bad) > allowed(recipe, len(closely)):
+        lacking = [line for line in bad if line.endswith(LACKING)]
+        if len(lacking) == len(bad):
+            raise SystemExit(f"{recipe.name} needs more than these data have: {lacking[0]}")
         raise SystemExit(
             f"{len(bad)} of {len(closely)} samples do not earn the maximum "
             "with their own ground truth (see above): "

@@ -599,7 +599,7 @@ def test_check_reports_and_draws(coco):
     assert "annotation 13 of picture 1 has no polygon" in done.stdout and Image.open(coco / "sheet.png").size[0] == 1280
     (coco / "val2017/b.jpg").write_bytes(b"broken")
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "unreadable: " in done.stdout and "b.jpg" in done.stdout
+    assert done.returncode == 1 and "wrong: " in done.stdout and "b.jpg" in done.stdout
     done = subprocess.run([*command[:-1], "train"], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "instances_train2017.json" in done.stderr
 

@@ -13,7 +13,12 @@ import pytest
 from PIL import Image
 
 import data
+import evaluate
+import recipes
+import rewards
+from benchmarks import check as sheet
 from benchmarks import layouts, pictures, records
+from engine import check
 
 SIZE = (200, 120)
 RED = [40, 30, 120, 90]  # what is red in the picture
@@ -395,3 +400,71 @@ def test_a_mask_on_its_side_is_not_read(tmp_path, monkeypatch):
     rows = {"image": [image], "text": ["it"], "mask": [mask.tolist()], "image_id": ["1"], "ann_id": ["1"]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "test.parquet")
     assert "200 rows of [120] pixels" in first_error("visionreasoner-test", tmp_path, "test")
+
+
+# ------------------------------------------------------------------------ the truth against its pictures and its masks
+
+BESIDE = {
+    "of 840 x 840": ({"boxes": [[168, 210, 504, 630]], "points": [[[336, 420]]]}, "written for 840 x 840"),
+    "in thousandths": ({"boxes": [[200, 250, 600, 950]]}, "thousandths"),
+    "in fractions": ({"boxes": [[0.1, 0.2, 0.5, 0.9]]}, "fraction"),
+    "beside its mask": ({"boxes": [[150, 5, 190, 25]], "polygons": [[CORNERS]]}, "not that of its mask"),
+    "x, y, width, height": ({"boxes": [[40, 30, 80, 60]], "polygons": [[CORNERS]]}, "x, y, width, height"),
+    "nothing of the mask": ({"boxes": [RED, [150, 5, 190, 25]], "polygons": [[CORNERS]]}, "nothing of the mask"),
+    "point outside its box": ({"boxes": [RED], "points": [[[150, 100]]]}, "outside its own box"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_truth_that_is_not_its_pictures(tmp_path, name):
+    """All of these passed every check, and trained. Training, evaluation and --check refuse them alike."""
+    entry, words = BESIDE[name]
+    samples = data.load("jsonl", lines(tmp_path, entry, {"boxes": [RED], "polygons": [[CORNERS]]}))
+    good, bad = check.readable(samples, [0, 1])
+    assert good == [1] and words in bad[0]
+    assert [words in line for line in sheet.check(samples, tmp_path / "out/sheet.png", 10)] == [True]
+    assert Image.open(tmp_path / "out/sheet.png").size[0] == 1280
+    _, failed = check.check_rewards(samples, [0, 1], recipes.RECIPES["drseg"])
+    assert len(failed) == 1 and words in failed[0]
+
+
+def test_a_little_over_the_edge_is_no_fault(tmp_path):
+    samples = data.load("jsonl", lines(tmp_path, {"boxes": [[-1, 0, 201.5, 120]], "points": [[[3, 4]]]}))
+    assert check.readable(samples, [0]) == ([0], [])
+
+
+def test_all_that_is_broken_is_listed(tmp_path, capsys):
+    for n in range(12):
+        photo(tmp_path / f"{n}.png")
+    for n in (3, 7):
+        (tmp_path / f"{n}.png").write_bytes((tmp_path / f"{n}.png").read_bytes()[:70])
+    photo(tmp_path / "5.png", (20, 12))
+    lines(tmp_path, *({"image": f"{n}.png", "boxes": [RED]} for n in range(12)))
+    bad = sheet.check(data.load("jsonl", tmp_path), tmp_path / "sheet.png", 100)
+    assert [name in line for name, line in zip(("3.png", "5.png", "7.png"), sorted(bad), strict=False)]
+    assert len(bad) == 3 and "3 wrong" in capsys.readouterr().out
+
+
+def test_boxes_alone_and_what_a_recipe_needs(tmp_path, capsys):
+    """Boxes serve where boxes do; elsewhere what is needed is said, and not that something is wrong."""
+    samples = data.load("jsonl", lines(tmp_path, {"boxes": [RED]}))
+    with pytest.raises(SystemExit, match="drseg needs more.*boxes alone.*give points, polygons, rle or mask"):
+        check.examine(samples, None, recipes.RECIPES["drseg"], True)
+
+
+def test_answers_to_data_that_changed_are_dropped(tmp_path, capsys):
+    """Four lines were evaluated, the first was deleted, and its answer still counted."""
+    kinds = [{"query": f"box {n}", "boxes": [RED], "polygons": [[CORNERS]]} for n in range(4)]
+    samples = data.load("jsonl", lines(tmp_path, *kinds))
+    empty = evaluate.Prediction("", rewards.parse_answer("", "drseg"), samples[0].mask, 0)
+    said = [json.dumps(evaluate.make_record(i, s, empty)) for i, s in enumerate(samples)]
+
+    def kept(*entries):
+        (tmp_path / "predictions.jsonl").write_text("\n".join(said) + "\n", encoding="utf-8")
+        return [r["index"] for r in records.merge_records(tmp_path, data.load("jsonl", lines(tmp_path, *entries)))]
+
+    assert kept(*kinds) == [0, 1, 2, 3]
+    assert kept(*kinds[1:]) == []  # each line has moved up
+    assert kept(*kinds[:2], kinds[2] | {"query": "other"}, kinds[3]) == [0, 1, 3]
+    assert kept(kinds[0] | {"polygons": [[[40, 30, 120, 30, 120, 90, 41, 90]]]}, *kinds[1:]) == [1, 2, 3]
+    assert "1 answers are to samples that have changed" in capsys.readouterr().out
