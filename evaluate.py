@@ -284,8 +284,8 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
     if state.is_main_process:
         asked = set(chosen)
         metrics = report_metrics([r for r in merge_records(out) if r["index"] in asked], run, options)
-        metrics["not_scored"] = {"wrong": len(bad), "skipped": len(samples.skipped)}
-        metrics["not_scored"]["why"] = [*bad, *samples.skipped][:100]
+        if why := [*bad, *samples.skipped]:
+            metrics["not_scored"] = {"wrong": len(bad), "skipped": len(samples.skipped), "why": why[:100]}
         write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
         print(f"\n{merged}, metrics.json and run.json written; to look at it: python -m benchmarks.report {out}")
 
