@@ -508,7 +508,7 @@ def test_the_truth_earns_the_maximum_of_every_recipe(name, world):
     "options,words",
     [
         (["--recipe", "drseg", "--model", "no/such-model"], "could not load the policy 'no/such-model'"),
-        (["--recipe", "drseg", "--segmenter", "nowhere.pt"], "could not load the segmenter 'nowhere.pt'"),
+        (["--recipe", "samr1", "--segmenter", "nowhere.pt"], "could not load the segmenter 'nowhere.pt'"),
         (["--recipe", "drseg", "--dataset", "refcoco", "--data_root", "/nowhere"], "/nowhere"),
         (["--recipe", "drseg", "--max_prompt", "5"], "above --max_prompt 5"),
     ],
