@@ -353,7 +353,9 @@ def _checked(model, inputs: Mapping[str, Tensor], uniforms: Tensor, G: int, T: i
     if len(torch.as_tensor(ends).reshape(-1)) == 0:
         raise ValueError("eos_token_id is empty: name the token that ends a completion (-1 for none)")
     if uniforms.ndim != 3 or any(has < needed for has, needed in zip(uniforms.shape, (P, G, T))):
-        raise ValueError(f"uniforms {tuple(uniforms.shape)} are fewer than (P, G, T) = {(P, G, T)}")
+        raise ValueError(f"uniforms {tuple(uniforms.shape)} must be at least (P, G, T) = {(P, G, T)}")
+    if min(P, G, T) < 1:
+        raise ValueError(f"nothing to sample: prompts, completions and tokens (P, G, T) = {(P, G, T)}")
     if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
         raise ValueError("uniforms must be at least 0 and below 1")
     padding = model.config.get_text_config().pad_token_id
@@ -396,12 +398,12 @@ def sample(
 
     One prefill per prompt, vision tower included, whose keys and values are kept once per prompt (PromptOnce). Then
     token by token, in segments of `segment` tokens (256 on a GPU, where a segment's step is recorded and replayed; 16
-    on a CPU): at a segment's end completions that have ended leave the batch. The idea is Hydragen's (2024): exact
-    attention over a shared prefix and separate suffixes.
+    on a CPU): at a segment's end completions that have ended leave the batch (groups stay equally large). The idea is
+    Hydragen's (2024): exact attention over a shared prefix and separate suffixes.
 
     ValueError before the prefill for a model of which it is known that this cannot serve it (require_plain_attention)
-    and for inputs that would sample nonsense; a model with an attention of its own making fails at its first step. The
-    training flags of all modules, and the attention, are what they were, also after an error.
+    and for inputs that would sample nonsense; a model with an attention of its own making fails at its first segment's
+    end. The training flags of all modules, and the attention, are what they were, also after an error.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
