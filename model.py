@@ -768,6 +768,8 @@ def build_segmenter(config: str | Path) -> Segmenter:
     """
     import yaml
 
+    if Path(config).stat().st_size > 20_000:
+        raise ValueError("more than 20 kB, where a segmenter's configuration has about one")
     text = Path(config).read_text(encoding="utf-8")
     if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
         raise ValueError("an alias (*name), of which nine lines can unfold to billions")

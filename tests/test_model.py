@@ -728,7 +728,8 @@ def test_a_segmenters_file_names_parts_of_sam2_and_nothing_else(tmp_path):
         (shipped.replace("torch.zeros", "torch.load"), "torch.load"),
         (shipped.replace("torch.zeros", "${oc.env:HOME}"), "oc.env"),
         ("a: &a [1]\nb: [*a, *a]\n", "alias"),
-        ("[" * 100_000, "."),
+        ("[" * 100_000, "20 kB"),
+        ("[" * 900, "."),
         ("image_size: 3", "missing"),
         ("a: \x00", "."),
     ]:
