@@ -140,3 +140,21 @@ def test_the_script_for_a_gpu_runs_at_tiny_sizes():
     rows = [line.split("  ")[0] for line in done.stdout.splitlines()[1:]]
     assert done.returncode == 0 and "lens, saved and resumed" in rows and "not done" not in done.stdout, done.stdout
     assert {"drseg", "samr1", "lens-align", "lens", "lora", "decode, 8 rows"} <= set(rows)
+
+
+def test_the_notebook_is_what_its_maker_says():
+    """Its cells, and none of them ended in an error."""
+    from studies import first_hour
+
+    book = json.loads(first_hour.NOTEBOOK.read_text(encoding="utf-8"))
+    assert [(c["cell_type"], "".join(c["source"])) for c in book["cells"]] == first_hour.CELLS
+    assert not [o for c in book["cells"] for o in c.get("outputs", []) if o["output_type"] == "error"]
+    assert first_hour.NOTEBOOK.stat().st_size < 3e6
+
+
+@pytest.mark.slow
+def test_the_notebook_runs():
+    pytest.importorskip("nbclient")
+    from studies import first_hour
+
+    first_hour.execute(first_hour.NOTEBOOK.parent)  # raises what a cell raises
