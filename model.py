@@ -566,8 +566,10 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
 
     The adapter is float32 whatever the frozen weights are held in: those are only read, and 16 bits do for that.
     """
-    from peft import LoraConfig, set_peft_model_state_dict
-
+    try:
+        from peft import LoraConfig, set_peft_model_state_dict
+    except ModuleNotFoundError as error:
+        raise CannotLoad("policy", str(folder or ""), "a LoRA needs one more package: pip install peft") from error
     if folder:
         config = LoraConfig.from_pretrained(str(folder))
     else:

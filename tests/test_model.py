@@ -350,7 +350,7 @@ def test_inputs_that_would_sample_nonsense_are_refused_before_the_prefill(policy
     for noise in (UNIFORMS + 1, UNIFORMS - 1, UNIFORMS * torch.nan):
         with pytest.raises(ValueError, match="at least 0 and below 1"):
             grpo.sample(policy.vlm, inputs, noise, **options(policy))
-    with pytest.raises(ValueError, match=r"uniforms \(2, 3, 10\) are fewer"):
+    with pytest.raises(ValueError, match=r"uniforms \(2, 3, 10\) must be at least"):
         grpo.sample(policy.vlm, inputs, UNIFORMS[:2], **options(policy))
 
 
