@@ -185,24 +185,31 @@ class Sample:
 def check_truth(sample: Sample) -> None:
     """Are the boxes and points of a sample inside its picture, and each point in its own box? BadData with the numbers
     as they stand, and what they look like. Cheap: every sample that is read comes through here."""
-    size = np.array([sample.width, sample.height], dtype=np.float64)
-    slack = np.maximum(2.0, 0.02 * size.max())  # pixels: annotators draw a little over the edge
-    boxes, points = sample.boxes, sample.points
-    for box in boxes[(boxes[:, :2] >= boxes[:, 2:]).any(1)].tolist():
-        raise BadData(f"a box is x1, y1, x2, y2 with x1 < x2 and y1 < y2, and not {box}: is it x, y, width, height?")
-    if len(boxes) and boxes.max() <= 1 < size.min():
-        raise BadData(f"the box {boxes[0].tolist()} is less than a pixel: is it a fraction of the picture's size?")
-    for name, corners in (("box", boxes.reshape(-1, 2, 2)), ("point", points)):
-        outside = ((corners < -slack) | (corners > size + slack)).any((1, 2))
-        if outside.any():
-            units = "thousandths" if corners.max() <= 1000 else "another size"
-            units = "840 x 840 or thousandths" if corners.max() <= 840 else units
-            numbers = [round(v, 1) for v in corners[outside][0].reshape(-1).tolist()]
-            where = f"a picture of {sample.width} x {sample.height} by more than {slack:g} px"
-            raise BadData(f"the {name} {numbers} leaves {where}: was it written for {units}?")
-    low, high = boxes[:, None, :2] - slack, boxes[:, None, 2:] + slack
-    if ((points < low) | (points > high)).any():
-        raise BadData(f"a point is more than {slack:g} px outside its own box: {points.tolist()}, {boxes.tolist()}")
+    width, height = sample.width, sample.height
+    slack = max(2.0, 0.02 * max(width, height))  # pixels: annotators draw a little over the edge
+    right, bottom = width + slack, height + slack
+    boxes, points = sample.boxes.tolist(), sample.points.tolist()  # for a few numbers, plain ones are the fast ones
+
+    def leaves(name: str, numbers: list[float], among: list[float]) -> BadData:
+        units = "thousandths" if max(among) <= 1000 else "another size"
+        units = "840 x 840 or thousandths" if max(among) <= 840 else units
+        where = f"a picture of {width} x {height} by more than {slack:g} px"
+        return BadData(f"the {name} {[round(v, 1) for v in numbers]} leaves {where}: was it written for {units}?")
+
+    for box in boxes:
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise BadData(f"a box is x1, y1, x2, y2 with x1 < x2 and y1 < y2, not {box}: is it x, y, width, height?")
+    if boxes and max(map(max, boxes)) <= 1 < min(width, height):
+        raise BadData(f"the box {boxes[0]} is less than a pixel: is it a fraction of the picture's size?")
+    for box in boxes:
+        if min(box) < -slack or box[2] > right or box[3] > bottom:
+            raise leaves("box", box, [v for b in boxes for v in b])
+    for (x1, y1, x2, y2), own in zip(boxes, points):
+        for x, y in own:
+            if not (-slack <= x <= right and -slack <= y <= bottom):
+                raise leaves("point", [x, y], [v for p in own for v in p])
+            if not (x1 - slack <= x <= x2 + slack and y1 - slack <= y <= y2 + slack):
+                raise BadData(f"a point is more than {slack:g} px outside its own box: {points}, {boxes}")
 
 
 def box_of(mask: np.ndarray) -> np.ndarray:
