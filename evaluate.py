@@ -22,7 +22,6 @@ goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import json
 import sys
@@ -53,6 +52,7 @@ from engine.check import readable
 from engine.checkpoint import fingerprint, load_recipe, newest
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer, true_mask
+from engine.waiting import AN_HOUR, patient, wait_for_the_slowest
 from recipes import EVALUATION_RANGES, RECIPES, Recipe, check_ranges, miniature, unanswerable
 
 # ----------------------------------------------------------------------------- from a request to an answer and its mask
@@ -150,7 +150,7 @@ def predict(
     elif segmenter == "truth":
         masks = [true_mask(s, a.instances[:most]) for s, a in zip(samples, answers, strict=True)]
     else:
-        embeddings = segmenter.embed(images)
+        embeddings = segmenter.embed(images, recipe.pictures_at_once)
         each = range(len(samples))
         if policy != "oracle" and policy.context is not None:
             rows = {"max_row_tokens": recipe.max_row_tokens, "rows_per_batch": recipe.rows_per_batch}
@@ -280,7 +280,7 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
         for record in tqdm(answers, f"{run['dataset']} {run['split']}", len(left), disable=not state.is_main_process):
             file.write(json.dumps(record) + "\n")
             file.flush()  # a killed run loses the batch that it was at, and no more
-    state.wait_for_everyone()
+    wait_for_the_slowest()
     if state.is_main_process:
         asked = set(chosen)
         metrics = report_metrics([r for r in merge_records(out) if r["index"] in asked], run, options)
@@ -430,7 +430,8 @@ def main(options: Options) -> None:
         report_metrics(read_records(options.score), run, options)
         return
     recipe, dataset, masks = asked_for(options)
-    state = PartialState(timeout=datetime.timedelta(days=2))  # who has finished waits for the others at the barrier
+    state = PartialState(timeout=AN_HOUR)
+    patient()
     policy, segmenter = load_networks(options, recipe, masks, state.device)
     how = {
         "prompts_mode": options.prompts,

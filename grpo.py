@@ -43,9 +43,10 @@ they leave open.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -375,6 +376,30 @@ def _checked(model, inputs: Mapping[str, Tensor], uniforms: Tensor, G: int, T: i
     return inputs
 
 
+LARGE = 2**18  # elements of a matrix from which packing it pays
+
+
+@contextlib.contextmanager
+def packed_linears(model, rows: int) -> Iterator[None]:
+    """While tokens are drawn on a CPU: the language model's large float32 matrices in the order in which oneDNN
+    multiplies a few rows by them, two to three times as fast as row by row. A copy; where the copies would take more
+    than 2 GiB, nothing is done."""
+    onednn = torch.ops.mkldnn
+    there = [m for m in (*model.get_decoder().modules(), model.get_output_embeddings()) if type(m) is torch.nn.Linear]
+    large = [m for m in there if m.weight.numel() >= LARGE and m.weight.dtype == torch.float32]
+    on_cpu = all(m.weight.device.type == "cpu" for m in large) and torch.backends.mkldnn.is_available()
+    if not on_cpu or any("forward" in vars(m) for m in large) or sum(m.weight.numel() for m in large) > 2**29:
+        large = []
+    try:
+        for m in large:
+            weight = onednn._reorder_linear_weight(m.weight, rows)
+            m.forward = lambda x, w=weight, b=m.bias: onednn._linear_pointwise(x, w, b, "none", [], "")
+        yield
+    finally:
+        for m in large:
+            vars(m).pop("forward", None)
+
+
 @torch.no_grad()
 def sample(
     model,
@@ -420,6 +445,7 @@ def sample(
     def draw(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return pick_tokens(logits.float().index_fill(-1, banned, -torch.inf), u, temperature, top_p)
 
+    around = contextlib.ExitStack()
     training = [(module, module.training) for module in model.modules()]
     config = model.get_decoder().config
     attention = config._attn_implementation
@@ -440,6 +466,7 @@ def sample(
         del out
         ALL_ATTENTION_FUNCTIONS["prompt_once"] = batch.seen.attend
         config._attn_implementation = "prompt_once"  # a name that no mask is made for: PromptOnce brings its own
+        around.enter_context(packed_linears(model, P * G))
         done = 1
         while True:
             ids[batch.rows] = batch.ids
@@ -454,6 +481,7 @@ def sample(
             done += min(segment, T - done)
             batch.seen.check_served(model)
     finally:
+        around.close()
         config._attn_implementation = attention
         if "prompt_once" in ALL_ATTENTION_FUNCTIONS:
             del ALL_ATTENTION_FUNCTIONS["prompt_once"]

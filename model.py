@@ -365,14 +365,16 @@ class Policy(nn.Module):
         written = text.removeprefix("<think>") if self.opened.startswith("<think>") else text
         return self.processor.tokenizer(written).input_ids + [self.eos_token_id]
 
-    def save(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
+    def save(self, folder: str | Path, state: dict[str, Tensor] | None = None, vlm: bool = True) -> None:
         """Write the Hugging Face format: from_pretrained loads the folder. LENS's context module and mask decoder lie
         beside. With LoRA it is PEFT's format: the adapter, and the name of the model that it belongs to.
 
-        state: this module's full state dict, where its own parameters are sharded over processes.
+        state: this module's full state dict, where its own parameters are sharded over processes. vlm False: without
+        the VLM's own files, which another folder has already.
         """
         state = self.state_dict() if state is None else state
-        self.vlm.save_pretrained(folder, state_dict=_under(state, "vlm."))
+        if vlm:
+            self.vlm.save_pretrained(folder, state_dict=_under(state, "vlm."))
         self.processor.save_pretrained(folder)
         if self.context is not None:
             lens = {k: v for k, v in state.items() if k.startswith("context.")}

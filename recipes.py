@@ -105,6 +105,7 @@ class Recipe:
     tune_decoder: bool = True  # train SAM2's mask decoder in the joint stage (Table A3)
     # --- how it runs (of these only dtype and lora_rank change results, the others at most their rounding)
     prompts_at_once: int = 0  # prompts sampled together (0: all of a process); fewer need less memory
+    pictures_at_once: int = 16  # pictures in SAM2's image encoder together; fewer need less memory
     max_row_tokens: int = 8192  # longest packed row; larger groups take several, a completion is never cut
     rows_per_batch: int = 1  # packed rows per forward
     gradient_checkpointing: bool = True
@@ -377,7 +378,9 @@ RANGES = {
     "tier_rewards": "(-inf, inf)",
     "components": "[0, 2]",
     "queue_size": "[1, 1e7]",
-    **dict.fromkeys(("num_samples", "prompts_per_step", "batch_size", "rows_per_batch"), "[1, 1e5]"),
+    **dict.fromkeys(
+        ("num_samples", "prompts_per_step", "batch_size", "rows_per_batch", "pictures_at_once"), "[1, 1e5]"
+    ),
     "updates_per_rollout": "[1, 1000]",
     "clip_low": "[0, 1]",
     "clip_high": "[0, inf)",

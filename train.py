@@ -56,6 +56,7 @@ from engine.check import allowed, readable
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer
 from engine.run import Run, Stopping, at_work, start
+from engine.waiting import wait_for_the_slowest
 from recipes import ABOUT, RECIPES, Recipe, miniature
 
 # -------------------------------------------------------------------------------- load: what a step is a function of
@@ -168,7 +169,8 @@ def load_batch(
             raise SystemExit(
                 f"the prompt of sample {worst} has {max(lengths)} tokens, above --max_prompt {recipe.max_prompt}"
             )
-        embeddings = segmenter.embed(images) if recipe.segmenter_use != "evaluation" else None
+        judged = recipe.segmenter_use != "evaluation"
+        embeddings = segmenter.embed(images, recipe.pictures_at_once) if judged else None
     return Batch(chosen, prompts, [recipes.to_target(s, recipe) for s in chosen], embeddings)
 
 
@@ -535,7 +537,7 @@ def score(run: Run, when: str) -> None:
                     run.heldout[when]["giou_true_text"] = aligned_giou(run, held, chosen)
     if run.accelerator.is_main_process:
         write_atomically(run.output_dir / "heldout.json", json.dumps(run.heldout, indent=1))
-    run.accelerator.wait_for_everyone()
+    wait_for_the_slowest()
 
 
 BAR = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"  # in 80 columns

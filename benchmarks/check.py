@@ -1,11 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
 # SPDX-License-Identifier: MIT
-"""`python data.py --check`: count what a data set holds, try its pictures, draw what was read."""
+"""`python data.py --check`: count what a data set holds, try its pictures, draw what was read; with --recipe, what its
+training would say before step 0."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 import textwrap
 from collections import Counter
@@ -14,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 import data
 from benchmarks import pictures
-from engine.check import deep
+from engine.check import CLOSELY, deep, examine
 from engine.files import console
-from recipes import check_ranges
+from recipes import RECIPES, check_ranges
 
 MARKS = "magenta: true mask and boxes; green: points on it; red crosses: points beside it; dark: not counted"
 
@@ -60,7 +63,7 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
     drawable: list[tuple[data.Sample, str]] = []  # wrong, and can be shown
     good: list[int] = []
     closely = set(np.random.default_rng(0).permutation(len(samples))[:limit].tolist())
-    for i in range(len(samples)):
+    for i in tqdm(range(len(samples)), "reading", leave=False, mininterval=1):
         try:
             s = samples[i]
         except data.BadData as error:
@@ -108,11 +111,20 @@ def main() -> None:
     )
     parser.add_argument("--data_root")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--out", type=Path, default=Path("contact_sheet.png"))
-    parser.add_argument("--limit", type=int, default=200, help="how many samples to hold against their pictures")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="say, too, what training it would say before step 0")
+    parser.add_argument("--out", type=Path, help="the sheet (default: runs/check-DATASET-SPLIT.png)")
+    parser.add_argument("--limit", type=int, default=CLOSELY, help="how many samples to hold against their pictures")
     args = parser.parse_args()
+    out = args.out or Path("runs", f"check-{args.dataset}-{args.split}.png")
     try:
         check_ranges(vars(args))
-        sys.exit(1 if check(data.load(args.dataset, args.data_root, args.split), args.out, args.limit) else 0)
+        recipe = RECIPES[args.recipe] if args.recipe else None
+        how = {"one_expression": recipe.one_expression, "seed": recipe.seed} if recipe else {}
+        samples = data.load(args.dataset, args.data_root, args.split, **how)
+        bad = check(samples, out, args.limit)
+        if recipe:
+            named = {"dataset": args.dataset, "data_root": args.data_root or "", "split": args.split}
+            examine(samples, None, dataclasses.replace(recipe, **named), main=True)
+        sys.exit(1 if bad else 0)
     except data.BadData as error:
         sys.exit(str(error))

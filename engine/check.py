@@ -8,6 +8,8 @@ day. examine() is what a run calls.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
@@ -73,6 +75,18 @@ def readable(samples: data.Samples, indices: list[int], seed: int = 0) -> tuple[
         except data.BadData as error:
             bad.append(str(error))
     return good, bad
+
+
+def fingerprint(samples: data.Samples, order: list[int], seed: int = 0) -> dict[str, int | str]:
+    """How many samples there are, how many can be used, and a digest of a seeded CLOSELY of these: query, picture,
+    boxes, points. A checkpoint keeps it: a resumed run says if its data have changed."""
+    digest = hashlib.sha256()
+    for i in np.random.default_rng(seed).permutation(order)[:CLOSELY].tolist():
+        s = samples[i]
+        digest.update(
+            repr((i, s.id, s.query, s.image_id, s.width, s.height, s.boxes.tolist(), s.points.tolist())).encode()
+        )
+    return {"samples": len(samples), "usable": len(order), "digest": digest.hexdigest()[:16]}
 
 
 def check_rewards(
@@ -152,7 +166,7 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
             f"no sample of {recipe.dataset!r} ({recipe.split}) can be used by recipe "
             f"{recipe.name!r}: see the reasons above"
         )
-    if main and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
+    if main and segmenter and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
         ious, earned = [], []
         for sample in [samples[i] for i in order if not samples[i].no_target][:32]:
             size = (sample.width, sample.height)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import data
 import recipes
+from engine.files import link_or_copy
 from model import Policy
 from recipes import Recipe
 
@@ -38,8 +39,13 @@ def save(folder: Path, state: dict, policy: Policy, recipe: Recipe, weights: dic
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    # LENS's alignment leaves the VLM as it was: its files get a second name, where gigabytes would be written again.
+    same = newest(folder.parent) if recipe.train == "context" else None
     try:
-        policy.save(part, weights)
+        policy.save(part, weights, vlm=same is None)
+        for file in sorted(same.iterdir()) if same else ():
+            if re.fullmatch(r"(generation_)?config\.json|model[-\w]*\.safetensors(\.index\.json)?", file.name):
+                link_or_copy(file, part / file.name)
         save_recipe(recipe, policy, part)
         torch.save(state, part / "trainer.pt")
     except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +14,14 @@ def write_atomically(path: Path, text: str) -> None:
     """The file whole, or as it was: never half of it. UTF-8 (half a surrogate pair, which has none: an escape)."""
     path.with_suffix(".tmp").write_text(text, encoding="utf-8", errors="backslashreplace")
     path.with_suffix(".tmp").replace(path)
+
+
+def link_or_copy(file: Path, name: Path) -> None:
+    """A second name for a file, which takes no room; a copy, where the disk knows no second names."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
 
 
 def console() -> None:

@@ -15,6 +15,7 @@ import model as models
 from recipes import Recipe
 
 GIB = 2**30
+FITS = 0.97  # of a GPU's memory: the rest is the driver's and the allocator's
 SAM2_LARGE = 0.84  # float32; and 224 M parameters are 0.84 GiB
 ACTIVATIONS = 6.0 / 8192  # an update's, a token of the longest row, with gradient checkpointing: as measured at 3B, 7B
 
@@ -56,30 +57,53 @@ def parts(recipe: Recipe, config, gpus: int, sharded: bool) -> dict[str, float]:
     return found | {"SAM2": SAM2_LARGE if judged and "large" in recipe.segmenter else 0.0}
 
 
+def peaks(part: dict[str, float], park: bool = False) -> tuple[float, float]:
+    """GiB at a step's two peaks: sampling (replica, keys and values, no gradients) and update (gradients, activations,
+    no replica)."""
+    always = part["frozen"] + part["weights"] + part["Adam"] + part["SAM2"] + (0 if park else part["reference"])
+    return always + part["replica"] + part["cache"], always + part["gradients"] + part["activations"]
+
+
 def peak(part: dict[str, float], park: bool = False) -> float:
-    """GiB at the larger of a step's two peaks: sampling (replica, keys and values, no gradients) and update (gradients,
-    activations, no replica)."""
-    always = part["frozen"] + part["weights"] + part["Adam"] + part["SAM2"]
-    reference = part["reference"]
-    sampling = always + part["replica"] + part["cache"] + (0 if park else reference)
-    return max(sampling, always + part["gradients"] + part["activations"] + (0 if park else reference))
+    """GiB at the larger of the two."""
+    return max(peaks(part, park))
+
+
+def prompts_at_once(recipe: Recipe, config, gpus: int, sharded: bool, room: float) -> int:
+    """How many of a process's prompts can be sampled together in `room` GiB, every completion of the greatest length: 1
+    at the least."""
+    one = parts(dataclasses.replace(recipe, prompts_at_once=1), config, gpus, sharded)
+    free = FITS * room - peaks(one, recipe.park)[0] + one["cache"]
+    every = max(1, recipe.prompts_per_step // gpus)
+    return max(1, min(every, int(free / one["cache"]))) if one["cache"] else every
+
+
+def fit(recipe: Recipe, config, gpus: int, sharded: bool, room: float) -> tuple[Recipe, list[str]]:
+    """The recipe, sampling as many prompts at once as `room` GiB hold where it does not say; and what is to be said."""
+    fits = prompts_at_once(recipe, config, gpus, sharded, room)
+    said = []
+    if not recipe.prompts_at_once and fits < recipe.prompts_per_step // gpus:
+        recipe = dataclasses.replace(recipe, prompts_at_once=fits)
+        said = [f"this GPU has room for {fits} prompt{'s' * (fits > 1)} at a time while sampling (--prompts_at_once)"]
+    return recipe, said + [w for w in [warning(recipe, config, gpus, sharded, room)] if w]
 
 
 def warning(recipe: Recipe, config, gpus: int, sharded: bool, room: float) -> str:
     """A sentence where a GPU of `room` GiB is too small, with what would fit; else ''."""
     need = peak(parts(recipe, config, gpus, sharded), recipe.park)
-    if need <= 0.97 * room:
+    if need <= FITS * room:
         return ""
-    ways: dict[str, dict] = {
-        "--prompts_at_once 1": {"prompts_at_once": 1},
-        "--prompts_at_once 1 --park True": {"prompts_at_once": 1, "park": True},
-    }
+    ways: dict[str, dict] = {"--prompts_at_once 1": {}} if recipe.prompts_at_once > 1 else {}
+    short = {"max_row_tokens": 4096} if recipe.max_row_tokens > 4096 else {}
+    ways |= {"--max_row_tokens 4096": short} if short else {}
+    ways["--park True"] = {"park": True}
     if recipe.train == "policy" and not recipe.num_queries:
-        ways["--lora_rank 64 --prompts_at_once 1"] = {"lora_rank": 64, "prompts_at_once": 1}
+        ways["--lora_rank 64"] = {"lora_rank": 64}
+        ways["--lora_rank 64 --max_row_tokens 4096"] = {"lora_rank": 64} | short
     said = f"{recipe.name} needs about {need:.0f} GiB on each GPU, and there are {room:.0f}"
     for option, fields in ways.items():
-        other = dataclasses.replace(recipe, **fields)
+        other = dataclasses.replace(recipe, prompts_at_once=1, **fields)
         less = peak(parts(other, config, gpus, sharded and not other.lora_rank), other.park)
-        if less <= 0.97 * room:
+        if less <= FITS * room:
             return f"{said}. With {option} it is about {less:.0f} (docs/memory.md)."
     return f"{said}. More GPUs, or a smaller --model, would fit (docs/memory.md)."

@@ -27,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import datetime
 import json
 import math
 import os
@@ -56,9 +55,10 @@ import data
 import model as models
 import rewards
 from engine import checkpoint, memory
-from engine.check import examine
+from engine.check import examine, fingerprint
 from engine.files import write_atomically
 from engine.journal import open_tracker
+from engine.waiting import AN_HOUR, patient, wait_for_the_slowest
 from recipes import Recipe, remarks
 
 
@@ -71,6 +71,7 @@ class Run:
     accelerator: Accelerator
     samples: data.Samples
     order: list[int]  # indices of the samples that the recipe can use
+    seen: dict  # what a checkpoint keeps of the data (check.fingerprint)
     steps: int
     policy: torch.nn.Module  # what learns, as Accelerate wraps it: forwards go through here
     bare: models.Policy  # the same without the wrapping: it encodes, packs, decodes, and is saved
@@ -107,6 +108,7 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "queue": self.queue.state_dict(),
             "step": step,
+            "data": self.seen,
         }
         sharded = any(hasattr(p, "full_tensor") for p in self.policy.parameters())
         weights = get_model_state_dict(self.policy, options=whole) if sharded else None
@@ -114,7 +116,7 @@ class Run:
             checkpoint.save(self.output_dir / f"checkpoint-{step}", state, self.bare, self.recipe, weights)
             for old in checkpoint.all_of(self.output_dir)[: -self.recipe.keep]:
                 shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+        wait_for_the_slowest()
 
     def restore(self, folder: Path) -> None:
         """What save() wrote beside the weights, back into its places; `first` is the step to go on with."""
@@ -125,6 +127,13 @@ class Run:
             self.schedule.load_state_dict(state["schedule"])
             self.queue.load_state_dict(state["queue"])
             self.first = state["step"]
+            before = state.get("data", self.seen)
+            if before != self.seen and self.accelerator.is_main_process:
+                counts = [f"{d['samples']} samples, {d['usable']} of use" for d in (before, self.seen)]
+                print(
+                    f"note: the data are not those that {folder} was trained on ({counts[0]}; now {counts[1]}): "
+                    "the steps from here draw from what there is now"
+                )
         except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
             why = f"{type(error).__name__}: {error}"[:200]
             raise data.BadData(f"{folder / 'trainer.pt'} is damaged, or not of this run ({why}).") from error
@@ -209,8 +218,7 @@ def on_gpus() -> bool:
 
 def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator:
     """Join the other processes, if there are any. SystemExit if they cannot run this recipe together."""
-    # The others wait while the first process scores and saves, which may take longer than the default ten minutes.
-    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=2))
+    patience = InitProcessGroupKwargs(timeout=AN_HOUR)
     # Autocast's cache would keep a second copy of all weights, in bf16, through a forward.
     handlers = [patience, AutocastKwargs(cache_enabled=False)]
     precision = "bf16" if recipe.dtype == "bfloat16" else "no"
@@ -221,6 +229,7 @@ def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator
         kwargs_handlers=handlers,
         fsdp_plugin=sharding(recipe),
     )
+    patient()
     if tracker and not accelerator.log_with:  # it is left out silently where its package is absent
         raise SystemExit(f"--tracker {tracker} needs one more package: pip install {tracker}")
     if recipe.prompts_per_step % accelerator.num_processes:
@@ -257,15 +266,14 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             f"--resume: no complete checkpoint in {output_dir}, where there lies {there or 'nothing'}. "
             "Name the run's folder, or start anew without --resume"
         )
+    if on_gpus():
+        room, sharded = torch.cuda.mem_get_info()[1] / memory.GIB, accelerator.distributed_type == "FSDP"
+        recipe, said = memory.fit(recipe, models.config_of(recipe.model), accelerator.num_processes, sharded, room)
+        for line in said if main else ():
+            print(f"note: {line}")
     differ = checkpoint.compare(last, recipe) if last else []
 
     # Who learns, on what. The reference is always recipe.model, what the run started from; the policy goes on.
-    if on_gpus() and main:
-        room = torch.cuda.mem_get_info()[1] / memory.GIB
-        config = models.config_of(recipe.model)
-        sharded = accelerator.distributed_type == "FSDP"
-        if said := memory.warning(recipe, config, accelerator.num_processes, sharded, room):
-            print(f"note: {said}")
     policy, segmenter = build(dataclasses.replace(recipe, model=str(last)) if last else recipe, accelerator)
     samples = data.load(
         recipe.dataset, recipe.data_root or None, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
@@ -280,6 +288,7 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         accelerator=accelerator,
         samples=samples,
         order=order,
+        seen=fingerprint(samples, order, recipe.seed),
         steps=steps,
         policy=policy,
         bare=accelerator.unwrap_model(policy),

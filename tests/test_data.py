@@ -7,6 +7,7 @@ plain arithmetic.
 """
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -590,6 +591,7 @@ def test_check_reports_and_draws(coco):
         "--split",
         "val",
     ]
+    environment = os.environ | {"PYTHONPATH": str(Path(data.__file__).parent)}
     done = subprocess.run([*command, "--out", str(coco / "sheet.png")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (
@@ -598,7 +600,9 @@ def test_check_reports_and_draws(coco):
     )
     assert "annotation 13 of picture 1 has no polygon" in done.stdout and Image.open(coco / "sheet.png").size[0] == 1280
     (coco / "val2017/b.jpg").write_bytes(b"broken")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([*command, "--recipe", "drseg"], cwd=coco, env=environment, capture_output=True, text=True)
+    assert (coco / "runs/check-coco-detection-val.png").exists()
+    assert "drseg: 1 of 2 samples" in done.stdout and "1 of 2 samples do not earn the maximum" in done.stderr
     assert done.returncode == 1 and "wrong: " in done.stdout and "b.jpg" in done.stdout
     done = subprocess.run([*command[:-1], "train"], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "instances_train2017.json" in done.stderr

@@ -4,6 +4,7 @@
 nothing, no data, a process that dies, trackers, LoRA. Each run is a few steps on pictures drawn here."""
 
 import dataclasses
+import datetime
 import io
 import json
 import os
@@ -12,12 +13,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image, ImageDraw
@@ -30,7 +33,7 @@ import grpo
 import model as models
 import recipes
 import train
-from engine import run
+from engine import run, waiting
 from engine.checkpoint import load_recipe
 from engine.run import build
 
@@ -238,9 +241,32 @@ def test_lens_resumed_equals_uninterrupted(tmp_path, go, recipe):
     for file in ("model.safetensors", "lens.safetensors"):
         whole, resumed = (load_file(run / "final" / file) for run in (out, cut))
         assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    # alignment's frozen VLM is on the disk once, under every checkpoint's name
+    inodes = {(out / f"checkpoint-{step}" / "model.safetensors").stat().st_ino for step in (2, 3)}
+    assert len(inodes) == (1 if recipe == "lens-align" else 2)
+    assert models.load_policy(str(out / "checkpoint-3")).context is not None
 
 
-def test_resume_refuses_what_it_could_not_change(tmp_path, go):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_trains_resumes_and_is_evaluated(tmp_path, go, monkeypatch, name):
+    folder, out, cut = draw(tmp_path / "data", n=4), tmp_path / "run", tmp_path / "cut"
+    more = f"--recipe {name} --model toy/qwen2_5_vl --prompts_per_step 2 --max_steps 2".split()
+    more += ["--num_queries", "3"] if recipes.RECIPES[name].num_queries else []
+    rows = go(folder, out, *more)
+    assert len(rows) == 2 and any(row["grad_norm"] > 0 for row in rows)
+    shutil.copytree(out, cut, ignore=shutil.ignore_patterns("checkpoint-2", "final"))
+    again = go(folder, cut, *more, "--resume")
+    steady = [[{k: v for k, v in r.items() if not k.startswith(TIMING)} for r in group] for group in (rows, again)]
+    assert steady[0] == steady[1]
+    asked = f"--model {cut / 'final'} --dataset jsonl --data_root {folder} --split train --output_dir {tmp_path / 'it'}"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *asked.split()])
+    evaluate.main()
+    scores = json.loads((tmp_path / "it" / "metrics.json").read_text())
+    assert scores["samples"] == 4 and 0 <= scores["giou"] <= 100
+
+
+def test_resume_refuses_what_it_could_not_change_and_says_what_has_changed(tmp_path, go, capsys):
     folder, out = draw(tmp_path / "data", n=4), tmp_path / "run"
     more = "--prompts_per_step 2 --beta 0 --eval_split train".split()
     go(folder, out, *more, "--max_steps", "1")
@@ -252,9 +278,13 @@ def test_resume_refuses_what_it_could_not_change(tmp_path, go):
     ):
         with pytest.raises(SystemExit, match=f"was trained with --{option} {was}: resume it so, or start anew with"):
             go(folder, out, *more, "--max_steps", "2", "--resume", f"--{option}", value)
-    # what is scored for the first time half-way is no "before"
+    # what is scored for the first time half-way is no "before"; and data that were edited in between are not the same
+    assert "the data are not" not in capsys.readouterr().out
+    lines = (folder / "train.jsonl").read_text()
+    (folder / "train.jsonl").write_text(lines.replace("the blue diamond", "a blue diamond", 1))
     go(folder, out, *more, "--max_steps", "2", "--resume", "--eval_samples", "2", "--temperature", "0.9")
     assert set(json.loads((out / "heldout.json").read_text())) == {"after"}
+    assert "the data are not those that" in (said := capsys.readouterr().out) and "4 of use; now 4 samples" in said
     # finished, and its checkpoints thrown away: neither resumed nor overwritten
     for checkpoint in out.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
@@ -542,3 +572,18 @@ def test_between_samplings_the_replica_has_no_memory(tmp_path, go, monkeypatch):
     more = "--prompts_per_step 2 --max_steps 2 --dtype bfloat16 --beta 0".split()
     rows = go(draw(tmp_path / "data", n=2), tmp_path / "run", *more)
     assert len(rows) == 2 and len(held) == 2 and not any(map(sum, held)) and rows[1]["gap"] < 0.1
+
+
+def late(rank, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=1))
+    waiting.patient()
+    if rank == 0:
+        time.sleep(3)
+    waiting.wait_for_the_slowest()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_others_wait_for_what_the_first_process_does_alone_longer_than_for_anything_else():
+    torch.multiprocessing.spawn(late, (20000 + (os.getpid() + 29) % 20000,), nprocs=2)

@@ -339,7 +339,7 @@ def test_a_box_read_leniently_is_scored_and_its_answer_a_parse_failure(monkeypat
 @pytest.mark.parametrize(("mode", "kept"), [("box", (0, 0)), ("1", (1, 2)), ("2", (2, 2))])
 def test_prompts_mode_cuts_what_sam2_sees(mode, kept):
     class Spy:
-        def embed(self, images):
+        def embed(self, images, chunk=16):
             return None
 
         def union(self, embeddings, index, answers):

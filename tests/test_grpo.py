@@ -3,6 +3,7 @@
 """The algorithm against slow twins: float64 loops written from the equations, and brute-force sampling."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -333,11 +334,19 @@ MASK = (PROMPTS > 0).long()
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-@pytest.mark.parametrize("segment", [1, 3, 16])
+@pytest.mark.parametrize("segment,large", [(1, 2**18), (3, 2**18), (3, 1), (16, 2**18)])
 @torch.no_grad()
-def test_text_models_draw_what_a_slow_twin_draws(kind, segment):
+def test_text_models_draw_what_a_slow_twin_draws(kind, segment, large, monkeypatch):
     """Left padding, no positions given, rows that end: every token from a forward over its own sequence alone."""
-    model = text_model(kind)
+    model, packed = text_model(kind), []
+    monkeypatch.setattr(grpo, "LARGE", large)  # 1: all matrices are packed for drawing
+    if torch.backends.mkldnn.is_available():
+        pack = torch.ops.mkldnn._reorder_linear_weight
+        counted = SimpleNamespace(
+            _reorder_linear_weight=lambda *a: packed.append(1) or pack(*a),
+            _linear_pointwise=torch.ops.mkldnn._linear_pointwise,
+        )
+        monkeypatch.setattr(torch.ops, "mkldnn", counted)
     noise = torch.rand(3, 4, 12, generator=torch.Generator().manual_seed(2))
     ends = [7, 11, 30, 31, 32, 33]
     got = grpo.sample(
@@ -350,6 +359,8 @@ def test_text_models_draw_what_a_slow_twin_draws(kind, segment):
         banned_ids=[0],
         segment=segment,
     )
+    assert len(packed) == (2 * 7 + 1 if large == 1 and torch.backends.mkldnn.is_available() else 0)
+    assert not any("forward" in vars(module) for module in model.modules())
     lengths = got.mask.sum(-1)
     for p in range(3):
         for g in range(4):
@@ -388,11 +399,10 @@ def test_greedy_texts_equal_generate(kind):
     ],
 )
 def test_models_that_a_packed_row_cannot_serve_are_refused_by_name(name, words):
-    import types
 
     import transformers as hf
 
-    model = types.SimpleNamespace(config=getattr(hf, f"{name}Config")())
+    model = SimpleNamespace(config=getattr(hf, f"{name}Config")())
     with pytest.raises(ValueError, match=words):
         grpo.require_plain_attention(model)
     with pytest.raises(ValueError, match=words):

@@ -590,6 +590,29 @@ def test_segmenter_equals_sams_own_predictor(sam, big):
     assert inside > 0  # random weights, but not all masks are empty or full
 
 
+@pytest.mark.parametrize("size", ["tiny", pytest.param("large", marks=pytest.mark.slow)])
+def test_sam2_1_by_its_hub_id_equals_its_own_predictor(size, tmp_path, monkeypatch):
+    """The Hub's file stands here with random weights; what is fetched by which name is the package's own business."""
+    import huggingface_hub
+    from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    hub_id = f"facebook/sam2.1-hiera-{size}"
+    config, file = HF_MODEL_ID_TO_FILENAMES[hub_id]
+    torch.manual_seed(0)
+    sam = build_sam2(config, None, device="cpu").eval()
+    torch.save({"model": sam.state_dict()}, tmp_path / file)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo_id, filename: str(tmp_path / filename))
+    segmenter, predictor = models.load_segmenter(hub_id), SAM2ImagePredictor(sam)
+    assert segmenter.name == hub_id and models.segmenter_to_follow(hub_id) == hub_id
+    image, box = noise_image((300, 200), 0), np.array([[20.0, 30, 180, 150]])
+    predictor.set_image(np.array(image))
+    proposals, scores, _ = predictor.predict(box=box[0], multimask_output=True)
+    (mask,) = segmenter.segment(segmenter.embed([image]), [0], box, np.zeros((1, 0, 2)), np.zeros((1, 0)))
+    agree(mask, proposals[scores.argmax()])
+    assert 0 < mask.float().mean() < 1
+
+
 def test_batched_masks_equal_one_by_one(tiny):
     images = [noise_image(size, i) for i, size in enumerate(SIZES)]
     together = tiny.embed(images)

@@ -156,7 +156,7 @@ def test_only_so_many_objects_are_looked_at(monkeypatch):
     seen = []
 
     class Sam:
-        def embed(self, images):
+        def embed(self, images, chunk=16):
             return images
 
         def union(self, embeddings, index, answers):

@@ -478,18 +478,12 @@ def test_lens_checkpoint_starts_another_recipe_by_its_vlm_alone(tmp_path):
 
 PHOTOGRAPHS = ROOT.parent / "shared" / "mini_coco"
 MULTI, REFERENCES = ("visionreasoner", "parquet/multi_object", "train"), ("refcoco", "refer_seg", "val")
-OF_RECIPE = {
-    "drseg": MULTI,
-    "visionreasoner": MULTI,
-    "genseg": MULTI,
-    "samr1": REFERENCES,
-    "segzero": REFERENCES,
-    "lens": REFERENCES,
-    "genseg-g": ("grefcoco", "refer_seg", "val"),
-}
+OF_RECIPE = dict.fromkeys(("drseg", "visionreasoner", "genseg", "genseg-8b"), MULTI)
+OF_RECIPE |= dict.fromkeys(("samr1", "segzero", "lens-align", "lens", "lens-align-2b", "lens-2b"), REFERENCES)
+OF_RECIPE |= {"genseg-g": ("grefcoco", "refer_seg", "val"), "lens-reasonseg": ("reasonseg", "reason_seg", "val")}
 
 
-@pytest.mark.parametrize("name", OF_RECIPE)
+@pytest.mark.parametrize("name", recipes.RECIPES)
 @pytest.mark.parametrize("world", ["toy", "photographs"])
 def test_the_truth_earns_the_maximum_of_every_recipe(name, world):
     """Ground truth in the recipe's format, mask IoU 1 put in; with and without a target where the recipe has both."""
