@@ -249,7 +249,7 @@ def test_lens_resumed_equals_uninterrupted(tmp_path, go, recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", recipes.RECIPES)
-def test_every_recipe_trains_resumes_and_is_evaluated(tmp_path, go, monkeypatch, name):
+def test_every_recipe_trains_resumes_and_is_evaluated(tmp_path, go, name):
     folder, out, cut = draw(tmp_path / "data", n=4), tmp_path / "run", tmp_path / "cut"
     more = f"--recipe {name} --model toy/qwen2_5_vl --prompts_per_step 2 --max_steps 2".split()
     more += ["--num_queries", "3"] if recipes.RECIPES[name].num_queries else []
@@ -259,11 +259,10 @@ def test_every_recipe_trains_resumes_and_is_evaluated(tmp_path, go, monkeypatch,
     again = go(folder, cut, *more, "--resume")
     steady = [[{k: v for k, v in r.items() if not k.startswith(TIMING)} for r in group] for group in (rows, again)]
     assert steady[0] == steady[1]
-    asked = f"--model {cut / 'final'} --dataset jsonl --data_root {folder} --split train --output_dir {tmp_path / 'it'}"
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *asked.split()])
-    evaluate.main()
+    asked = {"model": str(cut / "final"), "dataset": "jsonl", "data_root": str(folder), "split": "train"}
+    evaluate.main(evaluate.Options(**asked, output_dir=str(tmp_path / "it")))
     scores = json.loads((tmp_path / "it" / "metrics.json").read_text())
-    assert scores["samples"] == 4 and 0 <= scores["giou"] <= 100
+    assert scores["n"] == 4 and 0 <= scores["giou"] <= 100
 
 
 def test_resume_refuses_what_it_could_not_change_and_says_what_has_changed(tmp_path, go, capsys):
