@@ -61,7 +61,9 @@ def _polygon(points: list, size: tuple[int, int]) -> np.ndarray:
     if xy.ndim != 1 or xy.size % 2:
         raise BadData(f"a polygon is one flat list x, y, x, y, ..., and not {points!s:.80}")
     slack = max(2, 0.02 * max(size))  # annotators draw a little over the edge
-    if xy.size and (xy.min() < -slack or xy[::2].max() > size[0] + slack or xy[1::2].max() > size[1] + slack):
+    pairs = xy.reshape(-1, 2)
+    right, bottom = pairs.max(0) if xy.size else (0, 0)
+    if xy.size and (xy.min() < -slack or right > size[0] + slack or bottom > size[1] + slack):
         raise BadData(
             f"a polygon leaves its picture of {size[0]} x {size[1]} by more than {slack:g} px: {points!s:.80}"
         )
@@ -81,8 +83,9 @@ def to_rle(part: list | dict | Callable, size: tuple[int, int]) -> dict:
             raise BadData(f"a mask of {mask.shape[1]} x {mask.shape[0]} on a picture of {width} x {height}")
         return encode_rle(mask)
     if isinstance(part, list):  # shorter ones have no area, and pycocotools would take four numbers for a box
-        polygons = [xy.tolist() for xy in (_polygon(p, size) for p in part) if len(xy) >= 6]
-        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        polygons = [xy for xy in (_polygon(p, size) for p in part) if len(xy) >= 6]
+        drawn = coco_mask.frPyObjects(polygons, height, width)
+        return drawn[0] if len(drawn) == 1 else coco_mask.merge(drawn)
     counts = part.get("counts")
     given = part.get("size")
     if not counts or not isinstance(given, (list, tuple)) or list(given) != [height, width]:
@@ -99,7 +102,9 @@ def to_rle(part: list | dict | Callable, size: tuple[int, int]) -> dict:
 
 
 def _drawable(part) -> bool:
-    return bool(part) and (not isinstance(part, list) or any(np.size(p) >= 6 for p in part))
+    if not part or not isinstance(part, list):
+        return bool(part)
+    return any((isinstance(p, list) and len(p) >= 6) or np.size(p) >= 6 for p in part)  # numpy's is the slow one
 
 
 def text_fault(text) -> str | None:
@@ -108,9 +113,9 @@ def text_fault(text) -> str | None:
         return f"the query is no text, or empty: {text!r:.40}"
     if len(text) > 2000:
         return f"the query has {len(text)} characters; 2,000 are the most"
-    if re.search("[\0\ud800-\udfff\ufffd]", text):
+    if (not text.isascii() or "\0" in text) and re.search("[\0\ud800-\udfff\ufffd]", text):
         return f"the query has characters that are none (a broken encoding?): {text!r:.80}"
-    if token := re.search(r"<\|[^|<>]*\|>|<(image|video)>", text):
+    if "<" in text and (token := re.search(r"<\|[^|<>]*\|>|<(image|video)>", text)):
         return f"the query has {token[0]!r} in it, which a model takes for a picture or an end: take it out"
     return None
 
@@ -165,8 +170,8 @@ def _truth(
     COCO's boxes, x, y, width, height."""
     masks = [to_rle(part, size) for part in parts]
     ignore = [to_rle(part, size) for part in ignored]
-    drawn = [bool(coco_mask.area(rle)) for rle in masks]
     if boxes is None:
+        drawn = [bool(coco_mask.area(rle)) for rle in masks]
         # A mask of pixels may say "nothing fits"; polygons never do: these were drawn on another picture or size.
         if not all(drawn) and not any(map(callable, parts)):
             raise BadData("no pixel of it is in a mask. Was the mask made for this picture?")
@@ -177,14 +182,14 @@ def _truth(
         raise BadData(f"a box is four numbers, and not {boxes.tolist()!s:.80}")
     boxes = boxes.reshape(-1, 4)
     if xywh:
-        boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        boxes[:, 2:] += boxes[:, :2]
     points = np.zeros((len(boxes), 0, 2)) if points is None else numbers(points, "the points")
     if points.ndim != 3 or len(points) != len(boxes) or points.shape[2] != 2:
         raise BadData(f"points are, for each of the {len(boxes)} objects, a list of as many [x, y]")
     ignore = coco_mask.merge(ignore) if ignore and any(map(coco_mask.area, ignore)) else None
     return {
-        "boxes": to_frame(boxes, frame or size, size),
-        "points": to_frame(points, frame or size, size),
+        "boxes": to_frame(boxes, frame, size) if frame else boxes,
+        "points": to_frame(points, frame, size) if frame else points,
         "object_masks": masks,
         "ignore_mask": ignore,
         "no_target": no_target or count == 0 or (count is None and not len(boxes)),
