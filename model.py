@@ -521,6 +521,7 @@ def load_policy(
         if family not in FAMILIES:
             raise CannotLoad("policy", base, f"it is a {family}, and what works here is {', '.join(FAMILIES)}.")
         processor = AutoProcessor.from_pretrained(name, **own)
+        own |= {"device_map": {"": device}}  # weights go where they will be, one by one: the CPU holds no second whole
         vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", **own)
         if lora.exists():
             add_lora(vlm, folder=name)

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,12 +30,19 @@ from model import Policy
 from recipes import Recipe
 
 
-def save(folder: Path, state: dict, policy: Policy, recipe: Recipe, weights: dict[str, Tensor] | None = None) -> None:
+def save(
+    folder: Path,
+    policy: Policy,
+    recipe: Recipe,
+    weights: Callable[[], dict[str, Tensor] | None],
+    state: Callable[[], dict],
+) -> None:
     """Write a checkpoint whole or not at all: to a temporary name, then rename. The Hugging Face format, plus
     trainer.pt to go on from.
 
-    weights: the full state dict where the policy is sharded. Raises OSError (disk full) with the last good checkpoint
-    untouched.
+    weights: gives the full state dict where the policy is sharded, None where it is whole; state: gives what trainer.pt
+    holds. They are asked one after the other, and each is let go of when written: a 7B's weights are 33 GB, Adam's
+    state 66. Raises OSError (disk full) with the last good checkpoint untouched.
     """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -42,12 +50,12 @@ def save(folder: Path, state: dict, policy: Policy, recipe: Recipe, weights: dic
     # LENS's alignment leaves the VLM as it was: its files get a second name, where gigabytes would be written again.
     same = newest(folder.parent) if recipe.train == "context" else None
     try:
-        policy.save(part, weights, vlm=same is None)
+        policy.save(part, weights(), vlm=same is None)
         for file in sorted(same.iterdir()) if same else ():
             if re.fullmatch(r"(generation_)?config\.json|model[-\w]*\.safetensors(\.index\.json)?", file.name):
                 link_or_copy(file, part / file.name)
         save_recipe(recipe, policy, part)
-        torch.save(state, part / "trainer.pt")
+        torch.save(state(), part / "trainer.pt")
     except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(

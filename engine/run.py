@@ -103,17 +103,24 @@ class Run:
         """checkpoint-STEP, readable whatever the number of processes; the oldest go. All processes call it: where
         weights are sharded each has a part."""
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = {
-            "optimizer": get_optimizer_state_dict(self.policy, self.optimizer.optimizer, options=whole),
-            "schedule": self.schedule.state_dict(),
-            "queue": self.queue.state_dict(),
-            "step": step,
-            "data": self.seen,
-        }
         sharded = any(hasattr(p, "full_tensor") for p in self.policy.parameters())
-        weights = get_model_state_dict(self.policy, options=whole) if sharded else None
-        if self.accelerator.is_main_process:
-            checkpoint.save(self.output_dir / f"checkpoint-{step}", state, self.bare, self.recipe, weights)
+
+        def weights() -> dict | None:
+            return get_model_state_dict(self.policy, options=whole) if sharded else None
+
+        def state() -> dict:
+            return {
+                "optimizer": get_optimizer_state_dict(self.policy, self.optimizer.optimizer, options=whole),
+                "schedule": self.schedule.state_dict(),
+                "queue": self.queue.state_dict(),
+                "step": step,
+                "data": self.seen,
+            }
+
+        if not self.accelerator.is_main_process:
+            weights(), state()  # parts are gathered from all processes, in this order
+        else:
+            checkpoint.save(self.output_dir / f"checkpoint-{step}", self.bare, self.recipe, weights, state)
             for old in checkpoint.all_of(self.output_dir)[: -self.recipe.keep]:
                 shutil.rmtree(old)
         wait_for_the_slowest()
@@ -266,7 +273,7 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             f"--resume: no complete checkpoint in {output_dir}, where there lies {there or 'nothing'}. "
             "Name the run's folder, or start anew without --resume"
         )
-    if on_gpus():
+    if accelerator.device.type == "cuda":
         room, sharded = torch.cuda.mem_get_info()[1] / memory.GIB, accelerator.distributed_type == "FSDP"
         recipe, said = memory.fit(recipe, models.config_of(recipe.model), accelerator.num_processes, sharded, room)
         for line in said if main else ():
@@ -330,7 +337,8 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
     # Weights that learn are float32, whatever the compute dtype: in bfloat16, steps of 1e-6 would be rounded away.
     only_read = recipe.lora_rank and recipe.dtype == "bfloat16"
     dtype = torch.bfloat16 if only_read else torch.float32
-    policy = models.load_policy(recipe.model, **size, dtype=dtype, segmenter=recipe.segmenter)
+    device = accelerator.device
+    policy = models.load_policy(recipe.model, **size, dtype=dtype, device=device, segmenter=recipe.segmenter)
     if not recipe.num_queries:  # a LENS checkpoint may start another recipe: its VLM alone goes on
         policy.context = policy.segmenter = None
     segmenter = policy.segmenter
@@ -347,15 +355,15 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
     if recipe.compile_layers:
         models.compile_layers(policy.vlm)
     policy.train()  # no dropout anywhere (load_policy): this only lets gradient checkpointing act
-    return policy.to(accelerator.device), None if segmenter is None else segmenter.eval().to(accelerator.device)
+    return policy.to(device), None if segmenter is None else segmenter.eval().to(device)
 
 
 def build_reference(recipe: Recipe, device: torch.device) -> models.Policy:
     """What KL holds on to: the VLM that the run started from, frozen, in the compute dtype."""
     dtype = getattr(torch, recipe.dtype)
-    policy = models.load_policy(recipe.model, dtype=dtype, segmenter=recipe.segmenter).requires_grad_(False)
+    policy = models.load_policy(recipe.model, dtype=dtype, device=device, segmenter=recipe.segmenter)
     policy.context = policy.segmenter = None
-    return policy.to(device)
+    return policy.requires_grad_(False)
 
 
 def add_context(recipe: Recipe, policy: models.Policy, segmenter: models.Segmenter) -> None:

@@ -399,7 +399,7 @@ def test_half_written_checkpoints_are_ignored(tmp_path):
 
 def test_disk_full_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     recipe, _, policy, *_ = setup("drseg")
-    checkpoint.save(tmp_path / "checkpoint-1", {"step": 1}, policy, recipe)
+    checkpoint.save(tmp_path / "checkpoint-1", policy, recipe, lambda: None, lambda: {"step": 1})
     good = {p.name: p.stat().st_size for p in (tmp_path / "checkpoint-1").iterdir()}
 
     def full(*_args, **_kw):
@@ -407,7 +407,7 @@ def test_disk_full_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="could not write the checkpoint .*No space left.*--resume"):
-        checkpoint.save(tmp_path / "checkpoint-2", {"step": 2}, policy, recipe)
+        checkpoint.save(tmp_path / "checkpoint-2", policy, recipe, lambda: None, lambda: {"step": 2})
     assert {p.name: p.stat().st_size for p in (tmp_path / "checkpoint-1").iterdir()} == good
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
 
