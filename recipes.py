@@ -508,7 +508,9 @@ def usable(
     walk = np.random.default_rng(recipe.seed).permutation(len(samples)).tolist() if limit else range(len(samples))
     for i in tqdm(walk, desc="reading the data", disable=not progress, mininterval=1):
         try:
-            why = unanswerable(samples[i], recipe)
+            sample = samples[i]
+            alone = not (sample.no_target or len(sample.boxes))
+            why = "a count alone, which does not say where" if alone else unanswerable(sample, recipe)
         except data.BadData as error:
             if broken is None:
                 raise

@@ -35,24 +35,55 @@ LACKING = "polygons, rle or mask"  # how a message ends that says what a recipe 
 
 def deep(sample: data.Sample) -> None:
     """Hold a sample against its picture and its masks; BadData. What data.check_truth leaves out, as it costs more: the
-    picture is opened, and each box is compared with the box of its own mask."""
+    picture is opened, each box is compared with the box of its own mask, and points must lie on the mask."""
     sample.open()
-    if len(sample.object_masks) != len(sample.boxes):  # one mask for all objects: each box has some of it
-        whole = sample.mask
-        for x1, y1, x2, y2 in () if whole is None else sample.boxes.round().astype(int):
+    if len(sample.object_masks) == len(sample.boxes):
+        _own_boxes(sample)
+    elif (whole := sample.mask) is not None:  # one mask for all objects: each box has some of it
+        for x1, y1, x2, y2 in sample.boxes.round().astype(int).tolist():
             if not whole[max(y1, 0) : max(y2, y1 + 1), max(x1, 0) : max(x2, x1 + 1)].any():
-                raise data.BadData(f"{sample.id}: the box {[x1, y1, x2, y2]} has nothing of the mask in it")
-        return
+                raise data.BadData(f"the box {[x1, y1, x2, y2]} has nothing of the mask in it")
+    if sample.points.size and (whole := sample.mask) is not None:
+        slack = max(2, round(0.02 * max(whole.shape)))
+        for x, y in sample.points.reshape(-1, 2).astype(int).tolist():
+            if not whole[max(y - slack, 0) : y + slack + 1, max(x - slack, 0) : x + slack + 1].any():
+                raise data.BadData(f"the point {[x, y]} is more than {slack} px off the mask: is it y before x?")
+
+
+def _own_boxes(sample: data.Sample) -> None:
+    """Is each box the one of its own mask? BadData, with what the box may be instead."""
     tight = np.reshape([coco_mask.toBbox(rle) for rle in sample.object_masks], (-1, 4))
     tight[:, 2:] += tight[:, :2]
-    for box, drawn in zip(sample.boxes, tight, strict=True):
-        if np.abs(box - drawn).max() <= 3 or not drawn.any():
-            continue
-        as_corners, as_sizes = (_overlap(b, drawn) for b in (box, np.concatenate([box[:2], box[:2] + box[2:]])))
-        if as_corners < 0.5 or as_sizes > max(0.9, as_corners + 0.05):
-            guess = ": is it x, y, width, height?" if as_sizes > as_corners else ""
-            box, drawn = box.round(1).tolist(), drawn.round(1).tolist()
-            raise data.BadData(f"{sample.id}: the box {box} is not that of its mask, {drawn}{guess}")
+    for box, drawn, rle in zip(sample.boxes, tight, sample.object_masks, strict=True):
+        said = f"the box {box.round(1).tolist()}"
+        if not drawn.any():
+            if min(box[2:] - box[:2]) > 3:  # polygons of less than a pixel draw nothing, and their boxes are as small
+                raise data.BadData(f"{said} has an empty mask: is the mask in other units, or another picture's?")
+        elif np.abs(box - drawn).max() > 3:
+            low, high = box[:2], box[2:]
+            guesses = {  # a reader that wants x, y, width, height has made corners of them
+                "x, y, width, height": (low, low + high),
+                "two corners, where x, y, width, height are wanted": (low, high - low),
+                "its centre, width, height": (low - high / 2, low + high / 2),
+                "its centre, where a corner is wanted": (1.5 * low - high / 2, (low + high) / 2),
+                "y before x": (low[::-1], high[::-1]),
+            }
+            ious = {what: _overlap(np.concatenate(guess), drawn) for what, guess in guesses.items()}
+            likely, given = max(ious, key=ious.get), _overlap(box, drawn)
+            known = ious[likely] > max(0.9, given + 0.05)
+            if given < 0.5 or known:
+                guess = f": is it {likely}?" if known else ""
+                raise data.BadData(f"{said} is not that of its mask, {drawn.round(1).tolist()}{guess}")
+        elif drawn[3] - drawn[1] > 0.9 * sample.height and _along_rows(data.decode_rle(rle)):
+            raise data.BadData("a mask is all stripes: were its run-lengths counted along rows? COCO's go down columns")
+
+
+def _along_rows(mask: np.ndarray) -> bool:
+    """Would a mask have far fewer edges if its run-lengths had been counted along rows? (In a square it cannot.)"""
+    height, width = mask.shape
+    other = mask.ravel("F").reshape(height, width)
+    here, there = (np.count_nonzero(m[1:] != m[:-1]) + np.count_nonzero(m[:, 1:] != m[:, :-1]) for m in (mask, other))
+    return height != width and here > 3 * max(1, height / width) * there  # bands from top to bottom: height / width
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -70,7 +101,8 @@ def readable(samples: data.Samples, indices: list[int], seed: int = 0) -> tuple[
         try:
             sample = samples[i]
             if i in closely:
-                deep(sample)
+                with data.reading(sample.id):
+                    deep(sample)
             good.append(i)
         except data.BadData as error:
             bad.append(str(error))
@@ -138,11 +170,12 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
         closely = sorted(np.random.default_rng(recipe.seed).choice(order, CLOSELY, replace=False).tolist())
     good, bad = check_rewards(samples, closely, recipe, main)
     bad += broken
+    looked_at = len(closely) + len(broken)
     order = sorted(set(order) - (set(closely) - set(good)))
     if main:
         print(
             f"{recipe.name}: {len(order)} of {len(samples)} samples; left out: {left or 'none'}; "
-            f"broken, or failed the reward check: {len(bad)}{'' if closely is order else f' of {len(closely)}'}"
+            f"broken, or failed the reward check: {len(bad)}{'' if closely is order else f' of {looked_at}'}"
         )
         if samples.skipped:
             print(f"  {len(samples.skipped)} entries of the data give no sample")
@@ -150,12 +183,12 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
             print(f"  skipped: {line}")
         for line in bad[:10]:
             print(f"  wrong: {line}")
-    if len(bad) > allowed(recipe, len(closely)):
+    if len(bad) > allowed(recipe, looked_at):
         lacking = [line for line in bad if line.endswith(LACKING)]
         if len(lacking) == len(bad):
             raise SystemExit(f"{recipe.name} needs more than these data have: {lacking[0]}")
         raise SystemExit(
-            f"{len(bad)} of {len(closely)} samples do not earn the maximum "
+            f"{len(bad)} of {looked_at} samples do not earn the maximum "
             "with their own ground truth (see above): "
             "a frame, a point or a mask is wrong in the data. Look at them with: python data.py --check "
             f"--dataset {recipe.dataset} --data_root {recipe.data_root} --split {recipe.split} "

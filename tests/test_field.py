@@ -412,6 +412,10 @@ BESIDE = {
     "x, y, width, height": ({"boxes": [[40, 30, 80, 60]], "polygons": [[CORNERS]]}, "x, y, width, height"),
     "nothing of the mask": ({"boxes": [RED, [150, 5, 190, 25]], "polygons": [[CORNERS]]}, "nothing of the mask"),
     "point outside its box": ({"boxes": [RED], "points": [[[150, 100]]]}, "outside its own box"),
+    "point off its mask": ({"polygons": [[[40, 30, 120, 30, 40, 90]]], "points": [[[112, 84]]]}, "off the mask"),
+    "along rows": ({"rle": [{"size": [120, 200], "counts": [6040, *[80, 120] * 59, 80, 6080]}]}, "all stripes"),
+    "centre, width, height": ({"boxes": [[80, 60, 100, 66]], "polygons": [[[30, 27, 130, 27, 130, 93]]]}, "its centre"),
+    "y before x": ({"boxes": [[30, 40, 90, 119]], "polygons": [[CORNERS]]}, "y before x"),
 }
 
 
@@ -426,6 +430,30 @@ def test_a_truth_that_is_not_its_pictures(tmp_path, name):
     assert Image.open(tmp_path / "out/sheet.png").size[0] == 1280
     _, failed = check.check_rewards(samples, [0, 1], recipes.RECIPES["drseg"])
     assert len(failed) == 1 and words in failed[0]
+
+
+def test_a_box_without_a_pixel_of_mask(tmp_path):
+    """COCO's polygons as fractions drew nothing, beside boxes in pixels; a speck's box is as small as it."""
+    fractions = (np.reshape(CORNERS, (4, 2)) / SIZE / 2).ravel().tolist()
+    speck = {"segmentation": [[50, 50, 50.2, 50, 50.2, 50.2]], "bbox": [50, 50, 0.2, 0.2], "image_id": 2}
+    samples = data.load("coco-detection", instances(tmp_path, [{"segmentation": [fractions]}, speck]))
+    good, bad = check.readable(samples, [0, 1])
+    assert good == [1] and "empty mask" in bad[0] and bad[0].count(samples[0].id) == 1
+
+
+def test_what_looks_like_stripes_and_is_none():
+    """Things from top to bottom of the picture, on their own or in a row, in all shapes of picture."""
+    for height, width in ((120, 200), (400, 90), (90, 400)):
+        mask = np.zeros((height, width), dtype=bool)
+        for band in (np.s_[:, 30:40], np.s_[:, ::9], np.s_[::7]):
+            mask[band] = True
+            assert not check._along_rows(mask)
+
+
+def test_a_count_says_not_where(tmp_path):
+    """Counts without boxes were a ValueError before step 0."""
+    samples = data.load("jsonl", lines(tmp_path, {"count": 2}, {"boxes": [RED], "points": [[[60, 60]]]}))
+    assert recipes.usable(samples, recipes.RECIPES["drseg"]) == ([1], {"a count alone, which does not say where": 1})
 
 
 def test_a_little_over_the_edge_is_no_fault(tmp_path):
