@@ -47,7 +47,7 @@ def deep(sample: data.Sample) -> None:
         slack = max(2, round(0.02 * max(whole.shape)))
         for x, y in sample.points.reshape(-1, 2).astype(int).tolist():
             if not whole[max(y - slack, 0) : y + slack + 1, max(x - slack, 0) : x + slack + 1].any():
-                raise data.BadData(f"the point {[x, y]} is more than {slack} px off the mask: is it y before x?")
+                raise data.BadData(f"the point {[x, y]} is more than {slack} px off the mask: is it x, y, in pixels?")
 
 
 def _own_boxes(sample: data.Sample) -> None:
