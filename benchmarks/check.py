@@ -63,7 +63,7 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
     drawable: list[tuple[data.Sample, str]] = []  # wrong, and can be shown
     good: list[int] = []
     closely = set(np.random.default_rng(0).permutation(len(samples))[:limit].tolist())
-    for i in tqdm(range(len(samples)), "reading", leave=False, mininterval=1):
+    for i in tqdm(range(len(samples)), "reading", leave=False, mininterval=1, disable=None):
         try:
             s = samples[i]
         except data.BadData as error:
