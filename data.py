@@ -194,7 +194,9 @@ def check_truth(sample: Sample) -> None:
         units = "thousandths" if max(among) <= 1000 else "another size"
         units = "840 x 840 or thousandths" if max(among) <= 840 else units
         where = f"a picture of {width} x {height} by more than {slack:g} px"
-        return BadData(f"the {name} {[round(v, 1) for v in numbers]} leaves {where}: was it written for {units}?")
+        turned = " Or y before x?" if max(numbers[1::2]) <= right and max(numbers[::2]) <= bottom else ""
+        said = f"the {name} {[round(v, 1) for v in numbers]} leaves {where}"
+        return BadData(f"{said}: was it written for {units}?{turned}")
 
     for box in boxes:
         if box[0] >= box[2] or box[1] >= box[3]:

@@ -28,6 +28,7 @@ import pickle
 import re
 import shutil
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -64,9 +65,8 @@ def _polygon(points: list, size: tuple[int, int]) -> np.ndarray:
     pairs = xy.reshape(-1, 2)
     right, bottom = pairs.max(0) if xy.size else (0, 0)
     if xy.size and (xy.min() < -slack or right > size[0] + slack or bottom > size[1] + slack):
-        raise BadData(
-            f"a polygon leaves its picture of {size[0]} x {size[1]} by more than {slack:g} px: {points!s:.80}"
-        )
+        where = f"{size[0]} x {size[1]} by more than {slack:g} px: other units, or y before x?"
+        raise BadData(f"a polygon leaves its picture of {where} {points!s:.80}")
     return xy
 
 
@@ -86,6 +86,8 @@ def to_rle(part: list | dict | Callable, size: tuple[int, int]) -> dict:
         polygons = [xy for xy in (_polygon(p, size) for p in part) if len(xy) >= 6]
         drawn = coco_mask.frPyObjects(polygons, height, width)
         return drawn[0] if len(drawn) == 1 else coco_mask.merge(drawn)
+    if not isinstance(part, dict):
+        raise BadData(f"a mask is a list of polygons or an RLE {{size, counts}}, and not {part!r:.60}")
     counts = part.get("counts")
     given = part.get("size")
     if not counts or not isinstance(given, (list, tuple)) or list(given) != [height, width]:
@@ -178,7 +180,7 @@ def _truth(
         masks = [rle for rle, any_pixel in zip(masks, drawn, strict=True) if any_pixel]
         boxes = [(x, y, x + w, y + h) for x, y, w, h in map(coco_mask.toBbox, masks)]
     boxes = numbers(boxes, "the boxes")
-    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+    if boxes.shape != (0,) and (boxes.ndim != 2 or boxes.shape[1] != 4):
         raise BadData(f"a box is four numbers, and not {boxes.tolist()!s:.80}")
     boxes = boxes.reshape(-1, 4)
     if xywh:
@@ -233,7 +235,9 @@ def _find(root: Path, *names: str) -> Path:
     for name in names:
         if (root / name).exists():
             return root / name
-    raise BadData(f"{root} holds none of: {', '.join(names)}. Is --data_root the folder above, and the split right?")
+    there = ", ".join(sorted(os.listdir(root))[:8]) if root.is_dir() else "is a file"
+    there = f"{root} holds none of: {', '.join(names)}, only: {there}"
+    raise BadData(f"{there}. Is --data_root the folder above, and the split right?")
 
 
 def _pictures(names: Sequence[str], roots: Sequence[Path], subfolders: Sequence[str] = ("",)) -> tuple[Path, set[str]]:
@@ -309,7 +313,8 @@ def _request(
     boxes = [a["bbox"] for a in annotations] if boxed else None
     parts, ignored = ([a["segmentation"] for a in group if a.get("segmentation")] for group in (annotations, crowds))
     where = folder / image["file_name"]
-    size = (image["width"], image["height"])
+    with reading(f"{at}, its picture {where.name}"):
+        size = (image["width"], image["height"])
     more = {"parts": parts, "boxes": boxes, "xywh": boxed, "ignored": ignored, "sentences": sentences}
     return functools.partial(_make, at, query, id, image["id"], where, size, **more)
 
@@ -331,18 +336,27 @@ def references(want: Wanted) -> Makers:
         instances = _read(_find(path.parent, "instances.json"))
         images, _ = _by_id(instances["images"], "images")
         annotations, twice = _by_id(instances["annotations"], "annotations")
-    every = _read(path)
-    references = [ref for ref in every if ref["split"] == want.split]
+    with reading(str(path)):
+        every = _read(path)
+        references = [ref for ref in every if ref["split"] == want.split]
     if not references:
         splits = ", ".join(sorted({str(ref["split"]) for ref in every})) or "nothing"
         raise BadData(f"{path} has no split {want.split!r}, only: {splits}.")
     names = [images[i]["file_name"] for ref in references if (i := str(ref["image_id"])) in images]
     pictures, absent = _pictures(names, [path.parents[1], want.root], ["train2014", ""])
+    read: dict = {}  # references by their number
     for ref in references:
         at = f"{path}, reference {ref['ref_id']}"
+        if (number := str(ref["ref_id"])) in read:
+            same = read[number] == ref
+            yield f"{at}: stands twice" + ("" if same else ", with another content; the first is read")
+            continue
+        read[number] = ref
         with reading(at):
             ids = [str(i) for i in (ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]])]
-            ids, nothing = ([], True) if ids == ["-1"] else (ids, False)
+            ids, nothing = ([], True) if ids == ["-1"] else (list(dict.fromkeys(ids)), False)
+            if not isinstance(ref["sentences"], list) or not all(isinstance(s, dict) for s in ref["sentences"]):
+                raise BadData(f'sentences is a list of {{"sent": "..."}}, and not {ref["sentences"]!r:.60}')
             image = images.get(str(ref["image_id"]))
             why = _useless(ref, ids, nothing, annotations, twice)
             if not why and (image is None or image["file_name"] in absent):
@@ -369,20 +383,32 @@ def _useless(ref: dict, ids: list[str], nothing: bool, annotations: dict, twice:
     if not ref["sentences"]:
         return "no sentence"
     if bool(ref.get("no_target", nothing)) != nothing or not (ids or nothing):
-        return f"no_target is {ref.get('no_target')}, and its annotations are {ref['ann_id']}"
+        return f"no_target is {ref.get('no_target')!r}, and its annotations are {ref['ann_id']}"
     for i in ids:
-        if i not in annotations or not _drawable(annotations[i]["segmentation"]):
-            return f"annotation {i} is missing or has no polygon"
+        if i not in annotations:
+            return f"annotation {i} is missing"
+        if not _drawable(shape := annotations[i]["segmentation"]):
+            return f"annotation {i} has no polygon [x, y, x, y, x, y, ...] in its list, which is {shape!s:.40}"
         if i in twice:
             return f"annotation {i} stands twice in instances.json: which is meant?"
         if str(annotations[i]["image_id"]) != str(ref["image_id"]):
             return f"annotation {i} is of picture {annotations[i]['image_id']}, and not of {ref['image_id']}"
+        kinds = ref.get("category_id"), annotations[i].get("category_id")
+        if [type(kind) for kind in kinds] == [int, int] and kinds[0] != kinds[1]:
+            return f"annotation {i} is of category {kinds[1]}, and not of {kinds[0]}"
     return None
 
 
 def _panoptic(png: Path, segment: int, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool: one segment of a panoptic PNG, which writes an id as red + 256 green + 256² blue."""
-    return np.asarray(open_image(png)).astype(np.int32) @ np.array([1, 256, 65536], np.int32) == segment
+    mask = np.asarray(open_image(png)).astype(np.int32) @ np.array([1, 256, 65536], np.int32) == segment
+    if not mask.any():
+        raise BadData(f"{png} has no pixel of segment {segment}: is its id red + 256 green + 65536 blue?")
+    return mask
+
+
+def _same(a: dict, b: dict) -> bool:
+    return all(a.get(key) == b.get(key) for key in ("bbox", "segmentation"))
 
 
 def coco(want: Wanted) -> Makers:
@@ -396,6 +422,9 @@ def coco(want: Wanted) -> Makers:
         images, _ = _by_id(file["images"], "images")
         # Categories of one name are one: half of what is called so would be wrong.
         category = {str(c["id"]): c["name"] for c in file["categories"]}
+        if len(category) < len({(str(c["id"]), c["name"]) for c in file["categories"]}):
+            raise BadData("two categories have the same id: which is meant?")
+        beyond = {f(int(c) for c in category if c.isdigit()) + n for f, n in ((min, -1), (max, 1)) if "1" in category}
         first = {name: c for c, name in reversed(category.items())}
         things = {str(c["id"]) for c in file["categories"] if c.get("isthing", 1)}
         found = file["annotations"]
@@ -418,6 +447,10 @@ def coco(want: Wanted) -> Makers:
         for a in found:
             at = f"annotation {a['id']} of picture {a['image_id']}"
             image, c = str(a["image_id"]), str(a["category_id"])
+            if c not in category and c.isdigit() and int(c) in beyond:
+                raise BadData(
+                    f"{at} is of category {c}, one beyond the file's: are they counted from 0 here, from 1 there?"
+                )
             if image not in images or c not in things:
                 yield f"{path}, {at}: " + ("no such picture" if image not in images else f"category {c} is none")
                 continue
@@ -442,9 +475,14 @@ def coco(want: Wanted) -> Makers:
         group = {c: group[c] for c in group if (key, c) not in broken}
         crowds = {c: [a for a in group[c] if a.get("iscrowd")] for c in group}
         objects = {c: [a for a in group[c] if not a.get("iscrowd")] for c in sorted(group, key=lambda c: (len(c), c))}
+        for c, several in objects.items():
+            objects[c] = [a for n, a in enumerate(several) if not any(_same(a, b) for b in several[:n])]
+            if n := len(several) - len(objects[c]):
+                yield f"{path}: {category[c]} in picture {key}: {n} annotations repeat another's box and mask; left out"
         chosen = [c for c in objects if len(objects[c]) >= (2 if want.name == "coconut" else 1)]
         if want.name == "coconut" and chosen:
-            chosen = [chosen[np.random.default_rng([want.seed, int(key)]).integers(len(chosen))]]
+            number = int(key) if key.isdigit() else zlib.crc32(key.encode())
+            chosen = [chosen[np.random.default_rng([want.seed, number]).integers(len(chosen))]]
         elif want.name == "coco-detection":
             yield from (f"{path}: {category[c]} in picture {key} is only a crowd" for c in objects if c not in chosen)
         for c in chosen:
@@ -464,6 +502,8 @@ def _painted(shapes: list[dict], ignore: bool, size: tuple[int, int]) -> np.ndar
     canvas = np.zeros(size[::-1], dtype=bool)
     for rle, is_ignore in sorted(layers, key=lambda layer: -int(coco_mask.area(layer[0]))):
         canvas[decode_rle(rle)] = is_ignore == ignore
+    if not ignore and not canvas.any():
+        raise BadData("its target has no pixel: are its points fractions, or is all of it ignored?")
     return canvas
 
 
@@ -505,7 +545,8 @@ def reasonseg(want: Wanted) -> Makers:
             id = f"reasonseg/{want.split}/{stem}/{k}"
             long = note.get("is_sentence")
             more = {"ignored": [ignored], "is_sentence": long if isinstance(long, bool) else None}
-            args = str(notes[stem]), text, id, _picture_id(stem), pictures[stem]
+            size = note.get("imageWidth"), note.get("imageHeight")  # labelme's, where its own are kept
+            args = str(notes[stem]), text, id, _picture_id(stem), pictures[stem], size if all(size) else None
             yield functools.partial(_make, *args, parts=[target], **more)
 
 
@@ -555,6 +596,9 @@ def _table(want: Wanted):
     chosen = [f for f in files if re.fullmatch(of_split, f.stem) or f.parent.name == want.split]
     if files and not chosen:
         raise BadData(f"{want.root} has no Parquet of split {want.split!r}, only: {', '.join(f.name for f in files)}.")
+    parts = max((int(n[1]) for f in chosen if (n := re.search(r"-of-(\d+)$", f.stem))), default=0)
+    if not want.root.is_file() and len(chosen) < parts:
+        raise BadData(f"{want.root} has {len(chosen)} of the {parts} files of split {want.split!r}: fetch the others.")
     _bounded(chosen)
     try:
         if files:
@@ -657,7 +701,7 @@ def _objects(entry: dict) -> tuple[list, np.ndarray | None, np.ndarray | None]:
             if numbers(points, "a polygon").ndim != 1:
                 raise BadData(f"a polygon is one flat list x, y, x, y, ..., and not {points!s:.60}")
     boxes = numbers(entry["boxes"], "boxes") if "boxes" in entry else None
-    if boxes is not None and boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+    if boxes is not None and boxes.shape != (0,) and (boxes.ndim != 2 or boxes.shape[1] != 4):
         raise BadData(f"boxes is a list of [x1, y1, x2, y2], and not {entry['boxes']!s:.60}")
     boxes = None if boxes is None else boxes.reshape(-1, 4)
     for x1, y1, x2, y2 in () if boxes is None else boxes.tolist():
@@ -668,7 +712,12 @@ def _objects(entry: dict) -> tuple[list, np.ndarray | None, np.ndarray | None]:
     found = 0 if boxes is None else len(boxes)
     if found and parts and len(parts) not in (1, found):
         raise BadData(f"{found} boxes but masks of {len(parts)} objects")
+    for name, of in (("boxes", [] if boxes is None else boxes.tolist()), (given[0] if given else "", parts)):
+        if twice := [one for n, one in enumerate(of) if one in of[:n]]:
+            raise BadData(f"{name} has the same object twice: {twice[0]!s:.60}")
     points = numbers(entry["points"], "points") if entry.get("points") else None
+    if points is not None and not (found or parts):
+        raise BadData("points need boxes or a mask beside them")
     if points is not None and (points.ndim != 3 or len(points) != (found or len(parts)) or points.shape[2] != 2):
         raise BadData(f"points is, for each of the {found or len(parts)} objects, a list of as many [x, y]")
     return parts, boxes if found else None if parts else (), points
@@ -676,9 +725,15 @@ def _objects(entry: dict) -> tuple[list, np.ndarray | None, np.ndarray | None]:
 
 def _line(text: str, suite: bool) -> dict:
     """One line, checked: image, query, parts, boxes, points, count, no_target."""
-    e = json.loads(text, object_pairs_hook=_once)
+    try:
+        e = json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        hints = {"[": "A list? Write", "{'": "JSON has double quotes. Write"}
+        hint = next((said for start, said in hints.items() if text.lstrip().startswith(start)), "Write")
+        said = f"no JSON: {error.msg} at character {error.pos + 1} of {text.strip()!r:.40}"
+        raise BadData(f"{said}. {hint} one {{...}} a line, with no comma or bracket between lines") from None
     if not isinstance(e, dict):
-        raise BadData("a line is one {...}")
+        raise BadData("a line is one {...}, and no list")
     if suite:
         e = {"image": e["image_path"], "query": e["caption"], "boxes": [e["box"]], "rle": [e["segmentation"]]}
     if unknown := [key for key in e if key not in KEYS]:
@@ -696,10 +751,16 @@ def _line(text: str, suite: bool) -> dict:
     count = _count(e["count"]) if "count" in e else None
     if not isinstance(nothing, bool):
         raise BadData(f"no_target is true or false, and not {nothing!r:.40}")
-    if (nothing and (found or count)) or not (found or nothing or count is not None):
+    if nothing and (found or count):
+        raise BadData('"no_target": true says that nothing fits, and it has objects or a count beside it')
+    if not (found or nothing or count is not None):
         raise BadData('it needs boxes, polygons, rle or mask, or else "no_target": true')
     if count is not None and boxes is not None and len(boxes) not in (0, count):
         raise BadData(f"count is {count}, but there are {len(boxes)} boxes")
+    if count is not None and len(parts) > 1 and len(parts) != count:  # one may hold all objects together
+        raise BadData(f"count is {count}, but there are masks of {len(parts)} objects")
+    if e["image"] in parts:
+        raise BadData(f"its picture is named as its mask: {e['image']}")
     more = {"parts": parts, "boxes": boxes, "points": points, "count": count, "no_target": nothing}
     return {"image": e["image"], "query": e["query"], **more}
 

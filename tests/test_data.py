@@ -316,6 +316,9 @@ def test_coconut_panoptic(coco):
     dump(coco / "annotations/panoptic_val2017.json", content)
     (sample,) = data.load("coconut", coco, "val")
     assert sample.boxes.tolist() == [[3, 2, 9, 6], [30, 10, 40, 12]] and sample.mask.sum() == 24 + 20
+    Image.fromarray(png[..., ::-1]).save(coco / "panoptic_val2017/a.png")  # as OpenCV writes: "nothing fits" it was
+    with pytest.raises(data.BadData, match="no pixel of segment 70000"):
+        list(data.load("coconut", coco, "val"))
 
 
 def test_coconut_category_is_drawn_by_seed(coco):

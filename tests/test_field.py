@@ -144,8 +144,8 @@ REFUSED = {
     "count true": ({"count": True}, "whole number"),
     "count of other boxes": ({"count": 2, "boxes": [RED]}, "count is 2, but there are 1 boxes"),
     "no_target as text": ({"no_target": "false"}, "true or false"),
-    "no_target and a mask": ({"no_target": True, "polygons": [[CORNERS]]}, "needs boxes"),
-    "no_target and a count": ({"no_target": True, "count": 3}, "needs boxes"),
+    "no_target and a mask": ({"no_target": True, "polygons": [[CORNERS]]}, "nothing fits"),
+    "no_target and a count": ({"no_target": True, "count": 3}, "nothing fits"),
     "one flat box": ({"boxes": RED}, r"boxes is a list of \[x1"),
     "x, y, width, height": ({"boxes": [[150, 90, 40, 20]]}, "x, y, width, height"),
     "numbers as text": ({"boxes": [["40", "30", "120", "90"]]}, "numbers alone"),
@@ -161,6 +161,12 @@ REFUSED = {
     "long query": ({"query": "x" * 3000, "boxes": [RED]}, "3000 characters"),
     "picture null": ({"image": None, "boxes": [RED]}, "'image' is missing"),
     "nothing": ({}, "no_target"),
+    "box of none": ({"boxes": [[]]}, r"boxes is a list of \[x1"),
+    "the same box twice": ({"boxes": [RED, RED]}, "same object twice"),
+    "the same mask twice": ({"mask": ["a.png", "a.png"]}, "same object twice"),
+    "a count of other masks": ({"count": 3, "mask": ["a.png", "b.png"]}, "masks of 2 objects"),
+    "points alone": ({"points": [[[50, 50]]]}, "need boxes or a mask"),
+    "the picture as mask": ({"mask": "a.jpg"}, "named as its mask"),
 }
 
 
@@ -179,6 +185,10 @@ def test_lines_that_are_no_json_or_no_utf_8(tmp_path):
         (right.replace(b'"q"', b'"q", "query": "r"'), "line 2: a key stands twice: 'query'"),
         (right.replace(b"q", "杯子".encode("gb2312")), "line 2 is not in UTF-8"),
         (right.decode().encode("utf-16"), "not in UTF-8"),
+        (b"[" + right, "line 2: no JSON.*A list"),
+        (b"[" + right.strip() + b"]", "line 2: a line is one"),
+        (right.replace(b"}", b"},"), "line 2: no JSON: Extra data.*no comma"),
+        (right.replace(b'"', b"'"), "line 2: no JSON.*double quotes"),
     ):
         (tmp_path / "train.jsonl").write_bytes(right + line)
         assert pytest.raises(data.BadData, data.load, "jsonl", tmp_path).match(words)
@@ -302,10 +312,11 @@ def test_detection_without_masks_has_boxes(tmp_path, shape):
 
 
 def test_ids_as_text_and_categories_of_one_name(tmp_path):
-    two = [{"image_id": "1", "category_id": "2"}, {"image_id": 1}, {"image_id": 9}, {"category_id": 7}]
+    other = {"bbox": [5, 5, 20, 20], "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]]}
+    two = [{"image_id": "1", "category_id": "2"}, {"image_id": 1} | other, {"image_id": 9}, {"category_id": 7}]
     kinds = [{"id": 1, "name": "box"}, {"id": 2, "name": "box"}]
     samples = data.load("coco-detection", instances(tmp_path, two, categories=kinds))
-    assert len(samples) == 1 and samples[0].boxes.tolist() == [RED, RED]
+    assert len(samples) == 1 and samples[0].boxes.tolist() == [RED, [5, 5, 25, 25]]
     assert "no such picture" in samples.skipped[0] and "category 7" in samples.skipped[1]
 
 
@@ -319,6 +330,9 @@ def test_coco_entries_that_are_wrong(tmp_path):
         ({"segmentation": [np.reshape(CORNERS, (4, 2)).tolist()]}, "picture 1 .*flat list"),
         ({"bbox": [40, 30, 80]}, "numbers alone"),
         ({"bbox": ["40", 30, 80, 60]}, "numbers alone"),
+        ({"segmentation": "masks/1.png"}, "picture 1 .*a list of polygons or an RLE.*masks/1.png"),
+        ({"category_id": 0}, "category 0, one beyond the file's"),
+        ({"category_id": 2}, "category 2, one beyond the file's"),
     ):
         with pytest.raises(data.BadData, match=words):
             list(data.load("coco-detection", instances(tmp_path, [{"id": 7}, entry])))
@@ -328,6 +342,22 @@ def test_coco_entries_that_are_wrong(tmp_path):
         content["images"][0]["width"] = size
         path.write_text(json.dumps(content), encoding="utf-8")
         assert "picture 1 " in first_error("coco-detection", tmp_path)
+
+
+def test_objects_that_stand_twice(tmp_path):
+    """An object annotated twice asked for two answers at one place; text ids were no numbers for coconut's draw."""
+    apart = {"bbox": [5, 5, 20, 20], "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]]}
+    path = instances(tmp_path, [{}, {}, apart]) / "annotations/instances_train.json"
+    samples = data.load("coco-detection", tmp_path)
+    assert samples[0].boxes.tolist() == [RED, [5, 5, 25, 25]] and "1 annotations repeat" in samples.skipped[0]
+    path.write_text(
+        path.read_text().replace('"image_id": 1', '"image_id": "a"').replace('"id": 1, "file', '"id": "a", "file')
+    )
+    assert data.load("coconut", tmp_path)[0].image_id == "a"
+    instances(tmp_path, [{}], categories=[{"id": 1, "name": "box"}, {"id": 1, "name": "cup"}])
+    assert "two categories have the same id" in first_error("coco-detection", tmp_path)
+    instances(tmp_path, [{"bbox": []}])
+    assert "four numbers" in first_error("coco-detection", tmp_path)
 
 
 def test_references_that_are_wrong(tmp_path):
@@ -341,11 +371,19 @@ def test_references_that_are_wrong(tmp_path):
 
     refs = [reference(1, "1", ["the box", "", None]), reference(2, 11, ["x"]), reference(3, 4, ["x"])]
     refs += [reference(4, [], ["x"]), reference(5, [1], ["x"], no_target=True), reference(6, [-1], ["nothing"])]
+    refs += [reference(7, 1, ["x"], category_id=3), refs[5], reference(6, 1, ["y"])]
     (tmp_path / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refs))
     samples = data.load("refcoco", tmp_path)
     assert [(s.query, s.no_target) for s in samples] == [("the box", False), ("nothing", True)]
     said = ["sentence 1", "sentence 2", "stands twice", "is of picture 2", "no_target is None", "no_target is True"]
+    said += ["category 1, and not of 3", "reference 6: stands twice", "another content; the first is read"]
     assert all(words in line for words, line in zip(said, samples.skipped, strict=True))
+    for refs, words in (
+        ([reference(1, 1, ["x"]) | {"sentences": ["the box"]}], r"reference 1: sentences is a list of \{"),
+        ({"1": reference(1, 1, ["x"])}, r"refs\(unc\).p: TypeError"),
+    ):
+        (tmp_path / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refs))
+        assert pytest.raises(data.BadData, data.load, "refcoco", tmp_path).match(words)
 
 
 def test_reasonseg_as_labelme_writes_it(tmp_path):
@@ -366,6 +404,19 @@ def test_reasonseg_as_labelme_writes_it(tmp_path):
     samples = data.load("reasonseg", tmp_path, "test")
     assert [s.query for s in samples] == ["the red box"] and len(samples.skipped) == 7
     assert sum("half a target" in line for line in samples.skipped) == 3
+    for name, more, words in (
+        ("fractions", {"points": [[0.2, 0.2], [0.4, 0.2], [0.4, 0.3]]}, "target has no pixel"),
+        ("size", {}, "annotated as \\(100, 60\\)"),
+    ):
+        note(name, ["it"], {} | more)
+        path = tmp_path / f"test/{name}.json"
+        if name == "size":  # labelme's own note of it
+            content = json.loads(path.read_text()) | {"imageWidth": 100, "imageHeight": 60}
+            content["shapes"][0]["points"] = np.reshape(CORNERS, (4, 2)).__truediv__(2).tolist()
+            path.write_text(json.dumps(content))
+        with pytest.raises(data.BadData, match=words):
+            [sample.open() for sample in data.load("reasonseg", tmp_path, "test")]
+        path.unlink()
     note("chinese", ["红色的盒子"], {}, encoding="gb2312")
     assert "not in UTF-8" in first_error("reasonseg", tmp_path, "test")
 
@@ -387,6 +438,9 @@ def test_tables_with_odd_cells(tmp_path, monkeypatch):
         with pytest.raises(data.BadData, match=words):
             samples[i]
     assert len(data.load("visionreasoner", tmp_path / "default")) == 3
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "shards/train-00001-of-00004.parquet")
+    assert "1 of the 4 files" in first_error("visionreasoner", tmp_path / "shards")
+    (tmp_path / "shards/train-00001-of-00004.parquet").unlink()
     monkeypatch.setattr(layouts, "MAX_CELL", 100)
     assert "100 a row is the most" in first_error("visionreasoner", tmp_path)
 
