@@ -57,12 +57,33 @@ def open_image(path: str | Path | io.BytesIO, name: str = "") -> Image.Image:
 
 def open_mask(path: Path) -> np.ndarray:
     """(H, W) bool from a mask's file: what is not 0 (of a palette: not its first colour). data.BadData if that cannot
-    be, for a JPEG too: it blurs 0."""
+    be, for a JPEG too: it blurs 0; and where 0 is not what the eye takes for nothing."""
     with _opened(path, path) as file:
         if file.format == "JPEG" or file.mode not in ("1", "L", "P", "I", "RGB") and not file.mode.startswith("I;16"):
             raise data.BadData(f"a mask is a PNG in black and white, and not {file.format} of mode {file.mode}")
         values = np.asarray(file)
-        return values.any(-1) if values.ndim == 3 else values != 0
+        colours = np.reshape(file.getpalette("RGB") or [], (-1, 3))
+    values = values.max(-1) if values.ndim == 3 else values
+    if fault := _mask_fault(values, colours):
+        raise data.BadData(f"{path}: {fault} Save it as black, which is nothing, and white, the object")
+    return values != 0
+
+
+def _mask_fault(values: np.ndarray, colours: np.ndarray) -> str | None:
+    """What makes a mask's values (H, W) ambiguous, or None. colours: its palette (n, 3), or (0, 3)."""
+    found, counts = np.unique(values, return_counts=True)
+    if len(found) > 1 and found[0] > 0:
+        return f"it has {len(found)} values, and none is 0: which of them is the background?"
+    if (used := colours[found[found < len(colours)]]).any() and used[0].any() and not used.any(1).all():
+        return f"its palette shows nothing (0) as {tuple(used[0].tolist())} and an object in black."
+    top = np.iinfo(values.dtype).max if values.dtype.kind == "u" else 0  # int32 may be of any scale
+    if len(colours) or len(found) <= 16 or found[-1] < 0.75 * top or not top:  # few values: numbers of objects
+        return None
+    bright = values > top // 2
+    reach = np.abs(data.box_of(values > 0) - data.box_of(bright)).max()
+    if reach > 3 or counts[1:].sum() > 2 * bright.sum() + 100:  # a smoothed edge is a pixel wide
+        return f"it has {len(found)} greys: where does the object end?"
+    return None
 
 
 def picture_size(path: str | Path | io.BytesIO, name: str = "") -> tuple[int, int]:

@@ -40,9 +40,14 @@ def deep(sample: data.Sample) -> None:
     if len(sample.object_masks) == len(sample.boxes):
         _own_boxes(sample)
     elif (whole := sample.mask) is not None:  # one mask for all objects: each box has some of it
+        beside = whole.copy()
         for x1, y1, x2, y2 in sample.boxes.round().astype(int).tolist():
-            if not whole[max(y1, 0) : max(y2, y1 + 1), max(x1, 0) : max(x2, x1 + 1)].any():
+            own = np.s_[max(y1, 0) : max(y2, y1 + 1), max(x1, 0) : max(x2, x1 + 1)]
+            if not whole[own].any():
                 raise data.BadData(f"the box {[x1, y1, x2, y2]} has nothing of the mask in it")
+            beside[own] = False
+        if 2 * beside.sum() > whole.sum():
+            raise data.BadData("most of the mask lies outside the boxes: is it inverted, or are boxes missing?")
     if sample.points.size and (whole := sample.mask) is not None:
         slack = max(2, round(0.02 * max(whole.shape)))
         for x, y in sample.points.reshape(-1, 2).astype(int).tolist():

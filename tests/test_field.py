@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import data
 import evaluate
@@ -210,6 +210,35 @@ def test_masks_as_files(tmp_path):
         assert words in first_error("jsonl", lines(tmp_path, {"mask": f"{kind}.png"}))
     photo(tmp_path / "blurred.jpg")
     assert "JPEG" in first_error("jsonl", lines(tmp_path, {"mask": "blurred.jpg"}))
+
+
+def test_masks_whose_nothing_is_not_black(tmp_path):
+    """Read as "not 0", these were masks of the whole picture, of a wide rim more, or turned inside out."""
+    inside = np.zeros(SIZE[::-1], dtype=np.uint8)
+    inside[30:90, 40:120] = 255
+    edge = np.asarray(Image.fromarray(inside).filter(ImageFilter.GaussianBlur(0.6)))
+    numbers = inside.copy()
+    numbers[40:60, 50:110] = np.arange(60)[None] + 1  # numbers of objects, and a void of 255 around them
+    palette = Image.fromarray(inside // 255).convert("P")
+    palette.putpalette([255, 255, 255, 0, 0, 0])
+    coloured = np.where(inside[..., None] > 0, (255, 0, 0), (10, 10, 10)).astype(np.uint8)
+    blurred = Image.fromarray(inside).filter(ImageFilter.GaussianBlur(8))
+    for name, mask, words in (
+        ("edge", Image.fromarray(edge), None),
+        ("few numbers", Image.fromarray(inside // 255 * 3), None),
+        ("numbers", Image.fromarray(numbers), None),
+        ("deep", Image.fromarray(inside.astype(np.uint16) * 257), None),
+        ("soft", blurred, "greys"),
+        ("deep soft", Image.fromarray(np.asarray(blurred).astype(np.uint16) * 257), "greys"),
+        ("photo", Image.fromarray(coloured), "none is 0"),
+        ("palette", palette, r"\(255, 255, 255\)"),
+    ):
+        mask.save(tmp_path / "m.png")
+        if words is None:
+            read = pictures.open_mask(tmp_path / "m.png")
+            assert np.abs(data.box_of(read) - RED).max() <= 2, name
+        else:
+            assert pytest.raises(data.BadData, pictures.open_mask, tmp_path / "m.png").match(f"m.png: .*{words}"), name
 
 
 def test_a_file_serves_no_other_split(tmp_path):
@@ -465,6 +494,10 @@ BESIDE = {
     "beside its mask": ({"boxes": [[150, 5, 190, 25]], "polygons": [[CORNERS]]}, "not that of its mask"),
     "x, y, width, height": ({"boxes": [[40, 30, 80, 60]], "polygons": [[CORNERS]]}, "x, y, width, height"),
     "nothing of the mask": ({"boxes": [RED, [150, 5, 190, 25]], "polygons": [[CORNERS]]}, "nothing of the mask"),
+    "mask beside its boxes": (
+        {"boxes": [RED, [5, 5, 25, 25]], "polygons": [[[0, 0, 200, 0, 200, 120, 0, 120]]]},
+        "outside the boxes",
+    ),
     "point outside its box": ({"boxes": [RED], "points": [[[150, 100]]]}, "outside its own box"),
     "point off its mask": ({"polygons": [[[40, 30, 120, 30, 40, 90]]], "points": [[[112, 84]]]}, "off the mask"),
     "along rows": ({"rle": [{"size": [120, 200], "counts": [6040, *[80, 120] * 59, 80, 6080]}]}, "all stripes"),
