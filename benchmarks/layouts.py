@@ -39,6 +39,7 @@ from pycocotools import mask as coco_mask
 
 from benchmarks.pictures import open_image, open_mask, picture_size
 from data import MAX_PIXELS, BadData, Sample, Wanted, check_truth, decode_rle, encode_rle, reading, rle_fault, to_frame
+from engine.files import regular
 
 Makers = Iterator[Callable[[], Sample] | str]  # what a reader yields
 
@@ -61,6 +62,10 @@ def _polygon(points: list, size: tuple[int, int]) -> np.ndarray:
     xy = numbers(points, "a polygon")
     if xy.ndim != 1 or xy.size % 2:
         raise BadData(f"a polygon is one flat list x, y, x, y, ..., and not {points!s:.80}")
+    corners = xy.reshape(-1, 2)
+    outline = np.abs(corners - np.roll(corners, 1, 0)).max(1).sum() if xy.size else 0
+    if outline > MAX_PIXELS / 50:  # pycocotools takes 100 bytes for each, and does not look whether it got them
+        raise BadData(f"a polygon whose outline is {outline:,.0f} pixels long; {MAX_PIXELS // 50:,} are the most")
     slack = max(2, 0.02 * max(size))  # annotators draw a little over the edge
     pairs = xy.reshape(-1, 2)
     right, bottom = pairs.max(0) if xy.size else (0, 0)
@@ -213,7 +218,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 def _read(path: Path, parse: Callable = json.loads, encodings: Sequence[str] = ("utf-8-sig", "cp1252")):
     """A pickle or text (JSON); Windows-1252 where it is not UTF-8 (some of ReasonSeg's are not)."""
-    raw = path.read_bytes()
+    raw = regular(path).read_bytes()
     try:
         if path.suffix == ".p":
             return PlainUnpickler(io.BytesIO(raw), encoding="utf-8", errors="replace").load()

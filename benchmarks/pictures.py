@@ -13,6 +13,9 @@ from PIL import ExifTags, Image, ImageDraw, ImageOps
 from scipy.ndimage import distance_transform_edt
 
 import data
+from engine.files import regular
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow would hand an EPS to Ghostscript
 
 
 @contextlib.contextmanager
@@ -21,7 +24,7 @@ def _opened(path: str | Path | io.BytesIO, name):
     try:
         with (
             data.reading(f"picture cannot be read: {name}. Fetch it again, or take its entry out"),
-            Image.open(path) as file,
+            Image.open(path if isinstance(path, io.BytesIO) else regular(path), formats=FORMATS) as file,
         ):
             if file.width * file.height > data.MAX_PIXELS:
                 raise data.BadData(f"it has {file.width} x {file.height} pixels; {data.MAX_PIXELS:,} is the most")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import data
-from engine.files import write_atomically
+from engine.files import regular, write_atomically
 
 
 def claim(folder: Path, run: dict) -> None:
@@ -114,7 +114,7 @@ def _fault(record) -> str | None:
 def read_records(path: str | Path) -> list[dict]:
     """The records of a predictions.jsonl, without a torn last line, which an interruption leaves. Every field is of its
     kind (KINDS), whoever wrote the file; data.BadData, with file, line and field, if not."""
-    lines = Path(path).read_bytes().splitlines(keepends=True)
+    lines = regular(path).read_bytes().splitlines(keepends=True)
     found = []
     for number, line in enumerate(lines, 1):
         if not line.endswith(b"\n"):
@@ -135,7 +135,7 @@ def read_run(folder: Path) -> dict:
     """OUT/run.json; data.BadData if it is no JSON, or lacks what the records cannot be read without."""
     path = folder / "run.json"
     try:
-        run = json.loads(path.read_bytes())
+        run = json.loads(regular(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise data.BadData(f"{path} is no JSON ({error}).") from None
     kinds = dict.fromkeys(("dataset", "split", "data_root", "model"), str)

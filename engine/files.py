@@ -12,8 +12,22 @@ from pathlib import Path
 
 def write_atomically(path: Path, text: str) -> None:
     """The file whole, or as it was: never half of it. UTF-8 (half a surrogate pair, which has none: an escape)."""
-    path.with_suffix(".tmp").write_text(text, encoding="utf-8", errors="backslashreplace")
-    path.with_suffix(".tmp").replace(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)  # a link of that name, in a stranger's folder, would lead the text to any file
+    try:
+        with open(part, "x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def regular(path: str | Path) -> Path:
+    """The path. OSError where a pipe or a device lies there: reading it may never end."""
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(f"{path} is no file, but a pipe or a device")
+    return path
 
 
 def link_or_copy(file: Path, name: Path) -> None:

@@ -140,6 +140,7 @@ def plot_curves(rows: list[dict], path: Path) -> None:
         axis.set(title=title, xlabel="step", ylabel=unit)
         if len(keys) > 1:
             axis.legend(fontsize=8)
-    figure.suptitle(path.parent.resolve().name)
+    figure.suptitle(path.parent.resolve().name, parse_math=False)
+    path.unlink(missing_ok=True)  # a link is not followed
     figure.savefig(path, dpi=90)
     plt.close(figure)

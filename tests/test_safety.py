@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import shutil
 import sys
 import typing
@@ -25,7 +26,7 @@ import model as models
 import recipes
 import rewards
 import train
-from benchmarks import layouts, pictures
+from benchmarks import layouts, pictures, records
 from engine import checkpoint, journal
 from engine.files import write_atomically
 
@@ -294,3 +295,59 @@ def test_what_lies_beside_a_checkpoint_may_be_damaged(tmp_path):
         (tmp_path / "heldout.json").write_text(heldout)
         with pytest.raises(data.BadData, match="damaged"):
             checkpoint.history(tmp_path / "checkpoint-3", 3)
+
+
+# -------------------------------------------------------------------------- what a fresh pair of eyes found afterwards
+
+
+def test_a_polygon_longer_than_memory_is_refused(tmp_path):
+    """pycocotools takes room for its whole outline and does not look whether it got it: the process died of it."""
+    Image.new("L", (5000, 5000)).save(tmp_path / "a.png")
+    zigzag = [v for i in range(1000) for v in (4999 * (i % 2), i)]
+    line = {"image": "a.png", "query": "x", "polygons": [[zigzag]]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(data.BadData, match="a polygon whose outline is 4,99"):
+        data.load("jsonl", tmp_path, "train")[0]
+
+
+def test_no_picture_reaches_another_program(tmp_path, monkeypatch):
+    """Pillow hands an EPS, whatever its file is called, to Ghostscript."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a.jpg").write_bytes(eps)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    with pytest.raises(data.BadData, match="cannot be read"):
+        pictures.open_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("file_format", pictures.FORMATS)
+def test_every_format_of_a_photo_is_read(file_format, tmp_path):
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a", file_format)
+    assert pictures.open_image(tmp_path / "a").size == (20, 10)
+
+
+@pytest.mark.parametrize("read", [pictures.open_image, layouts._read, records.read_records])
+def test_a_pipe_is_no_file(read, tmp_path):
+    """Reading it never ended."""
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises((data.BadData, OSError), match="is no file, but a pipe or a device"):
+        read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["report.tmp", ".report.html.%d.part"])
+def test_writing_follows_no_link_and_keeps_what_lies_beside(name, tmp_path):
+    """A link called report.tmp in a stranger's folder led the page into any file; one's own report.tmp was deleted."""
+    (tmp_path / "mine").write_text("mine")
+    name = name.replace("%d", str(os.getpid()))
+    (tmp_path / name).symlink_to(tmp_path / "mine")
+    write_atomically(tmp_path / "report.html", "page")
+    assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "report.html").read_text() == "page"
+    assert (tmp_path / "report.tmp").exists() == (name == "report.tmp")
+
+
+def test_curves_follow_no_link_and_take_any_folders_name(tmp_path):
+    folder = tmp_path / "a$\\q$"  # matplotlib would read it as mathematics, and fail
+    folder.mkdir()
+    (tmp_path / "mine").write_text("mine")
+    (folder / "curves.png").symlink_to(tmp_path / "mine")
+    journal.plot_curves([{"step": 1, "reward": 1.0}], folder / "curves.png")
+    assert (tmp_path / "mine").read_text() == "mine" and Image.open(folder / "curves.png").format == "PNG"
