@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 """GRPO from the equations up: sampling, group advantages, the clipped surrogate, k3 KL, two ways to average tokens.
 
-What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object, no engine. Every
-function takes tensors and returns tensors; any of them can be lifted out alone. This is a whole step, on a text model
-of random weights; train.py takes the same one with pictures, and one packed row per prompt for all prompts at once.
+What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object, no engine. These
+are functions of tensors (`sample` takes the model, too); docs/copying.md says what to take with each. This is a whole
+step, on a text model of random weights; train.py takes the same step with pictures, several prompts' rows at a time.
 
     >>> import transformers
     >>> _ = torch.manual_seed(0)
@@ -33,7 +33,8 @@ of random weights; train.py takes the same one with pictures, and one packed row
     >>> torch.allclose(logp, rollout.logp[1][rollout.mask[1]], atol=1e-4)  # what the sampler said of its tokens
     True
 
-old_logp is what the first update's own forward gives, ref_logp what a frozen reference gives (none here: no KL).
+old_logp is what the first update's own forward gives, ref_logp what a frozen reference gives (none here: no KL). A
+temperature or banned_ids that `sample` is given, token_logprobs has to be given, too: the last line tells.
 
 Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, M
 completion tokens in a row, d hidden width, V vocabulary. A `mask` here is of tokens; `visible` says which token may
@@ -103,7 +104,8 @@ def predicting_states(prompt_length: int, lengths: Sequence[int], between: int =
 
 def require_plain_attention(model) -> None:
     """ValueError, by name, for what packing and sampling here cannot serve: sliding windows, layers that are no
-    attention, caps or scales on logits. model: from transformers, text or image-text."""
+    attention, prompts that are seen both ways, caps or scales on logits. model: from transformers, text or image-text.
+    """
     config = model.config.get_text_config()
     name = type(model).__name__
     other = sorted(set(getattr(config, "layer_types", None) or []) - {"full_attention"})
@@ -111,6 +113,8 @@ def require_plain_attention(model) -> None:
         raise ValueError(
             f"{name} has layers of {', '.join(other)}: only full attention sees a packed row as it is meant"
         )
+    if hasattr(model, "create_masks_for_generate"):  # Gemma 3, PaliGemma: a prompt that is seen both ways
+        raise ValueError(f"{name} makes attention masks of its own, which a packed row's mask would replace")
     if getattr(config, "sliding_window", None):
         window = f"a sliding window of {config.sliding_window} tokens, which a packed row would undo"
         raise ValueError(f"{name} has {window}: where every row is shorter, set config.sliding_window = None")
@@ -561,9 +565,10 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
 def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(policy || reference) per token, float32: exp(d) - d - 1, d = log pi_ref - log pi.
 
-    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative (near 0, exp(d) - d - 1 would be rounding: hence expm1); unbiased, for
-    tokens that this very policy drew. d is clamped at +-20 so that exp cannot overflow, and the value at 10, so that
-    one token cannot own the gradient (where a clamp acts, the gradient is 0).
+    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative (near 0, exp(d) - d - 1 would be rounding: hence expm1). For tokens that
+    this very policy drew, its value is unbiased; its gradient, as a term of the loss, is that of KL(reference ||
+    policy), as in all code that adds k3 to a loss. d is clamped at +-20 so that exp cannot overflow, and the value at
+    10, so that one token cannot own the gradient (where a clamp acts, the gradient is 0).
     """
     d = (ref_logp.float() - logp.float()).clamp(-20, 20)
     return (d.expm1() - d).clamp(0, 10)
@@ -583,8 +588,8 @@ def grpo_loss(
     """The clipped GRPO objective as a loss: the sum over tokens of weights * (-min(rho A, clip(rho) A) + beta kl).
 
     logp, old_logp, ref_logp, weights: one shape, (P, G, T), or the same slice of each, or (M,), tokens in one line.
-    Log-probabilities of the sampled tokens under the policy now; under the policy that sampled them, as the first
-    update on them finds it; under the reference (None: no KL). Only logp carries gradient. advantages: one per
+    Log-probabilities of the sampled tokens under the policy now; under the policy before the first update on them (that
+    update's own logp, detached); under the reference (None: no KL). Only logp carries gradient. advantages: one per
     completion, (P, G), that is, logp's shape without its last axis; or one per token, of logp's shape. weights come
     from token_weights, so micro-batches simply add up, and the metrics (weighted sums: kl, ratio, clipped_low,
     clipped_high) do too. Padding has weight 0; its log-probabilities must be finite.

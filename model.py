@@ -289,7 +289,6 @@ class Policy(nn.Module):
             parts.append(
                 (F.pad(ids, (0, padding)), F.pad(torch.cat([rope, after], 1), (0, padding)), padded, pixels, grid)
             )
-            at = r * L + S
             source.append(r * L + grpo.predicting_states(S, [len(o) for o in completions], K).to(ids.device))
             target += completions
             at = r * L + S

@@ -409,16 +409,29 @@ def test_models_that_a_packed_row_cannot_serve_are_refused_by_name(name, words):
         grpo.sample(model, {}, None, num_samples=1, max_new_tokens=1, eos_token_id=0)
 
 
-def test_layers_past_the_registry_are_refused():
+def test_layers_past_the_registry_are_refused(monkeypatch):
     """Bloom's attention does not go through transformers' registry: it would see nothing of the prompt."""
     import transformers as hf
 
     model = hf.BloomForCausalLM(hf.BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4))
     inputs = {"input_ids": PROMPTS, "attention_mask": MASK}
+    with pytest.raises(ValueError, match="BloomForCausalLM makes attention masks of its own"):
+        grpo.require_plain_attention(model)
+    monkeypatch.setattr(grpo, "require_plain_attention", lambda model: None)
     with pytest.raises(
         ValueError, match="BloomForCausalLM cannot be sampled from here: its forward names no position_ids"
     ):
         grpo.sample(model, inputs, torch.zeros(3, 1, 4), num_samples=1, max_new_tokens=4, eos_token_id=-1)
+
+
+def test_a_prompt_that_is_seen_both_ways_is_refused():
+    """PaliGemma's picture and prompt see one another both ways: packed, they would not, by nats and silently."""
+    import transformers as hf
+
+    with torch.device("meta"):
+        model = hf.AutoModelForImageTextToText.from_config(hf.PaliGemmaConfig())
+    with pytest.raises(ValueError, match="PaliGemmaForConditionalGeneration makes attention masks of its own"):
+        grpo.require_plain_attention(model)
 
 
 def test_pick_tokens_refuses_what_would_draw_nonsense():
