@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import data
 from benchmarks import pictures
-from engine.check import CLOSELY, deep, examine
+from engine.check import CLOSELY, deep, examine, remarks, trait
 from engine.files import console
 from recipes import RECIPES, check_ranges
 
@@ -62,6 +62,7 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
     bad: list[str] = []
     drawable: list[tuple[data.Sample, str]] = []  # wrong, and can be shown
     good: list[int] = []
+    traits: list[tuple] = []
     closely = set(np.random.default_rng(0).permutation(len(samples))[:limit].tolist())
     for i in tqdm(range(len(samples)), "reading", leave=False, mininterval=1, disable=None):
         try:
@@ -73,6 +74,7 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
         seen.add(s.image_id)
         empty += s.no_target
         masked += bool(s.object_masks)
+        traits.append(trait(s))
         try:
             if i in closely:
                 deep(s)
@@ -84,7 +86,11 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
     print(f"{count} samples on {len(seen)} pictures; {masked} with masks; {empty} with nothing to find")
     print("objects per sample: " + ", ".join(f"{n}: {count}" for n, count in sorted(objects.items())))
     print(f"{len(closely)} held against their pictures; {len(bad)} wrong; {len(samples.skipped)} entries skipped")
-    for line in [f"  wrong: {line}" for line in bad] + [f"  skipped: {line}" for line in samples.skipped]:
+    for line in (
+        [f"  look: {line}" for line in remarks(traits)]
+        + [f"  wrong: {line}" for line in bad]
+        + [f"  skipped: {line}" for line in samples.skipped]
+    ):
         print(line)
     shown = []
     for s, why in drawable:

@@ -9,6 +9,8 @@ day. examine() is what a run calls.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 
 import numpy as np
 import torch
@@ -97,6 +99,39 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both))
 
 
+ODD = re.compile(  # a file's name, a cell's nothing, an answer, HTML, UTF-8 read as something else
+    r"\S\.(jpe?g|png|webp)$|^\W*(nan|none|null|n/a)?\W*$|^[\[{].*[\]}]$|&(amp|quot|lt|gt|#\d+);|[ÃÂ][\x80-\xbf]|â€",
+    re.I,
+)
+
+
+def trait(sample: data.Sample) -> tuple:
+    """What `remarks` wants of a sample: its request and truth, how many boxes, how many of these from edge to edge, and
+    how far they reach."""
+    sides = np.array([sample.width, sample.height] * 2)
+    boxes = sample.boxes / sides
+    whole = int((np.abs(boxes - [0, 0, 1, 1]).max(1) < 0.01).sum()) if len(boxes) else 0
+    truth = sample.boxes.round().tobytes()
+    return (sample.image_id, sample.query.strip()), truth, len(boxes), whole, boxes.max(initial=0)
+
+
+def remarks(traits: list[tuple]) -> list[str]:
+    """What no sample shows by itself, a sentence each: to be looked at, and perhaps right."""
+    requests, truths, objects, whole, reach = zip(*traits, strict=True) if traits else [()] * 5
+    n, said = sum(objects), []
+    if n >= 4 and 2 * sum(whole) > n:
+        said.append(f"{sum(whole)} of {n} objects fill their picture from edge to edge: are the masks inverted?")
+    if n >= 8 and max(reach) <= 0.5:
+        said.append(f"none of {n} boxes reaches the right or lower half of its picture: percent, or another size?")
+    if (twice := len(requests) - (n := len(set(requests)))) > 0:
+        differ = len(set(zip(requests, truths, strict=True))) - n
+        example = Counter(requests).most_common(1)[0][0]
+        said.append(f"{twice} requests repeat one on the same picture, {differ} with another truth: {example}")
+    if odd := [query for _, query in requests if ODD.search(query)]:
+        said.append(f"{len(odd)} queries look like no request: {odd[0]!r:.60}")
+    return said
+
+
 def readable(samples: data.Samples, indices: list[int], seed: int = 0) -> tuple[list[int], list[str]]:
     """Those of the indices whose sample can be used, and a line for each that cannot. A seeded CLOSELY of them are held
     against picture and masks (deep)."""
@@ -127,14 +162,14 @@ def fingerprint(samples: data.Samples, order: list[int], seed: int = 0) -> dict[
 
 
 def check_rewards(
-    samples: data.Samples, indices: list[int], recipe: Recipe, progress: bool = False
+    samples: data.Samples, indices: list[int], recipe: Recipe, progress: bool = False, traits: list | None = None
 ) -> tuple[list[int], list[str]]:
     """Before step 0: does the data's own ground truth, written in the recipe's format, earn the maximum?
 
     It is written and parsed as a model's text would be; where a mask is judged, its IoU is put in as 1. Returns the
     indices that pass, and a line for each that does not. A point outside its own box, or points and boxes in different
     units, show here, and not as a reward that stays flat for a day. (How the model's own frame is left is not checked
-    here: tests do.)
+    here: tests do.) traits: a list that takes a trait for each sample.
     """
     good, bad = [], []
     for i in tqdm(indices, desc="reward check", disable=not progress, mininterval=1):
@@ -142,6 +177,8 @@ def check_rewards(
         try:
             sample = samples[i]
             at = sample.id
+            if traits is not None:
+                traits.append(trait(sample))
             deep(sample)
             frame = recipes.reward_frame(recipe, sample)
             target = recipes.to_target(sample, recipe)
@@ -173,7 +210,8 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
     closely = order
     if len(order) > CLOSELY and not recipe.check_all:
         closely = sorted(np.random.default_rng(recipe.seed).choice(order, CLOSELY, replace=False).tolist())
-    good, bad = check_rewards(samples, closely, recipe, main)
+    traits: list[tuple] = []
+    good, bad = check_rewards(samples, closely, recipe, main, traits)
     bad += broken
     looked_at = len(closely) + len(broken)
     order = sorted(set(order) - (set(closely) - set(good)))
@@ -184,6 +222,8 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
         )
         if samples.skipped:
             print(f"  {len(samples.skipped)} entries of the data give no sample")
+        for line in remarks(traits):
+            print(f"  look: {line}")
         for line in samples.skipped[:5]:
             print(f"  skipped: {line}")
         for line in bad[:10]:

@@ -537,6 +537,34 @@ def test_what_looks_like_stripes_and_is_none():
             assert not check._along_rows(mask)
 
 
+def test_what_only_many_samples_show(tmp_path, capsys):
+    """None of these is a fault of one line; training and --check say them, and go on."""
+
+    def said(*entries) -> str:
+        samples = data.load("jsonl", lines(tmp_path, *entries))
+        assert not sheet.check(samples, tmp_path / "sheet.png", 100)
+        first = capsys.readouterr().out
+        check.examine(samples, None, recipes.RECIPES["visionreasoner"], True)
+        assert [line for line in capsys.readouterr().out.splitlines() if "look:" in line] == [
+            line for line in first.splitlines() if "look:" in line
+        ]
+        return first
+
+    def line(n, *box):
+        x1, y1, x2, y2 = box
+        return {"query": f"box {n}", "polygons": [[[x1, y1, x2, y1, x2, y2, x1, y2]]]}
+
+    assert "look:" not in said(*(line(n, *RED) for n in range(9)))
+    assert "4 of 4 objects fill" in said(*(line(n, 0, 0, *SIZE) for n in range(4)))
+    assert "none of 8 boxes reaches" in said(*(line(n, 20, 15, 60, 45) for n in range(8)))
+    twice = said(line(1, *RED), line(2, *RED), line(1, *RED), line(1, 50, 30, 120, 90))
+    assert "2 requests repeat one on the same picture, 1 with another truth: ('a.jpg', 'box 1')" in twice
+    for query in ("photos/a.jpg", "nan", "the &quot;red&quot; cup", "die grÃ¼ne Tasse", '[{"bbox_2d": [1]}]', "--"):
+        assert "1 queries look like no request" in said(line(1, *RED), line(1, *RED) | {"query": query})
+    fine = ("a cup (red)", "the café & bar", "none of the cups", "[left] the man in null shirt", "Â la carte", "?b2")
+    assert "look:" not in said(*(line(1, *RED) | {"query": query} for query in fine))
+
+
 def test_a_count_says_not_where(tmp_path):
     """Counts without boxes were a ValueError before step 0."""
     samples = data.load("jsonl", lines(tmp_path, {"count": 2}, {"boxes": [RED], "points": [[[60, 60]]]}))
