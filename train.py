@@ -52,7 +52,7 @@ import recipes
 import rewards
 from benchmarks.published import as_text
 from engine import checkpoint, journal
-from engine.check import allowed, readable
+from engine.check import allowed, held_in, readable
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer
 from engine.run import Run, Stopping, at_work, start
@@ -528,6 +528,12 @@ def score(run: Run, when: str) -> None:
                 chosen, bad = readable(held, list(range(len(held)))[: recipe.eval_samples])  # all, as evaluate.py asks
                 if bad and when == "before":
                     print(f"held out: {len(bad)} samples are wrong and not scored: {bad[0]}")
+                if (
+                    when == "before"
+                    and name == recipe.dataset
+                    and (both := held_in(run.samples, run.order, held, chosen))
+                ):
+                    print(f"look: {both}")
                 asked = run.bare if recipe.num_queries else writer  # a replica has no context module
                 run.heldout[when] = evaluate.evaluate(
                     asked, run.segmenter, held, recipe, indices=chosen, bar=f"held out, {when}"

@@ -149,6 +149,16 @@ def readable(samples: data.Samples, indices: list[int], seed: int = 0) -> tuple[
     return good, bad
 
 
+def held_in(samples: data.Samples, order: list[int], held: data.Samples, chosen: list[int]) -> str | None:
+    """A sentence where pictures of 64 samples to train on are held out, too. For sets of one layout: ids of others are
+    not comparable (benchmarks/overlap.py counts over all)."""
+    draw = np.random.default_rng(0).permutation
+    asked = {held[i].image_id for i in chosen[:CLOSELY]}
+    trained = [samples[i].image_id for i in draw(order)[:64].tolist()]
+    both = sum(picture in asked for picture in trained)
+    return f"{both} of {len(trained)} samples to train on are on pictures that are held out" if both else None
+
+
 def fingerprint(samples: data.Samples, order: list[int], seed: int = 0) -> dict[str, int | str]:
     """How many samples there are, how many can be used, and a digest of a seeded CLOSELY of these: query, picture,
     boxes, points. A checkpoint keeps it: a resumed run says if its data have changed."""

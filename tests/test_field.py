@@ -565,6 +565,15 @@ def test_what_only_many_samples_show(tmp_path, capsys):
     assert "look:" not in said(*(line(1, *RED) | {"query": query} for query in fine))
 
 
+def test_what_is_held_out_is_not_trained_on(tmp_path):
+    """val.jsonl was a copy of train.jsonl, and the score rose."""
+    same = data.load("jsonl", lines(tmp_path / "mine", *[{"boxes": [RED]}] * 3))
+    assert check.held_in(same, [0, 2], same, [1]).startswith("2 of 2 samples")
+    photo(tmp_path / "mine/b.jpg")
+    other = data.load("jsonl", lines(tmp_path / "mine", {"image": "b.jpg", "boxes": [RED]}, split="val"), "val")
+    assert check.held_in(same, [0, 1, 2], other, [0]) is None
+
+
 def test_a_count_says_not_where(tmp_path):
     """Counts without boxes were a ValueError before step 0."""
     samples = data.load("jsonl", lines(tmp_path, {"count": 2}, {"boxes": [RED], "points": [[[60, 60]]]}))
