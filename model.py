@@ -466,6 +466,12 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split())[:200].replace(". ", "; ").rstrip(".") or type(error).__name__
 
 
+def _require_finite(network: nn.Module) -> None:
+    """ValueError, by name, for weights with a NaN or an infinity: every answer would be none, every mask empty."""
+    if bad := [name for name, p in network.named_parameters() if not p.detach().sum().isfinite()]:
+        raise ValueError(f"its weights are not all numbers: {bad[0]}")
+
+
 def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
@@ -476,6 +482,7 @@ def widen_thin(image: Image.Image, ratio: int = 150) -> Image.Image:
     w, h = image.size
     if max(w, h) <= ratio * min(w, h):
         return image
+    w, h = min(w, 100 * ratio), min(h, 100 * ratio)  # of 1 x 1,000,000 pixels it would make 7 thousand millions
     return image.resize((max(w, h // ratio), max(h, w // ratio)))
 
 
@@ -521,14 +528,24 @@ def load_policy(
             raise CannotLoad("policy", base, f"it is a {family}, and what works here is {', '.join(FAMILIES)}.")
         processor = AutoProcessor.from_pretrained(name, **own)
         own |= {"device_map": {"": device}}  # weights go where they will be, one by one: the CPU holds no second whole
-        vlm = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", **own)
+        how = {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
+        vlm, found = AutoModelForImageTextToText.from_pretrained(base, **how, **own)
+        if found["missing_keys"]:  # transformers would go on with random numbers in their place
+            raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys'])[:2])}")
         if lora.exists():
             add_lora(vlm, folder=name)
         for module in vlm.modules():  # dropout would make the log-probabilities of sampling and of training differ
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
+        _require_finite(vlm)
         context, sam = load_lens(Path(name), segmenter) if Path(name, "lens.json").exists() else (None, None)
         policy = Policy(vlm, processor, image_size, max_pixels, context, sam)
+        policy.encode([Image.new("RGB", (64, 64))], ["?"])  # a processor that cannot work shows here
+        own_patch = processor.image_processor.patch_size, processor.image_processor.merge_size
+        if own_patch != (policy.patch, policy.factor // policy.patch):
+            raise ValueError(f"its processor cuts pictures into patches of {own_patch}, and the model reads others")
     except (CannotLoad, ModuleNotFoundError):
         raise
     except OSError as error:
@@ -569,7 +586,7 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
     The adapter is float32 whatever the frozen weights are held in: those are only read, and 16 bits do for that.
     """
     try:
-        from peft import LoraConfig, set_peft_model_state_dict
+        from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     except ModuleNotFoundError as error:
         raise CannotLoad("policy", str(folder or ""), "a LoRA needs one more package: pip install peft") from error
     if folder:
@@ -585,7 +602,10 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
             p.data = p.data.float()
     if folder:
         state = load_file(Path(folder, "adapter_model.safetensors"))
-        set_peft_model_state_dict(vlm, {k.removeprefix("base_model.model."): v for k, v in state.items()})
+        state = {k.removeprefix("base_model.model."): v for k, v in state.items()}
+        if wrong := get_peft_model_state_dict(vlm, save_embedding_layers=False).keys() ^ state.keys():
+            raise ValueError(f"its adapter and the model differ in {len(wrong)} tensors, {min(wrong)} among them")
+        set_peft_model_state_dict(vlm, state)
 
 
 # -------------------------------------------------------------------------------------------------------- the segmenter
@@ -784,7 +804,11 @@ def build_segmenter(config: str | Path) -> Segmenter:
         if isinstance(node, list):
             return [made(x) for x in node]
         if not isinstance(node, dict):
+            if isinstance(node, (int, float)) and not abs(node) <= 10_000:
+                raise ValueError(f"a number of {node}, where SAM2's largest has some thousands")
             return node
+        if "weights_path" in node:  # Hiera would read that file
+            raise ValueError("it names a file of weights: they lie beside it, in segmenter.safetensors")
         parts = {key: made(value) for key, value in node.items()}
         if (target := parts.pop("_target_", None)) is None:
             return parts
@@ -842,6 +866,7 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
             if config not in known.values():  # hydra would look for ../../anything.yaml, and build what that names
                 raise KeyError(config)
             segmenter = Segmenter.from_sam2(build_sam2(config, checkpoint, device="cpu"))
+        _require_finite(segmenter)
     except (OSError, KeyError) as error:
         why = "it is no checkpoint or folder with segmenter.yaml here, and the Hugging Face Hub did not give it."
         raise CannotLoad("segmenter", name, why) from error

@@ -18,6 +18,7 @@ import pytest
 import torch
 import tqdm
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import benchmarks.check
 import data
@@ -351,3 +352,77 @@ def test_curves_follow_no_link_and_take_any_folders_name(tmp_path):
     (folder / "curves.png").symlink_to(tmp_path / "mine")
     journal.plot_curves([{"step": 1, "reward": 1.0}], folder / "curves.png")
     assert (tmp_path / "mine").read_text() == "mine" and Image.open(folder / "curves.png").format == "PNG"
+
+
+def changed(folder: Path, how, name: str = "model.safetensors") -> None:
+    """Write a file of weights anew, each (name, tensor) as `how` has it; None leaves it out."""
+    save_file(dict(filter(None, (how(k, v) for k, v in load_file(folder / name).items()))), folder / name)
+
+
+LACKING = {
+    "lack": lambda k, v: None if "layers.1.mlp.up_proj" in k else (k, v),
+    "lack visual": lambda k, v: None if "visual.patch_embed" in k else (k, v),
+    "lack lm_head|lack model": lambda k, v: ("module." + k, v),
+    "not all numbers: .*layers.1.mlp": lambda k, v: (k, v * (math.nan if "layers.1.mlp.up" in k else 1)),
+}
+
+
+@pytest.mark.parametrize("said", LACKING)
+def test_weights_that_are_not_there_are_not_made_up(said, tmp_path):
+    """A missing tensor was filled with random numbers, without a word and with exit status 0."""
+    shutil.copytree(ROOT / "toy" / "qwen2_5_vl", tmp_path / "it")
+    changed(tmp_path / "it", LACKING[said])
+    with pytest.raises(models.CannotLoad, match=said.replace("lack visual", "lack .*visual")):
+        models.load_policy(str(tmp_path / "it"))
+
+
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
+    """Tensors of other names were left out: what was evaluated then was the model without its adapter."""
+    pytest.importorskip("peft")
+    policy = models.load_policy("toy/qwen2_5_vl")
+    models.add_lora(policy.vlm, 2)
+    policy.save(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(ROOT / "toy" / "qwen2_5_vl")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    models.load_policy(str(tmp_path))
+    changed(tmp_path, lambda k, v: (k.replace("lora_B", "lora_Q"), v), "adapter_model.safetensors")
+    with pytest.raises(models.CannotLoad, match="its adapter and the model differ in"):
+        models.load_policy(str(tmp_path))
+
+
+def edited(path: Path, part: str, **fields) -> None:
+    whole = json.loads(path.read_text())
+    whole[part] |= fields
+    path.write_text(json.dumps(whole))
+
+
+def test_dropout_of_attention_is_switched_off_too(tmp_path):
+    """It is no module, but a number that the attention reads while it trains: sampled and trained would differ."""
+    shutil.copytree(ROOT / "toy" / "qwen2_5_vl", tmp_path / "it")
+    edited(tmp_path / "it" / "config.json", "text_config", attention_dropout=0.5)
+    policy = models.load_policy(str(tmp_path / "it"))
+    assert {m.attention_dropout for m in policy.modules() if hasattr(m, "attention_dropout")} == {0.0}
+
+
+@pytest.mark.parametrize("fields", [{"image_mean": "abc"}, {"patch_size": 7}, {"merge_size": 1}])
+def test_a_processor_that_does_not_fit_is_refused(fields, tmp_path):
+    shutil.copytree(ROOT / "toy" / "qwen2_5_vl", tmp_path / "it")
+    edited(tmp_path / "it" / "processor_config.json", "image_processor", **fields)
+    with pytest.raises(models.CannotLoad):
+        models.load_policy(str(tmp_path / "it"))
+
+
+@pytest.mark.parametrize("how", ["embed_dim: 24", "embed_dim: 24\n    weights_path: /dev/zero", "depth: 1000000000"])
+def test_a_segmenter_that_would_never_be_built_is_refused(how, tmp_path):
+    shutil.copytree(ROOT / "toy" / "sam2", tmp_path / "it")
+    text = (tmp_path / "it" / "segmenter.yaml").read_text()
+    (tmp_path / "it" / "segmenter.yaml").write_text(
+        text.replace("embed_dim: 24" if "embed" in how else "depth: 2", how)
+    )
+    if how == "embed_dim: 24":  # as it was; but a NaN, which gave empty masks
+        changed(
+            tmp_path / "it", lambda k, v: (k, v * math.nan if v.is_floating_point() else v), "segmenter.safetensors"
+        )
+    with pytest.raises(models.CannotLoad, match="not all numbers|a file of weights|a number of 1000000000"):
+        models.load_segmenter(str(tmp_path / "it"))
