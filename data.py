@@ -55,8 +55,20 @@ def to_frame(xy: np.ndarray, source: tuple[float, float], target: tuple[float, f
     return xy * np.tile(scale, xy.shape[-1] // 2)
 
 
+# What a terminal obeys: it may rename a window, wipe the screen, or paint over what was printed before.
+_CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """A text from a stranger as a terminal may show it: control characters become escapes, newline and tab stay."""
+    return text.translate(_CONTROLS)
+
+
 class BadData(Exception):
     """A file or folder that cannot be used as given. The message names it and says what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 @contextlib.contextmanager
@@ -323,7 +335,7 @@ class Samples(Sequence):
 
     def __init__(self, makers: list[Callable[[], Sample]], skipped: list[str]):
         self.makers = makers
-        self.skipped = skipped
+        self.skipped = [printable(line) for line in skipped]
 
     def __len__(self) -> int:
         return len(self.makers)

@@ -283,7 +283,11 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
     wait_for_the_slowest()
     if state.is_main_process:
         asked = set(chosen)
-        metrics = report_metrics([r for r in merge_records(out) if r["index"] in asked], run, options)
+        answered = [r for r in merge_records(out) if r["index"] in asked]
+        if len(answered) < len(asked):
+            there = f"{out} has {len(answered)} of {len(asked)} answers: another run has written there meanwhile."
+            raise data.BadData(f"{there} Start this one again, alone: it goes on from what is there.")
+        metrics = report_metrics(answered, run, options)
         if why := [*bad, *samples.skipped]:
             metrics["not_scored"] = {"wrong": len(bad), "skipped": len(samples.skipped), "why": why[:100]}
         write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
@@ -310,10 +314,11 @@ def photo(policy, segmenter, recipe: Recipe, out: Path, options: Options, how: d
     for n in itertools.count(2):
         if not out.exists():
             break
-        out = taken.with_name(f"{taken.name}-{n}")
+        out = Path(f"{taken.absolute()}-{n}")  # "." has no name of its own
     out.mkdir(parents=True)
     for n, (record, mask) in enumerate(zip(records, masks["mask"], strict=True), 1):
-        print(f"{record['query']}\n  {record['text']}\n  ({verdict(record, policy.context is not None)})")
+        answer = f"{record['query']}\n  {record['text']}\n  ({verdict(record, policy.context is not None)})"
+        print(data.printable(answer))
         dots = ([xy for each in record[key] for xy in each] for key in ("points", "negative_points"))
         pictures.overlay(picture, mask, None, record["boxes"], *dots).save(out / f"{n}.overlay.png")
         for name, each in masks.items():
@@ -427,7 +432,9 @@ def main(options: Options) -> None:
     check_ranges(dataclasses.asdict(options), EVALUATION_RANGES)
     if options.score:
         run = read_run(Path(options.score).parent)
-        report_metrics(read_records(options.score), run, options)
+        if not (records := read_records(options.score)):
+            raise data.BadData(f"{options.score} is empty: nothing to score.")
+        report_metrics(records, run, options)
         return
     recipe, dataset, masks = asked_for(options)
     state = PartialState(timeout=AN_HOUR)

@@ -597,10 +597,10 @@ class RankQueue:
         return {"size": self.rows.maxlen, "rows": rows, "pending": pending}
 
     def load_state_dict(self, state: dict) -> None:
-        """Become the queue that state_dict described, its size included."""
-        self.rows = deque((tuple(r) for r in state["rows"]), maxlen=state["size"])
-        self.pending = [tuple(r) for r in state["pending"]]
-        self.dims = len(next(iter(self.rows or self.pending), (0,) * self.dims))
+        """Become the queue that state_dict described, its size included. ValueError for rows that cannot be ranked."""
+        self.dims = len(next(iter(state["rows"] or state["pending"]), (0,) * self.dims))
+        self.rows = deque(self._checked(state["rows"]), maxlen=state["size"])
+        self.pending = self._checked(state["pending"])
         self._sort()
 
 

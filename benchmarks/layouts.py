@@ -216,12 +216,27 @@ class PlainUnpickler(pickle.Unpickler):
         raise BadData(f"it asks for {module}.{name}, which plain annotations never do, and was not opened")
 
 
+def _unfolded(whole, size: int):
+    """What a pickle of `size` bytes held. BadData where it unfolds to far more: a list may stand in itself, or 40 lists
+    each twice in the next."""
+    found, left = 1, [whole]
+    while left:
+        value = left.pop()
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        if isinstance(inside, (list, tuple, set, frozenset)):
+            found += len(inside)
+            left += inside
+        if found > 10 * size:
+            raise BadData(f"its {size:,} bytes unfold to more than {found:,} values")
+    return whole
+
+
 def _read(path: Path, parse: Callable = json.loads, encodings: Sequence[str] = ("utf-8-sig", "cp1252")):
     """A pickle or text (JSON); Windows-1252 where it is not UTF-8 (some of ReasonSeg's are not)."""
     raw = regular(path).read_bytes()
     try:
         if path.suffix == ".p":
-            return PlainUnpickler(io.BytesIO(raw), encoding="utf-8", errors="replace").load()
+            return _unfolded(PlainUnpickler(io.BytesIO(raw), encoding="utf-8", errors="replace").load(), len(raw))
         try:
             return parse(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
@@ -611,6 +626,7 @@ def _table(want: Wanted):
         elif want.root.exists():
             data = datasets.load_from_disk(str(want.root))
             data = data[want.split] if isinstance(data, datasets.DatasetDict) else data
+            data.data.validate(full=True)  # Arrow files are mapped, not read: an offset in one may lead anywhere
         else:
             data = datasets.load_dataset(want.root.as_posix(), split=want.split)
     except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:

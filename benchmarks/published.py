@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+import data
+
 # What the papers print, in percent, to stand beside a run's own figures: their own rows, and those of the baselines
 # that can be run here, the untrained Instruct models among them. A heading names paper and table, then benchmarks (with
 # a "/"), each with its metrics; "unnamed" where the paper does not say which of its metrics it is, "-" where a row has
@@ -260,4 +262,4 @@ def show(metrics: dict, run: dict) -> str:
             lines.append(f"  {method:20}{source:26}" + "".join(f"{row.get(c, '-'):>13}" for c in columns))
         lines.append(f"  {'this run':46}" + "".join(f"{as_text(c, metrics.get(c)):>13}" for c in columns))
         lines += [f"  ({remark})"] if (remark := not_comparable(run)) else []
-    return "\n".join(lines)
+    return data.printable("\n".join(lines))

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import data
+from benchmarks.metrics import iou_of
 from engine.files import regular, write_atomically
 
 
@@ -108,20 +109,25 @@ def _fault(record) -> str | None:
     if any(v is None for v in pixels):
         return None if pixels == [None] * 4 else "some of intersection, union, area and iou are missing"
     both, either, area, iou = pixels
-    return None if 0 <= both <= area <= either and 0 <= iou <= 1 else "intersection, union, area and iou disagree"
+    right = 0 <= both <= area <= either and iou == iou_of(both, either, record["predicted_none"])
+    return None if right else "intersection, union, area and iou disagree"
 
 
 def read_records(path: str | Path) -> list[dict]:
     """The records of a predictions.jsonl, without a torn last line, which an interruption leaves. Every field is of its
     kind (KINDS), whoever wrote the file; data.BadData, with file, line and field, if not."""
     lines = regular(path).read_bytes().splitlines(keepends=True)
-    found = []
+    found: list[dict] = []
+    there: set[int] = set()
     for number, line in enumerate(lines, 1):
         if not line.endswith(b"\n"):
             continue
         try:
             found.append(json.loads(line))
             fault = _fault(found[-1])
+            if not fault and found[-1]["index"] in there:  # it would count twice
+                fault = f"a second answer to sample {found[-1]['index']}"
+            there |= {found[-1]["index"]} if not fault else set()
         except (ValueError, RecursionError) as error:
             fault = str(error)
         if fault:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+import data
 import grpo
 from recipes import Recipe
 
@@ -82,7 +83,8 @@ def tell(bar, row: dict[str, float], shown: Shown) -> None:
     if (row["step"] - 1) % 20 == 0:
         earned = ", ".join(f"{name} {value:.2f}" for name, value in shown.parts.items())
         bar.write(
-            f"\n[step {row['step']}] {shown.query!r}\n{shown.text}\n  -> {earned}; advantage {shown.advantage:.2f}"
+            f"\n[step {row['step']}] {shown.query!r}\n{data.printable(shown.text)}\n"
+            f"  -> {earned}; advantage {shown.advantage:.2f}"
         )
 
 

@@ -30,7 +30,7 @@ import dataclasses
 import json
 import math
 import os
-import pickle
+import re
 import shutil
 import signal
 import sys
@@ -134,6 +134,8 @@ class Run:
             self.schedule.load_state_dict(state["schedule"])
             self.queue.load_state_dict(state["queue"])
             self.first = state["step"]
+            if type(self.first) is not int or self.first < 0:
+                raise ValueError(f"step {self.first!r}")
             before = state.get("data", self.seen)
             if before != self.seen and self.accelerator.is_main_process:
                 counts = [f"{d['samples']} samples, {d['usable']} of use" for d in (before, self.seen)]
@@ -141,7 +143,7 @@ class Run:
                     f"note: the data are not those that {folder} was trained on ({counts[0]}; now {counts[1]}): "
                     "the steps from here draw from what there is now"
                 )
-        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a file of that name may hold anything
             why = f"{type(error).__name__}: {error}"[:200]
             raise data.BadData(f"{folder / 'trainer.pt'} is damaged, or not of this run ({why}).") from error
 
@@ -265,8 +267,10 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     last = checkpoint.newest(output_dir)
     if last and not resume:
         raise SystemExit(f"{output_dir} holds a run already ({last.name}): --resume it, or name another --output_dir")
-    if not last and (output_dir / "final").exists():
-        raise SystemExit(f"{output_dir} holds a finished run, and no checkpoint to resume: name another --output_dir")
+    kept = [p for p in sorted(output_dir.glob("*")) if re.fullmatch(r"final|best|checkpoint-[0-9]+", p.name)]
+    if kept and not last and (not resume or output_dir / "final" in kept):
+        there = "a finished run" if output_dir / "final" in kept else f"{kept[0].name} of another run"
+        raise SystemExit(f"{output_dir} holds {there}, and no checkpoint to resume: name another --output_dir")
     if resume and not last:
         there = ", ".join(sorted(p.name for p in output_dir.iterdir())) if output_dir.is_dir() else ""
         raise SystemExit(

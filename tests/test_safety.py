@@ -8,10 +8,12 @@ import io
 import json
 import math
 import os
+import pickle
 import shutil
 import sys
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,9 +29,10 @@ import model as models
 import recipes
 import rewards
 import train
-from benchmarks import layouts, pictures, records
+from benchmarks import layouts, metrics, pictures, published, records
 from engine import checkpoint, journal
 from engine.files import write_atomically
+from engine.run import Run, start
 
 # -------------------------------------------------------------------------------------------------- what may be asked
 
@@ -426,3 +429,132 @@ def test_a_segmenter_that_would_never_be_built_is_refused(how, tmp_path):
         )
     with pytest.raises(models.CannotLoad, match="not all numbers|a file of weights|a number of 1000000000"):
         models.load_segmenter(str(tmp_path / "it"))
+
+
+ESCAPE = "\x1b]0;mine\x07\x9b2J\r"
+
+
+def test_a_terminal_obeys_no_stranger(tmp_path, capsys):
+    """Requests, file names, model texts and run.json were printed with their control characters."""
+    good = {"image": "a.png", "query": ESCAPE, "boxes": [[1, 2, 20, 30]]}
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    lines = [good, good | {"image": ESCAPE + "b.png"}, good | {"boxes": [[1, 2, 900, 30]]}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    benchmarks.check.check(data.load("jsonl", tmp_path, "train"), tmp_path / "sheet.png", 9)
+    bar = tqdm.tqdm(range(1), file=io.StringIO())
+    journal.tell(bar, {"reward": 1, "parsed": 1, "step": 1}, journal.Shown(ESCAPE, ESCAPE, {"box": 1.0}, 0.5))
+    print(published.show({"n": 1}, {"dataset": ESCAPE, "split": ESCAPE}))
+    printed = capsys.readouterr().out
+    assert "b.png" in printed and r"\x1b]0;mine" in printed and not set(ESCAPE) & set("\x1b\x07\x9b\r") & set(printed)
+
+
+def test_a_thin_picture_does_not_grow_beyond_memory():
+    assert models.widen_thin(Image.new("L", (1, 1_000_000))).size == (100, 15_000)
+    assert models.widen_thin(Image.new("L", (1000, 5))).size == (1000, 6)
+
+
+def test_a_pickle_unfolds_to_no_more_than_it_holds(tmp_path):
+    """Lists that share their parts: 400 bytes, and 2^40 texts where one is printed."""
+    itself: list = []
+    itself.append(itself)
+    doubled: object = "x"
+    for _ in range(40):
+        doubled = [doubled, doubled]
+    for bomb in (itself, doubled, {"a": doubled}):
+        (tmp_path / "refs.p").write_bytes(pickle.dumps(bomb))
+        with pytest.raises(data.BadData, match="unfold to more than"):
+            layouts._read(tmp_path / "refs.p")
+    (tmp_path / "refs.p").write_bytes(pickle.dumps(shared := [{"a": [1, "b"]}] * 100))
+    assert layouts._read(tmp_path / "refs.p") == shared
+
+
+def test_an_arrow_file_that_points_outside_itself_is_refused(tmp_path):
+    import datasets
+
+    row = {"id": "1_1", "problem": "abcdefgh", "solution": "[]", "image": {"bytes": b"", "path": None}}
+    datasets.Dataset.from_list([row] * 5).save_to_disk(tmp_path)
+    (file,) = tmp_path.glob("*.arrow")
+    raw = file.read_bytes()
+    offsets = np.arange(0, 48, 8, dtype=np.int32)
+    assert offsets.tobytes() in raw
+    file.write_bytes(raw.replace(offsets.tobytes(), np.int32([0, 8, -1000, 24, 32, 40]).tobytes()))
+    with pytest.raises(data.BadData, match="offset"):
+        data.load("visionreasoner", tmp_path, "train")
+
+
+@pytest.fixture
+def answered(tmp_path):
+    """A benchmark's folder: 4 requests of the miniature, answered by the truth."""
+    evaluate.main(evaluate.Options("oracle", "drseg", toy=True, limit=4, segmenter="truth", output_dir=str(tmp_path)))
+    return tmp_path / "predictions.jsonl"
+
+
+def test_an_answer_counts_once_and_as_it_is(answered):
+    whole = answered.read_text()
+    record = json.loads(whole.splitlines()[0])
+    for text, said in (
+        ("", "is empty"),
+        (whole + whole, "a second answer to sample"),
+        (json.dumps(record | {"iou": 0.123}) + "\n", "iou disagree"),
+    ):
+        answered.write_text(text)
+        with pytest.raises(data.BadData, match=said):
+            evaluate.main(evaluate.Options(score=str(answered)))
+
+
+def test_ten_thousand_boxes_are_compared_at_once(answered):
+    """20,000 boxes against 300 true ones, in a file of 400 kB, took more than a minute."""
+    record = json.loads(answered.read_text().splitlines()[0])
+    record |= {"boxes": [[0.0, 0, 10, 10]] * 20_000, "truth_boxes": [[0.0, 0, 10, 20]] * 300}
+    assert metrics.best_box_ious(record) == [0.5] * 300
+    assert metrics.best_box_ious(record | {"boxes": []}) == [0.0] * 300
+
+
+def test_a_second_run_in_the_same_folder_is_noticed(tmp_path, monkeypatch):
+    """It merges the files that the first one is writing; what was scored then were the answers that were left."""
+    answer = evaluate.answer_samples
+
+    def disturbed(*args, **kw):
+        for n, record in enumerate(answer(*args, **kw)):
+            yield record
+            if n == 1:
+                records.merge_records(tmp_path)
+
+    options = evaluate.Options("oracle", "drseg", toy=True, limit=4, segmenter="truth", output_dir=str(tmp_path))
+    monkeypatch.setattr(evaluate, "answer_samples", disturbed)
+    with pytest.raises(data.BadData, match="2 of 4 answers: another run"):
+        evaluate.main(options)
+    monkeypatch.setattr(evaluate, "answer_samples", answer)
+    evaluate.main(options)
+    assert json.loads((tmp_path / "metrics.json").read_text())["n"] == 4
+
+
+@pytest.mark.parametrize("name", ["checkpoint-3", "best", "final"])
+def test_a_new_run_deletes_no_old_one(name, tmp_path):
+    """A checkpoint without its trainer.pt, kept to save room, was taken away by the next run's of that number."""
+    (tmp_path / name).mkdir()
+    recipe = recipes.miniature(recipes.RECIPES["drseg"])
+    with pytest.raises(SystemExit, match="and no checkpoint to resume"):
+        start(recipe, tmp_path)
+    assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"size": 10**30}, {"rows": [[math.nan] * 3]}, {"rows": [["a"] * 3]}, {"pending": 3}, {"step": "5"}, {"step": -1}],
+)
+def test_a_trainers_state_may_hold_anything(wrong, tmp_path):
+    """NaNs in the queue gave every answer rank 1, or 0; the others were tracebacks, some of them a step later."""
+    queue = rewards.RankQueue().state_dict()
+    state = {"optimizer": {"param_groups": [], "state": {}}, "schedule": {}, "step": 5, "queue": queue | wrong} | wrong
+    torch.save(state, tmp_path / "trainer.pt")
+    nothing = SimpleNamespace(param_groups=[], load_state_dict=lambda state: None)
+    run = SimpleNamespace(
+        policy=torch.nn.Identity(), optimizer=SimpleNamespace(optimizer=nothing), schedule=nothing, seen={}
+    )
+    run.queue, run.accelerator = rewards.RankQueue(), SimpleNamespace(is_main_process=False)
+    with pytest.raises(data.BadData, match="trainer.pt is damaged"):
+        Run.restore(run, tmp_path)
+    torch.save({**state, "step": 5, "queue": queue}, tmp_path / "trainer.pt")
+    Run.restore(run, tmp_path)
+    assert run.first == 5
