@@ -9,6 +9,7 @@ day. examine() is what a run calls.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections import Counter
 
@@ -256,7 +257,8 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
         )
     if main and segmenter and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
         ious, earned = [], []
-        for sample in [samples[i] for i in order if not samples[i].no_target][:32]:
+        drawn = (samples[i] for i in order)
+        for sample in itertools.islice((s for s in drawn if not s.no_target), 32):
             size = (sample.width, sample.height)
             target = recipes.to_target(sample, recipe)
             answer = rewards.parse_answer(oracle_answer(sample, recipe.schema, size), recipe.schema)
