@@ -255,8 +255,8 @@ def _find(root: Path, *names: str) -> Path:
     for name in names:
         if (root / name).exists():
             return root / name
-    there = ", ".join(sorted(os.listdir(root))[:8]) if root.is_dir() else "is a file"
-    there = f"{root} holds none of: {', '.join(names)}, only: {there}"
+    there = f"only: {', '.join(sorted(os.listdir(root))[:8])}" if root.is_dir() else "as it is a file"
+    there = f"{root} holds none of: {', '.join(names)}, {there}"
     raise BadData(f"{there}. Is --data_root the folder above, and the split right?")
 
 

@@ -107,23 +107,26 @@ ODD = re.compile(  # a file's name, a cell's nothing, an answer, HTML, UTF-8 rea
 
 
 def trait(sample: data.Sample) -> tuple:
-    """What `remarks` wants of a sample: its request and truth, how many boxes, how many of these from edge to edge, and
-    how far they reach."""
+    """What `remarks` wants of a sample: its request and truth, how many boxes, how many of these from edge to edge, how
+    far they reach, and how many repeat another."""
     sides = np.array([sample.width, sample.height] * 2)
     boxes = sample.boxes / sides
     whole = int((np.abs(boxes - [0, 0, 1, 1]).max(1) < 0.01).sum()) if len(boxes) else 0
     truth = sample.boxes.round().tobytes()
-    return (sample.image_id, sample.query.strip()), truth, len(boxes), whole, boxes.max(initial=0)
+    again = len(boxes) - len(set(map(tuple, sample.boxes.round().tolist())))
+    return (sample.image_id, sample.query.strip()), truth, len(boxes), whole, boxes.max(initial=0), again
 
 
 def remarks(traits: list[tuple]) -> list[str]:
     """What no sample shows by itself, a sentence each: to be looked at, and perhaps right."""
-    requests, truths, objects, whole, reach = zip(*traits, strict=True) if traits else [()] * 5
+    requests, truths, objects, whole, reach, again = zip(*traits, strict=True) if traits else [()] * 6
     n, said = sum(objects), []
     if n >= 4 and 2 * sum(whole) > n:
         said.append(f"{sum(whole)} of {n} objects fill their picture from edge to edge: are the masks inverted?")
     if n >= 8 and max(reach) <= 0.5:
         said.append(f"none of {n} boxes reaches the right or lower half of its picture: percent, or another size?")
+    if any(again):
+        said.append(f"{sum(again)} objects have the box of another of their sample: were they annotated twice?")
     if (twice := len(requests) - (n := len(set(requests)))) > 0:
         differ = len(set(zip(requests, truths, strict=True))) - n
         example = Counter(requests).most_common(1)[0][0]

@@ -559,6 +559,8 @@ def test_what_only_many_samples_show(tmp_path, capsys):
     assert "none of 8 boxes reaches" in said(*(line(n, 20, 15, 60, 45) for n in range(8)))
     twice = said(line(1, *RED), line(2, *RED), line(1, *RED), line(1, 50, 30, 120, 90))
     assert "2 requests repeat one on the same picture, 1 with another truth: ('a.jpg', 'box 1')" in twice
+    again = [[CORNERS], [[*CORNERS[2:], *CORNERS[:2]]]]
+    assert "1 objects have the box of another" in said(line(1, *RED), line(1, *RED) | {"polygons": again})
     for query in ("photos/a.jpg", "nan", "the &quot;red&quot; cup", "die grÃ¼ne Tasse", '[{"bbox_2d": [1]}]', "--"):
         assert "1 queries look like no request" in said(line(1, *RED), line(1, *RED) | {"query": query})
     fine = ("a cup (red)", "the café & bar", "none of the cups", "[left] the man in null shirt", "Â la carte", "?b2")
