@@ -105,6 +105,11 @@ def predict(
     plays a part. prompts_mode: what SAM2 gets of each object, the "box", or the box with the first "1" or "2" written
     points (GenSeg Table 4); negative points go with the points.
     """
+    longest = max(samples, key=lambda s: len(s.query))
+    if len(longest.query) > 20_000:  # a tokenizer may give up on a megabyte, and end the process with it
+        raise data.BadData(
+            f"the request of sample {longest.id} has {len(longest.query)} characters; 20,000 are the most"
+        )
     images = [s.image for s in samples]
     sizes = [(s.width, s.height) for s in samples]
     # Texts, and the frame that the numbers in each are written in. The oracle's frame is the picture itself.

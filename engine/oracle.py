@@ -19,7 +19,8 @@ import rewards
 def oracle_answer(sample: data.Sample, schema: str, frame: tuple[float, float], digits: int | None = None) -> str:
     """The ground truth as a completion in `schema`, in `frame` (w, h), rounded to `digits` decimals (None: in full).
 
-    Raises rewards.CannotSay where the schema has no words for it: no target, or several objects where it has one.
+    Raises rewards.CannotSay where the schema has no words for it: no target, or several objects where it has one;
+    data.BadData for a count beyond 10,000.
     Without annotated points and masks a box's centre is the point; without boxes (counting sets) the whole picture is a
     box, as often as there are objects. Negative points are left out where a box has no room for them.
     """
@@ -27,6 +28,8 @@ def oracle_answer(sample: data.Sample, schema: str, frame: tuple[float, float], 
     size = (sample.width, sample.height)
     boxes = sample.boxes
     if not len(boxes) and sample.count:
+        if sample.count > 10_000:  # as many as a file may say
+            raise data.BadData(f"sample {sample.id} has a count of {sample.count}; 10,000 are the most")
         boxes = np.array([[0, 0, *size]] * sample.count)
     positive = np.repeat((boxes[:, None, :2] + boxes[:, None, 2:]) / 2, len(spec.points), axis=1)
     if sample.points.shape[1] or sample.object_masks:

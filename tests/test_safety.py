@@ -32,6 +32,7 @@ import train
 from benchmarks import layouts, metrics, pictures, published, records
 from engine import checkpoint, journal
 from engine.files import write_atomically
+from engine.oracle import oracle_answer
 from engine.run import Run, start
 
 # -------------------------------------------------------------------------------------------------- what may be asked
@@ -558,3 +559,18 @@ def test_a_trainers_state_may_hold_anything(wrong, tmp_path):
     torch.save({**state, "step": 5, "queue": queue}, tmp_path / "trainer.pt")
     Run.restore(run, tmp_path)
     assert run.first == 5
+
+
+@pytest.mark.parametrize("text", ["x " * 500_000, "x" * 1_000_000])
+def test_a_megabyte_is_no_request(text):
+    """The first ended the process: the tokenizer's pattern gave up, with what no `except Exception` catches."""
+    sample = dataclasses.replace(data.load("toy", None, "val")[0], query=text)
+    with pytest.raises(data.BadData, match="1000000 characters; 20,000 are the most"):
+        evaluate.predict("oracle", None, [sample], recipes.RECIPES["drseg"], [0])
+
+
+def test_a_count_of_a_thousand_million_is_no_truth():
+    """Asked for directly, not through a file, it took memory for a minute."""
+    sample = dataclasses.replace(data.load("toy", None, "val")[0], count=10**9, boxes=np.zeros((0, 4)))
+    with pytest.raises(data.BadData, match="a count of 1000000000"):
+        oracle_answer(sample, "drseg", (100, 100))
