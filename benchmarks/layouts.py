@@ -62,16 +62,19 @@ def _polygon(points: list, size: tuple[int, int]) -> np.ndarray:
     xy = numbers(points, "a polygon")
     if xy.ndim != 1 or xy.size % 2:
         raise BadData(f"a polygon is one flat list x, y, x, y, ..., and not {points!s:.80}")
+    if not xy.size:
+        return xy
     corners = xy.reshape(-1, 2)
-    outline = np.abs(corners - np.roll(corners, 1, 0)).max(1).sum() if xy.size else 0
-    if outline > MAX_PIXELS / 50:  # pycocotools takes 100 bytes for each, and does not look whether it got them
-        raise BadData(f"a polygon whose outline is {outline:,.0f} pixels long; {MAX_PIXELS // 50:,} are the most")
     slack = max(2, 0.02 * max(size))  # annotators draw a little over the edge
-    pairs = xy.reshape(-1, 2)
-    right, bottom = pairs.max(0) if xy.size else (0, 0)
-    if xy.size and (xy.min() < -slack or right > size[0] + slack or bottom > size[1] + slack):
+    right, bottom = corners.max(0)
+    if xy.min() < -slack or right > size[0] + slack or bottom > size[1] + slack:
         where = f"{size[0]} x {size[1]} by more than {slack:g} px: other units, or y before x?"
         raise BadData(f"a polygon leaves its picture of {where} {points!s:.80}")
+    # pycocotools takes 100 bytes for each pixel of the outline, and does not look whether it got them.
+    if len(corners) * (max(size) + 2 * slack) > MAX_PIXELS / 50:
+        outline = np.abs(corners - np.roll(corners, 1, 0)).max(1).sum()
+        if outline > MAX_PIXELS / 50:
+            raise BadData(f"a polygon whose outline is {outline:,.0f} pixels long; {MAX_PIXELS // 50:,} are the most")
     return xy
 
 
