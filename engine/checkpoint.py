@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 import data
@@ -56,7 +57,7 @@ def save(
                 link_or_copy(file, part / file.name)
         save_recipe(recipe, policy, part)
         torch.save(state(), part / "trainer.pt")
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(
             f"could not write the checkpoint {folder}: {error}. "

@@ -20,6 +20,7 @@ import pytest
 import torch
 import tqdm
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import benchmarks.check
@@ -574,3 +575,16 @@ def test_a_count_of_a_thousand_million_is_no_truth():
     sample = dataclasses.replace(data.load("toy", None, "val")[0], count=10**9, boxes=np.zeros((0, 4)))
     with pytest.raises(data.BadData, match="a count of 1000000000"):
         oracle_answer(sample, "drseg", (100, 100))
+
+
+@pytest.mark.parametrize("full", [OSError, RuntimeError, SafetensorError])
+def test_a_full_disk_is_said_whoever_notices_it(full, tmp_path):
+    """safetensors has an error of its own, which was a traceback and left half a checkpoint."""
+
+    def save(*_, **__):
+        raise full("File too large")
+
+    with pytest.raises(OSError, match="free some space and --resume"):
+        policy = SimpleNamespace(save=save)
+        checkpoint.save(tmp_path / "checkpoint-1", policy, recipes.RECIPES["drseg"], lambda: None, lambda: {})
+    assert not list(tmp_path.iterdir())
