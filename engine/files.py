@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -28,6 +29,24 @@ def regular(path: str | Path) -> Path:
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(f"{path} is no file, but a pipe or a device")
     return path
+
+
+def claim(folder: Path) -> contextlib.ExitStack:
+    """A folder for this process alone, until what comes back is closed or the process ends, however it ends. SystemExit
+    where another has it. Where the system or the disk knows no locks (Windows, some network drives), nobody is held."""
+    held = contextlib.ExitStack()
+    try:
+        import fcntl
+
+        place = os.open(folder, os.O_RDONLY)
+        held.callback(os.close, place)
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        raise SystemExit(f"another run is writing to {folder} right now: name another --output_dir") from None
+    except (ImportError, OSError):
+        pass
+    return held
 
 
 def link_or_copy(file: Path, name: Path) -> None:

@@ -33,7 +33,7 @@ import grpo
 import model as models
 import recipes
 import train
-from engine import run, waiting
+from engine import files, run, waiting
 from engine.checkpoint import load_recipe
 from engine.run import build
 
@@ -245,6 +245,16 @@ def test_lens_resumed_equals_uninterrupted(tmp_path, go, recipe):
     inodes = {(out / f"checkpoint-{step}" / "model.safetensors").stat().st_ino for step in (2, 3)}
     assert len(inodes) == (1 if recipe == "lens-align" else 2)
     assert models.load_policy(str(out / "checkpoint-3")).context is not None
+
+
+def test_a_second_run_in_a_folder_that_is_being_written_to_is_refused(tmp_path, go):
+    folder, out = draw(tmp_path / "data", n=4), tmp_path / "run"
+    out.mkdir()
+    more = "--prompts_per_step 2 --max_steps 1".split()
+    with files.claim(out), pytest.raises(SystemExit, match="another run is writing to .*run right now"):
+        go(folder, out, *more)
+    assert not list(out.iterdir())
+    assert len(go(folder, out, *more)) == 1
 
 
 @pytest.mark.slow
