@@ -328,6 +328,12 @@ def _by_id(entries: list[dict], what: str) -> tuple[dict[str, dict], set[str]]:
 # --------------------------------------------------------- COCO's annotations: RefCOCO and its kin, detection, COCONut
 
 
+@functools.lru_cache(2**17)
+def _join(folder: Path, name: str) -> Path:
+    """A picture's path, once for all requests on it: pathlib is slow."""
+    return folder / name
+
+
 def _request(
     at: str, query: str, id: str, image: dict, folder: Path, annotations: list[dict], crowds=(), sentences=()
 ) -> Callable:
@@ -335,7 +341,7 @@ def _request(
     boxed = all("bbox" in a for a in annotations)
     boxes = [a["bbox"] for a in annotations] if boxed else None
     parts, ignored = ([a["segmentation"] for a in group if a.get("segmentation")] for group in (annotations, crowds))
-    where = folder / image["file_name"]
+    where = _join(folder, image["file_name"])
     with reading(f"{at}, its picture {where.name}"):
         size = (image["width"], image["height"])
     more = {"parts": parts, "boxes": boxes, "xywh": boxed, "ignored": ignored, "sentences": sentences}
@@ -389,10 +395,10 @@ def references(want: Wanted) -> Makers:
         if why:
             yield f"{at}: {why}"
             continue
-        for k, fault in [(k, text_fault(text)) for k, text in sentences]:
-            if fault:
-                yield f"{at}, sentence {k}: {fault}"
-        sentences = [(k, text) for k, text in sentences if not text_fault(text)]
+        faults = {k: fault for k, text in sentences if (fault := text_fault(text))}
+        for k, fault in faults.items():
+            yield f"{at}, sentence {k}: {fault}"
+        sentences = [(k, text) for k, text in sentences if k not in faults]
         every_sentence = tuple(text for _, text in sentences) if want.one else ()
         if want.one and sentences:
             sentences = [sentences[np.random.default_rng([want.seed, ref["ref_id"]]).integers(len(sentences))]]

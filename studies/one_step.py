@@ -124,6 +124,10 @@ def main() -> None:
         "",
         "In the first update the policy is the one that sampled: every ratio is 1, nothing can be clipped, and the KL to the reference (here: itself) is 0. Only",
         "in the second update has the policy moved away from the one that sampled, and only then does clip-higher (0.2 below, 0.3 above) have anything to clip.",
+        "",
+        "A ratio of 1 still has a gradient: it is π over its own detached value, so its slope is that of log π, times the advantage. And the loss is no measure of error. Advantages",
+        "sum to 0 within a group, weighted by tokens to a little more or less, before the update as after; what rises, if all goes well, is the reward.",
+        "",
         f"The log-probabilities of sampling and of the packed update differ by {first['gap']:.1e} on average: that is float rounding (`gap` in `metrics.jsonl`, which is of a step's last update, adds how far the policy has moved).",
         "",
     ]
