@@ -796,7 +796,7 @@ def _line(text: str, suite: bool) -> dict:
 
 
 def json_lines(want: Wanted) -> Makers:
-    """A sample per line. Every line is checked before the first sample, and an error names it."""
+    """A sample per line. Every line is checked before the first sample; an error names the first ten that are wrong."""
     suite = want.name == "groundingsuite"
     path = want.root if want.root.is_file() else None
     beside = want.root.parent / f"{want.split}.jsonl"
@@ -804,11 +804,17 @@ def json_lines(want: Wanted) -> Makers:
         advice = f"{beside} lies beside it: name that, or the folder" if beside.exists() else "Name the folder of both"
         raise BadData(f"{path} is not the split {want.split!r}. {advice}.")
     path = path or _find(want.root, "GroundingSuite-Eval.jsonl" if suite else f"{want.split}.jsonl")
-    entries = []
+    entries, wrong = [], []
     for n, line in enumerate(_read(path, lambda text: text.split("\n"), ("utf-8-sig",)), 1):
-        if line.strip():
+        if not line.strip() or len(wrong) == 10:
+            continue
+        try:
             with reading(f"{path}, line {n}"):
                 entries.append((n, _line(line, suite)))
+        except BadData as error:
+            wrong.append(str(error))
+    if wrong:
+        raise BadData("\n  ".join(wrong))
     folder, absent = _pictures([entry["image"] for _, entry in entries], [path.parent])
     numbers_of = {name: _picture_id(name) for name in {entry["image"] for _, entry in entries}}
     shared = Counter(numbers_of.values())  # one number in two folders: two pictures

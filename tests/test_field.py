@@ -3,6 +3,7 @@
 """Trouble from the field: inputs after public bug reports and beginners' mistakes, and what is right for each."""
 
 import json
+import re
 import pickle
 import struct
 import zlib
@@ -622,3 +623,15 @@ def test_answers_to_data_that_changed_are_dropped(tmp_path, capsys):
     assert kept(*kinds[:2], kinds[2] | {"query": "other"}, kinds[3]) == [0, 1, 3]
     assert kept(kinds[0] | {"polygons": [[[40, 30, 120, 30, 120, 90, 41, 90]]]}, *kinds[1:]) == [1, 2, 3]
     assert "1 answers are to samples that have changed" in capsys.readouterr().out
+
+
+def test_all_wrong_lines_are_named_at_once(tmp_path):
+    """Three slips in a file are three sentences, not three attempts."""
+    Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
+    good = {"image": "a.png", "query": "it", "boxes": [[1, 1, 20, 20]]}
+    lines = [good, good | {"boxes": [[30, 30, 5, 5]]}, good, good | {"boxs": []}, "{"]
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (tmp_path / "train.jsonl").write_text(text)
+    with pytest.raises(data.BadData) as error:
+        data.load("jsonl", tmp_path)
+    assert [re.search(r"line (\d)", line)[1] for line in str(error.value).splitlines()] == ["2", "4", "5"]
