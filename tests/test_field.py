@@ -3,8 +3,8 @@
 """Trouble from the field: inputs after public bug reports and beginners' mistakes, and what is right for each."""
 
 import json
-import re
 import pickle
+import re
 import struct
 import zlib
 from pathlib import Path
