@@ -25,7 +25,7 @@ step, on a text model of random weights; train.py takes the same step with pictu
     ...     hidden = model.model(**row, use_cache=False).last_hidden_state[0]
     ...     states = hidden[predicting_states(3, [len(o) for o in completions])]  # (M, d), M tokens written
     ...     logp, entropy = token_logprobs(states, model.lm_head.weight, torch.cat(completions))
-    ...     old_logp = logp.detach()  # pi_old is the policy itself in the first update; a second one keeps these
+    ...     old_logp = logp.detach()  # no optimizer step since sampling: pi_old is the policy itself
     ...     A = advantages[p].repeat_interleave(rollout.mask[p].sum(-1))  # (M,): one per token
     ...     loss, metrics = grpo_loss(logp, old_logp, None, A, weights[p][rollout.mask[p]])
     ...     loss.backward()
@@ -33,8 +33,10 @@ step, on a text model of random weights; train.py takes the same step with pictu
     >>> torch.allclose(logp, rollout.logp[1][rollout.mask[1]], atol=1e-4)  # what the sampler said of its tokens
     True
 
-old_logp is what the first update's own forward gives, ref_logp what a frozen reference gives (none here: no KL). A
-temperature or banned_ids that `sample` is given, token_logprobs has to be given, too: the last line tells.
+old_logp is what the first update's own forward gives: as long as no optimizer step lies between sampling and it. For a
+second update on the same rollout keep it; with several optimizer steps over one rollout score all of it first. ref_logp
+is what a frozen reference gives (none here: no KL). A temperature or banned_ids that `sample` is given, token_logprobs
+has to be given, too: the last line tells.
 
 Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, M
 completion tokens in a row, d hidden width, V vocabulary. A `mask` here is of tokens; `visible` says which token may
@@ -385,9 +387,9 @@ LARGE = 2**18  # elements of a matrix from which packing it pays
 
 @contextlib.contextmanager
 def packed_linears(model, rows: int) -> Iterator[None]:
-    """While tokens are drawn on a CPU: the language model's large float32 matrices in the order in which oneDNN
-    multiplies a few rows by them, two to three times as fast as row by row. A copy; where the copies would take more
-    than 2 GiB, nothing is done."""
+    """While tokens are drawn on a CPU: multiply `rows` rows by the language model's large float32 matrices two to three
+    times as fast. The matrices are copied into the order in which oneDNN reads them for so few rows, and each such
+    layer's forward is replaced until the block ends. Copies of more than 2 GiB are not made: then nothing changes."""
     onednn = torch.ops.mkldnn
     there = [m for m in (*model.get_decoder().modules(), model.get_output_embeddings()) if type(m) is torch.nn.Linear]
     large = [m for m in there if m.weight.numel() >= LARGE and m.weight.dtype == torch.float32]
@@ -432,7 +434,8 @@ def sample(
 
     ValueError before the prefill for a model of which it is known that this cannot serve it (require_plain_attention)
     and for inputs that would sample nonsense; a model with an attention of its own making fails at its first segment's
-    end. The training flags of all modules, and the attention, are what they were, also after an error.
+    end. Training flags, the attention, and (on a CPU) the forwards of large linear layers that packed_linears replaces
+    are what they were, also after an error.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -588,11 +591,11 @@ def grpo_loss(
     """The clipped GRPO objective as a loss: the sum over tokens of weights * (-min(rho A, clip(rho) A) + beta kl).
 
     logp, old_logp, ref_logp, weights: one shape, (P, G, T), or the same slice of each, or (M,), tokens in one line.
-    Log-probabilities of the sampled tokens under the policy now; under the policy before the first update on them (that
-    update's own logp, detached); under the reference (None: no KL). Only logp carries gradient. advantages: one per
-    completion, (P, G), that is, logp's shape without its last axis; or one per token, of logp's shape. weights come
-    from token_weights, so micro-batches simply add up, and the metrics (weighted sums: kl, ratio, clipped_low,
-    clipped_high) do too. Padding has weight 0; its log-probabilities must be finite.
+    Log-probabilities of the sampled tokens under the policy now; under the policy that drew them (if no optimizer step
+    has been made since: the first update's own logp, detached); under the reference (None: no KL). Only logp carries
+    gradient. advantages: one per completion, (P, G), that is, logp's shape without its last axis; or one per token, of
+    logp's shape. weights come from token_weights, so micro-batches simply add up, and the metrics (weighted sums: kl,
+    ratio, clipped_low, clipped_high) do too. Padding has weight 0; its log-probabilities must be finite.
 
     clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2): a token that did well may grow by more than a token that
     did badly may shrink, so rare good tokens are not held back. With one update per rollout rho is identically 1 and

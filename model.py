@@ -181,8 +181,9 @@ class Policy(nn.Module):
         tokenizer = processor.tokenizer
         self.eos_token_id: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
         # A model may end otherwise, too: at any token that its generation_config names.
-        named = vlm.generation_config.eos_token_id
-        self.end_ids: list[int] = sorted({self.eos_token_id, *(named if isinstance(named, list) else [named or 0])})
+        named = vlm.generation_config.eos_token_id  # one, several, or None
+        also = named if isinstance(named, list) else [] if named is None else [named]
+        self.end_ids: list[int] = sorted({self.eos_token_id, *also})
         self.opened = self._opened()
         # Vision tokens in a completion would ask the next forward for pictures that do not exist: they are never
         # sampled, and have no probability when completions are scored.

@@ -3,8 +3,8 @@
 """The loop: one training step is load, sample, judge, compare, update, for every recipe, on one process or many.
 
     python train.py --recipe drseg --toy                       # the miniature, on a laptop's CPU
-    accelerate launch --config_file configs/fsdp2.yaml train.py --recipe drseg     # the paper's size, from the Hub
-    accelerate launch --config_file configs/fsdp2.yaml train.py --recipe samr1 --data_root data --resume
+    accelerate launch train.py --recipe drseg                  # the paper's size, from the Hub, over all GPUs there are
+    accelerate launch --config_file configs/fsdp2.yaml train.py --recipe samr1 --data_root data --resume      # over 4
 
 Any field of recipes.Recipe is an option (--learning_rate 2e-6 --weights.look 0). Outputs, in --output_dir:
 metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside); and
@@ -586,7 +586,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         disable=not main,
         bar_format=BAR,
     )
-    with Stopping() as stopping, run.claim:
+    with Stopping() as stopping, run.lock:
         for step in bar:
             row, shown = training_step(run, step)
             run.rows.append(row)

@@ -31,7 +31,7 @@ def regular(path: str | Path) -> Path:
     return path
 
 
-def claim(folder: Path) -> contextlib.ExitStack:
+def lock(folder: Path) -> contextlib.ExitStack:
     """A folder for this process alone, until what comes back is closed or the process ends, however it ends. SystemExit
     where another has it. Where the system or the disk knows no locks (Windows, some network drives), nobody is held."""
     held = contextlib.ExitStack()

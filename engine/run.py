@@ -56,7 +56,7 @@ import model as models
 import rewards
 from engine import checkpoint, memory
 from engine.check import examine, fingerprint
-from engine.files import claim, write_atomically
+from engine.files import lock, write_atomically
 from engine.journal import open_tracker
 from engine.waiting import AN_HOUR, patient, wait_for_the_slowest
 from recipes import Recipe, remarks
@@ -85,7 +85,7 @@ class Run:
     broken: dict[int, str] = dataclasses.field(default_factory=dict)  # samples that could not be read when drawn: why
     rows: list[dict] = dataclasses.field(default_factory=list)  # metrics.jsonl so far
     heldout: dict = dataclasses.field(default_factory=dict)  # {"before": metrics, "after": metrics}
-    claim: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)  # on output_dir, by the first
+    lock: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)  # on output_dir, by the first
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[models.Policy]:
@@ -322,7 +322,7 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
             print(f"going on from {last}: step {run.first} of {steps}; settings that differ: {changed}")
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        run.claim = claim(output_dir)
+        run.lock = lock(output_dir)
         write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in run.rows))
     if tracker:
         open_tracker(accelerator, recipe)

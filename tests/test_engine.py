@@ -251,7 +251,7 @@ def test_a_second_run_in_a_folder_that_is_being_written_to_is_refused(tmp_path, 
     folder, out = draw(tmp_path / "data", n=4), tmp_path / "run"
     out.mkdir()
     more = "--prompts_per_step 2 --max_steps 1".split()
-    with files.claim(out), pytest.raises(SystemExit, match="another run is writing to .*run right now"):
+    with files.lock(out), pytest.raises(SystemExit, match="another run is writing to .*run right now"):
         go(folder, out, *more)
     assert not list(out.iterdir())
     assert len(go(folder, out, *more)) == 1

@@ -416,6 +416,8 @@ def test_every_end_that_the_model_names_is_one(policy):
         assert again.decode(ids, torch.tensor([[True, True, True, False]])) == [
             policy.processor.tokenizer.decode([20, 21])
         ]
+        policy.vlm.generation_config.eos_token_id = None  # names none: token 0 is not one
+        assert models.Policy(policy.vlm, policy.processor).end_ids == [policy.eos_token_id]
     finally:
         policy.vlm.generation_config.eos_token_id = before
 
