@@ -3,6 +3,7 @@
 """The studies: every arm can be trained, every claim stands where it is said to, a verdict follows from its figures."""
 
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -17,7 +18,7 @@ import data
 import recipes
 import rewards
 from engine.check import check_rewards
-from studies import ablations, claims
+from studies import ablations, best_of, claims
 from studies.claims import STUDIES
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +131,13 @@ def test_a_point_inside_and_one_outside():
     assert earned(near, "samr1-negative") == earned(far, "samr1-negative") == 1
     assert earned(near, "samr1-negative-inside") == 1 and earned(far, "samr1-negative-inside") == 0
     assert claims.points_in_box(near) and not claims.points_in_box(far)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_the_best_of_k_is_the_mean_over_all_sets_of_k(k):
+    ious = np.random.default_rng(k).random((4, 5)).round(1)
+    slow = [max(row[list(some)]) for row in ious for some in itertools.combinations(range(5), k)]
+    assert best_of.best_of(ious, k) == pytest.approx(np.mean(slow))
 
 
 @pytest.mark.slow
