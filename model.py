@@ -515,7 +515,7 @@ def load_policy(
     If the folder holds a LoRA, the model that it belongs to with the adapter on it (add_lora).
     CannotLoad, an OSError, where neither gives a model, or one of another family.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor  # slow to import
+    from transformers import PROCESSOR_MAPPING, AutoConfig, AutoModelForImageTextToText  # slow to import
 
     name = find(name)
     lora = Path(name, "adapter_config.json")
@@ -524,10 +524,13 @@ def load_policy(
         if lora.exists():
             base = find(json.loads(lora.read_text(encoding="utf-8"))["base_model_name_or_path"])
         own = {"trust_remote_code": False}  # else a folder may bring a model's code with it, after a question
-        family = AutoConfig.from_pretrained(base, **own).model_type
-        if family not in FAMILIES:
-            raise CannotLoad("policy", base, f"it is a {family}, and what works here is {', '.join(FAMILIES)}.")
-        processor = AutoProcessor.from_pretrained(name, **own)
+        config = AutoConfig.from_pretrained(base, **own)
+        if config.model_type not in FAMILIES:
+            why = f"it is a {config.model_type}, and what works here is {', '.join(FAMILIES)}."
+            raise CannotLoad("policy", base, why)
+        # AutoProcessor does not pass the config on, and without it an image processor of a name that transformers no
+        # longer knows (Qwen2.5-VL's, in older checkpoints) is an error; with it, it is the family's.
+        processor = PROCESSOR_MAPPING[type(config)].from_pretrained(name, config=config, **own)
         own |= {"device_map": {"": device}}  # weights go where they will be, one by one: the CPU holds no second whole
         how = {"dtype": dtype, "attn_implementation": "sdpa", "output_loading_info": True}
         vlm, found = AutoModelForImageTextToText.from_pretrained(base, **how, **own)

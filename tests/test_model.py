@@ -486,6 +486,22 @@ def test_policy_round_trip(policy, tmp_path):
     assert all(torch.equal(x, y) for x, y in zip(prompts.inputs.values(), encode(again).inputs.values(), strict=True))
 
 
+@pytest.mark.parametrize("named", ["Qwen2_5_VLImageProcessor", "Qwen2_5_VLImageProcessorFast", "Qwen2VLImageProcessor"])
+def test_a_processor_as_older_checkpoints_have_it(named, tmp_path):
+    """Two files with the settings in one of them, and the name of a class that transformers may have no more."""
+    new, old = models.find("toy/qwen2_5_vl"), tmp_path / "old"
+    shutil.copytree(new, old)
+    settings = json.loads((old / "processor_config.json").read_text())["image_processor"]
+    (old / "processor_config.json").unlink()
+    settings |= {"image_processor_type": named, "processor_class": "Qwen2_5_VLProcessor"}
+    (old / "preprocessor_config.json").write_text(json.dumps(settings))
+    template = {"chat_template": (old / "chat_template.jinja").read_text()}
+    (old / "chat_template.jinja").unlink()
+    (old / "chat_template.json").write_text(json.dumps(template))
+    a, b = (encode(models.load_policy(str(folder), max_pixels=112 * 112)) for folder in (new, old))
+    assert all(torch.equal(a.inputs[key], b.inputs[key]) for key in a.inputs.keys() | b.inputs.keys())
+
+
 @pytest.mark.parametrize("connector,collapse", [("transformer", False), ("mlp", True)])
 def test_lens_round_trip(policies, tmp_path, connector, collapse):
     """Context module and tuned mask decoder lie beside the VLM and come back with it."""
