@@ -820,7 +820,11 @@ def build_segmenter(config: str | Path) -> Segmenter:
             raise ValueError(f"it names {target!r}, which is no part of SAM2")
         return known[target](**parts)
 
-    return Segmenter(**made(yaml.safe_load(text)))
+    segmenter = Segmenter(**made(yaml.safe_load(text)))
+    size = segmenter.image_size
+    if type(size) is not int or list(segmenter.prompt_encoder.input_image_size) != [size, size]:  # boxes would be moved
+        raise ValueError(f"an image_size of {size!r:.40}, which is not the prompt encoder's input_image_size")
+    return segmenter
 
 
 def segmenter_to_follow(named: str, given: str = "") -> str:

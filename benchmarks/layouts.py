@@ -47,12 +47,13 @@ Makers = Iterator[Callable[[], Sample] | str]  # what a reader yields
 
 
 def numbers(value, what: str = "it") -> np.ndarray:
-    """A list of numbers from a file as float64. BadData where one is text, null, NaN, infinite or too long a number."""
+    """A list of numbers from a file as float64. BadData where one is text, null, true, NaN, infinite or too long."""
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError):  # lists of unlike lengths
         array = np.array(None)
-    if array.size and (array.dtype.kind not in "iuf" or not np.isfinite(array).all()):
+    broken = array.dtype.kind not in "iuf" or not np.isfinite(array).all()
+    if array.size and (broken or bool in set(map(type, np.asarray(value, object).flat))):  # numpy takes true for 1
         raise BadData(f"{what}: not made of numbers alone, or uneven: {value!s:.80}")
     return array.astype(np.float64)
 
@@ -618,7 +619,9 @@ def _table(want: Wanted):
     and the folder that their relative paths start from."""
     import datasets
 
-    files = [want.root] if want.root.is_file() else sorted(want.root.rglob("*.parquet"))
+    # Three folders deep, as the Hub's cache has them (snapshots/<commit>/data): a stranger's run.json may say "/".
+    below = sorted(file for depth in range(4) for file in want.root.glob("*/" * depth + "*.parquet"))
+    files = [want.root] if want.root.is_file() else below
     files = [f for f in files if not f.name.startswith(".")]
     of_split = rf"{re.escape(want.split)}(-.*)?"
     # The Hub's own conversion has a folder for each split: default/train/0000.parquet

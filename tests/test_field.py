@@ -151,6 +151,8 @@ REFUSED = {
     "x, y, width, height": ({"boxes": [[150, 90, 40, 20]]}, "x, y, width, height"),
     "numbers as text": ({"boxes": [["40", "30", "120", "90"]]}, "numbers alone"),
     "null": ({"boxes": [[40, 30, None, 90]]}, "numbers alone"),
+    "true": ({"boxes": [[True, 30, 120, 90]]}, "numbers alone"),
+    "true in a polygon": ({"polygons": [[[*CORNERS[:-1], True]]]}, "numbers alone"),
     "400 digits": ({"boxes": [[40, 30, 10**400, 90]]}, "numbers alone"),
     "unknown key": ({"boxes": [RED], "polygon": []}, "'polygon': is it 'polygons'"),
     "two kinds of mask": ({"polygons": [[CORNERS]], "mask": "a.png"}, "give one of"),
@@ -473,6 +475,16 @@ def test_tables_with_odd_cells(tmp_path, monkeypatch):
     (tmp_path / "shards/train-00001-of-00004.parquet").unlink()
     monkeypatch.setattr(layouts, "MAX_CELL", 100)
     assert "100 a row is the most" in first_error("visionreasoner", tmp_path)
+
+
+def test_tables_are_looked_for_three_folders_deep(tmp_path):
+    """A stranger's run.json may call "/" the folder of its data: the whole disk was searched."""
+    pytest.importorskip("datasets")
+    for name in ("a/b/c", "d/e/f/g"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "test.parquet").touch()
+        (tmp_path / name / f"{name[0]}.parquet").touch()
+    assert "only: a.parquet, test.parquet." in first_error("visionreasoner", tmp_path, "train")
 
 
 def test_a_mask_on_its_side_is_not_read(tmp_path, monkeypatch):

@@ -433,6 +433,16 @@ def test_a_segmenter_that_would_never_be_built_is_refused(how, tmp_path):
         models.load_segmenter(str(tmp_path / "it"))
 
 
+@pytest.mark.parametrize("size", ["text", "'128'", "128.0", "64", "null"])
+def test_a_segmenters_size_is_its_prompt_encoders(size, tmp_path):
+    """A text failed at the first picture; another number would have moved every box."""
+    shutil.copytree(ROOT / "toy" / "sam2", tmp_path / "it")
+    text = (tmp_path / "it" / "segmenter.yaml").read_text()
+    (tmp_path / "it" / "segmenter.yaml").write_text(text.replace("\nimage_size: 128", f"\nimage_size: {size}"))
+    with pytest.raises(models.CannotLoad, match="an image_size of"):
+        models.load_segmenter(str(tmp_path / "it"))
+
+
 ESCAPE = "\x1b]0;mine\x07\x9b2J\r"
 
 
