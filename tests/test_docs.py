@@ -46,6 +46,20 @@ def test_names_in_backticks_exist(path):
         assert checked > 5
 
 
+def test_the_equations_numbers_are_the_recipes_and_their_braces_close():
+    text = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
+    fields = "num_samples prompts_per_step updates_per_rollout average clip_low clip_high beta".split()
+    rows = [row.split(" | ") for row in re.findall(r"^\| ([a-z][\w-]* \| \d.*) \|$", text, re.M)]
+    assert [row[0] for row in rows] == ["drseg", "samr1", "genseg", "genseg-g", "lens"]
+    for name, *said in rows:
+        assert said == [str(getattr(recipes.RECIPES[name], field)) for field in fields], name
+    formulas = re.findall(r"```math\n(.*?)```", text, re.S)
+    assert len(formulas) > 10
+    for one in formulas:
+        for opening, closing in (("{", "}"), ("\\begin", "\\end"), ("\\bigl(", "\\bigr)"), ("\\Bigl(", "\\Bigr)")):
+            assert one.count(opening) == one.count(closing), one
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_links_and_files_exist(path):
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
