@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 import recipes
@@ -171,6 +172,28 @@ def test_a_paper_added_by_the_page_trains():
     finally:
         for table in (rewards.SCHEMAS, rewards.REWARDS, rewards.MAXIMUM, data.PROMPTS, recipes.RECIPES):
             del table["tight"]
+
+
+def test_the_step_to_copy_is_the_one_that_training_takes():
+    mine: dict = {}
+    exec(next(b for b in BLOCKS if "pack_rollout" in b), mine)
+    recipe = dataclasses.replace(recipes.miniature(recipes.RECIPES["samr1"]), rows_per_batch=1)
+    accelerator = Accelerator(cpu=True)
+    policy, segmenter = build(recipe, accelerator)
+    batch = train.load_batch(recipe, policy, segmenter, mine["samples"], [0, 1])
+    rollout = train.complete(recipe, policy, batch.prompts, mine["noise"])
+    texts = [policy.decode(ids, mask) for ids, mask in zip(rollout.ids, rollout.mask, strict=True)]
+    reward, _, _ = train.judge(recipe, policy, segmenter, batch, texts, train.rewards.RankQueue(), None)
+    assert torch.equal(reward, mine["reward"]) and reward.std() > 0
+    micros = train.cut_rollout(recipe, policy, batch, rollout)
+    train.add_reference(mine["reference"], policy, micros, recipe)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    for _ in range(recipe.updates_per_rollout):
+        train.update(accelerator, policy, optimizer, micros, batch, rollout, mine["advantages"], recipe)
+    moved = torch.cat([p.flatten() for p in policy.parameters()])
+    start = torch.cat([p.flatten() for p in mine["reference"].parameters()])
+    there = torch.cat([p.flatten() for p in mine["policy"].parameters()])
+    assert (moved - there).norm() < 1e-3 * (moved - start).norm()  # what is left is rounding
 
 
 def test_the_memory_page_is_what_is_computed_and_within_a_tenth_of_what_was_measured(capsys):
