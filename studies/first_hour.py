@@ -36,6 +36,9 @@ text("""
     rewards alone: no example of a good answer is ever shown to it. Here all of that happens before your eyes, on a laptop's CPU, with networks of a
     few million parameters in a world of drawn shapes. The code is the same that trains 7B models.
 
+    To open it: activate the README's environment (`source ../venv/bin/activate`, on Windows `..\\venv\\Scripts\\activate`), then, in the repository's
+    root, `pip install jupyterlab` and `jupyter lab docs/first_hour.ipynb`. In VS Code open the folder, then this file, and choose that environment as its kernel.
+
     Run the cells from top to bottom. Everything together takes less than five minutes.
 """)
 code("""
