@@ -23,24 +23,27 @@ def drseg(axis) -> None:
     """What a box IoU is worth while the queue holds a beginner's answers, and when it holds an expert's."""
     rng = np.random.default_rng(0)
     x = np.linspace(0, 1, 201)
-    for name, (a, b), style in (("early in training", (2, 4), "--"), ("later", (9, 3), "-")):
+    for name, (a, b), style, at in (("early", (2, 4), "--", (0.05, 0.62)), ("later", (9, 3), "-", (0.72, 0.2))):
         queue = rewards.RankQueue(dims=1, initial_zeros=0)
         for iou in rng.beta(a, b, 2048):
             queue.push([iou])
         queue.flush()
-        axis.plot(x, [queue.rank([v]) for v in x], style, color=COOL, label=name)
+        axis.plot(x, [queue.rank([v]) for v in x], style, color=COOL)
+        axis.text(*at, name, color=COOL)
     axis.axvline(0.6, color=WARM, linewidth=1)
-    axis.set(xlabel="box IoU of an answer", ylabel="its rank = its reward", xlim=(0, 1), ylim=(0, 1.02))
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    axis.set(xlabel="box IoU of an answer", ylabel="its rank", xlim=(0, 1), ylim=(0, 1.02))
+    axis.set(xticks=[0, 0.6, 1], yticks=[0, 0.5, 1])
 
 
 def samr1(axis) -> None:
     """Tiers, and beside them the plain IoU on the same scale."""
     x = np.linspace(0, 1, 1001)
-    axis.plot(x, [rewards.tiered(v) for v in x], color=COOL, label="tiered")
-    axis.plot(x, 4 * x, ":", color=INK, linewidth=1, label="4 × IoU")
+    axis.plot(x, [rewards.tiered(v) for v in x], color=COOL)
+    axis.plot(x, 4 * x, ":", color=INK, linewidth=1.5)
+    axis.text(0.53, 1.5, "tiered", color=COOL)
+    axis.text(0.03, 1.5, "4 × IoU", color=INK)
     axis.set(xlabel="IoU of SAM2's mask", ylabel="reward", xlim=(0, 1), ylim=(-0.1, 4.2))
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    axis.set(xticks=[0, 0.5, 0.7, 0.8, 1], xticklabels=["0", ".5", ".7", ".8", "1"], yticks=[0, 2, 3, 4])
 
 
 def genseg(axis) -> None:
@@ -64,7 +67,9 @@ def genseg(axis) -> None:
     axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=COOL, linewidth=1.5))
     axis.plot(*target.points[0].T, "o", color="white", markeredgecolor=INK, markersize=6)
     axis.plot([56, 46], [26, 38], "X", color=WARM, markeredgecolor="white", markersize=9)
-    axis.set(xticks=[], yticks=[], xlabel="orange: where a negative point is paid")
+    axis.text(x1, y1 - 3, "true box", color=COOL)
+    axis.text(x1 + 20, y2 - 5, "object", color="white")
+    axis.set(xticks=[], yticks=[], xlabel="orange: where a\nnegative point is paid")
 
 
 def lens(axis) -> None:
@@ -77,19 +82,20 @@ def lens(axis) -> None:
     for t in lengths:
         shade[at + t : at + t + K] *= 2.6  # the rows of the queries
         at += t + K
-    axis.imshow(shade, cmap="Blues", vmin=0, vmax=1.2)
+    axis.imshow(shade, cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
     marks = {"prompt": P / 2, "answer 1": P + 6, "queries 1": P + 15, "answer 2": P + 22, "queries 2": P + 29}
-    axis.set_yticks(list(marks.values()), list(marks), fontsize=7)
-    axis.set(xticks=[], xlabel="dark: what the queries read")
+    axis.set_yticks(list(marks.values()), list(marks), fontsize=11)
+    axis.set(xticks=[], xlabel="dark: what queries read")
 
 
 def main() -> None:
     DOCS.mkdir(exist_ok=True)
+    plt.rcParams.update({"font.size": 13, "lines.linewidth": 2})  # the README shows them 220 pixels wide
     for draw in (drseg, samr1, genseg, lens):
         figure, axis = plt.subplots(figsize=(3.2, 2.6), constrained_layout=True)
         draw(axis)
         axis.spines[["top", "right"]].set_visible(False)
-        figure.savefig(DOCS / f"{draw.__name__}.png", dpi=110)
+        figure.savefig(DOCS / f"{draw.__name__}.png", dpi=150)
         plt.close(figure)
     print(f"wrote {DOCS}")
 
