@@ -8,8 +8,10 @@ python -m studies.one_step
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image, ImageDraw
 
 import data
 import grpo
@@ -23,6 +25,18 @@ from recipes import RECIPES, miniature, usable
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
+def drawn(sample: data.Sample, boxes: dict[int, list[float]], scale: int = 6) -> Image.Image:
+    """The picture, enlarged, with the true outline and the boxes, each one's number beside its upper right corner."""
+    large = sample.image.resize((sample.width * scale, sample.height * scale), Image.Resampling.NEAREST)
+    truth = np.kron(sample.mask, np.ones((scale, scale), dtype=bool))
+    picture = pictures.overlay(large, truth=truth, boxes=scale * np.array(list(boxes.values())))
+    draw = ImageDraw.Draw(picture)
+    for number, (_, y1, x2, _) in boxes.items():
+        place = (scale * x2 + 3, scale * y1)
+        draw.text(place, str(number), "black", anchor="lm", stroke_width=2, stroke_fill="white", font_size=17)
+    return picture
+
+
 def main() -> None:
     recipe = dataclasses.replace(miniature(RECIPES["samr1"]), prompts_per_step=1)
     policy, segmenter = build(recipe, Accelerator(cpu=True))
@@ -33,15 +47,7 @@ def main() -> None:
     # the first request whose completions earn at least four different rewards, in answers of different lengths
     for index in order:
         batch = train.load_batch(recipe, policy, segmenter, samples, [index])
-        rollout = grpo.sample(
-            policy.vlm,
-            batch.prompts.inputs,
-            train.noise(recipe, 0, [0], recipe.max_completion),
-            num_samples=8,
-            max_new_tokens=recipe.max_completion,
-            eos_token_id=policy.eos_token_id,
-            banned_ids=policy.banned_ids,
-        )
+        rollout = train.complete(recipe, policy, batch.prompts, train.noise(recipe, 0, [0], recipe.max_completion))
         texts = policy.decode(rollout.ids[0], rollout.mask[0])
         reward, parts, measured = train.judge(recipe, policy, segmenter, batch, [texts], rewards.RankQueue(), None)
         if len(set(reward[0].tolist())) >= 4 and len(set(rollout.mask[0].sum(-1).tolist())) > 1:
@@ -59,9 +65,8 @@ def main() -> None:
         to_answer(t, recipe, data.model_frame(policy.family, batch.prompts.resized[0]), (sample.width, sample.height))
         for t in texts
     ]
-    boxes = [o.box for a in answers for o in a.instances]
-    picture = pictures.overlay(sample.image, truth=sample.mask, boxes=boxes)
-    picture.resize((picture.width * 3, picture.height * 3)).save(DOCS / "one-step.png")
+    boxes = {g: o.box for g, a in enumerate(answers, 1) for o in a.instances}
+    drawn(sample, boxes).save(DOCS / "one-step.png")
     L = S + sum(lengths)
     out = [
         "# One training step, with its numbers",
@@ -72,7 +77,7 @@ def main() -> None:
         "## 1. A picture and a request (`data.py`, `model.Policy.encode`)",
         "",
         f"“{sample.query}”. The picture is {sample.width} × {sample.height}; the true box is {[round(v, 1) for v in sample.boxes[0].tolist()]}. The prompt "
-        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The {len(boxes)} boxes written below, and the true outline:",
+        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The {len(boxes)} boxes written below, each with its completion's number, and the true outline:",
         "",
         "![the picture, with the boxes](one-step.png)",
         "",
@@ -80,6 +85,7 @@ def main() -> None:
         "",
         "Each is drawn by inverse CDF from its own seeded noise, parsed (`rewards.parse_answer`), taken to original pixels, and turned into a mask by SAM2",
         f"(`model.Segmenter.union`): one picture embedding, one batch of {len(boxes)} objects. `tiered` pays the mask's IoU (SAM-R1 §3.3): above 0.5, 0.7, 0.8 it is 2, 3, 4.",
+        "The miniature's SAM2 is rough: it takes what is meant to fill its box, so a box that fits loosely costs much of the mask, where the real SAM2 forgives it ([why](miniature.md)).",
         "",
         "| | completion | mask IoU | " + " | ".join(parts[0][0]) + " | reward | advantage |",
         "|---|---|---|" + "---|" * (len(parts[0][0]) + 2),
@@ -112,6 +118,8 @@ def main() -> None:
         f"[prompt | o₁ | … | o₈] has {S} + {sum(lengths)} = {L} tokens; eight separate rows would have {8 * S + sum(lengths)}.",
         "",
         "## 6. Two updates (`train.update`, `grpo.grpo_loss`)",
+        "",
+        f"AdamW at a learning rate of {recipe.learning_rate:g}; the KL weighs β = {recipe.beta:g}.",
         "",
         "| | loss | mean ratio | clipped low | clipped high | KL to the reference | gradient norm |",
         "|---|---|---|---|---|---|---|",
