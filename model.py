@@ -23,8 +23,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -83,6 +85,7 @@ class Rows:
 
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # model_type of what is supported; data.FAMILIES: how each writes
+TEMPLATE_SECONDS = 10  # that a chat template may take
 
 
 class CannotLoad(OSError):
@@ -204,10 +207,21 @@ class Policy(nn.Module):
         model would never be found.
         """
         message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
-        asked = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=False)
+        texts: Future = Future()
+
+        def write() -> None:
+            try:
+                write_one = partial(self.processor.apply_chat_template, message, tokenize=False)
+                texts.set_result([write_one(add_generation_prompt=answer) for answer in (False, True)])
+            except Exception as error:
+                texts.set_exception(error)
+
+        Thread(target=write, daemon=True).start()  # left behind where a stranger's template loops for ever
+        if not wait([texts], TEMPLATE_SECONDS).done:
+            raise ValueError(f"its chat template has not come to an end in {TEMPLATE_SECONDS} s")
+        asked, opened = texts.result()
         if "<|image_pad|>" not in asked:
             raise ValueError("its chat template leaves no place for a picture")
-        opened = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         at = opened.find("<think>", len(asked)) if opened.startswith(asked) else opened.rfind("<think>")
         return opened[at:] if at >= 0 else ""
 

@@ -260,6 +260,18 @@ HURT = {
 }
 
 
+def test_a_template_that_does_not_end_is_not_waited_for(tmp_path, monkeypatch):
+    folder = tmp_path / "it"
+    shutil.copytree(ROOT / "toy" / "qwen2_5_vl", folder)
+    long = "{% for i in range(300) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"  # some tenths of a second
+    text = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(long + text, encoding="utf-8")
+    models.load_policy(str(folder))
+    monkeypatch.setattr(models, "TEMPLATE_SECONDS", 0.01)
+    with pytest.raises(models.CannotLoad, match="chat template has not come to an end"):
+        models.load_policy(str(folder))
+
+
 @pytest.mark.parametrize("how", HURT)
 def test_a_checkpoint_that_lies_is_refused_and_runs_nothing(how, tmp_path):
     folder, mark = tmp_path / "it", tmp_path / "ran"
