@@ -365,6 +365,14 @@ class Options:
     query: tuple[str, ...] = ()  # ... and what to find on it: one request, or several, each in quotes
 
 
+def once(arguments: Sequence[str]) -> None:
+    """data.BadData where --image or --query is named twice: of an option given twice, the last would count alone."""
+    for name in ("--image", "--query"):
+        if sum(given.split("=")[0] == name for given in arguments) > 1:
+            one = "one photo at a time, and its requests" if name == "--image" else "several requests"
+            raise data.BadData(f'{name} stands there twice: {one} go behind one --query "the mug" "all spoons".')
+
+
 def asked_for(options: Options) -> tuple[Recipe, str, str]:
     """What a command line asks for: the recipe, the dataset ("" for a photo), and who makes the masks (--segmenter).
 
@@ -467,6 +475,7 @@ if __name__ == "__main__":
     console()
     transformers.utils.logging.disable_progress_bar()  # ours says what takes long
     try:
+        once(sys.argv[1:])
         main(tyro.cli(Options, use_underscores=True))
     except (data.BadData, OSError) as error:
         sys.exit(f"evaluate.py: {error}")

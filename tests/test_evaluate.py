@@ -75,12 +75,12 @@ def test_segmentation_rules_by_hand():
         record(0, 25, 25, none=True),  # none, and a mask: its area enters the union
         record(0, 0, 0, none=True, ok=False),  # none, unparsable: wrong, though its mask is empty
         record(0, 0, 0, none=True),  # none, and a box whose mask came out empty: wrong too
-        record(),  # boxes only: no part in this
+        record(),  # boxes only: asked, and no part in the figures
     ]
     m = metrics.segmentation_metrics(table)
     expected = dict(
-        n=8,
-        n_target=4,
+        n=9,
+        n_target=5,
         n_no_target=4,
         parse_failures=2,
         read_leniently=0,
@@ -543,6 +543,14 @@ def test_one_photo(tiny, tmp_path, capsys):
     assert page.count("<article") == 2 and page.count("the answer could not be read") == 2
     assert "&lt;b&gt;it&lt;/b&gt;" in page and "<b>it</b>" not in page
     assert [r["query"] for r in records.read_records(tmp_path / "seen" / "answers.jsonl")] == list(asked["query"])
+
+
+def test_an_option_given_twice_is_refused():
+    """The second --query took the place of the first, and nobody was told."""
+    evaluate.once(["--image", "a.jpg", "--query", "the mug", "all spoons", "--model", "m"])
+    for twice in (["--query", "a", "--query", "b"], ["--query=a", "--query", "b"], ["--image", "a", "--image", "b"]):
+        with pytest.raises(data.BadData, match=re.escape('one --query "the mug" "all spoons"')):
+            evaluate.once(twice)
 
 
 def test_one_photo_shows_lens_mask_beside_the_boxs(tiny, tmp_path, monkeypatch, capsys):
