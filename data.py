@@ -64,6 +64,16 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def plural(n: int, noun: str) -> str:
+    """A number and what is counted.
+
+    >>> plural(1, "entry"), plural(2, "entry"), plural(0, "sample")
+    ('1 entry', '2 entries', '0 samples')
+    """
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{n} {noun if n == 1 else several}"
+
+
 class BadData(Exception):
     """A file or folder that cannot be used as given. The message names it and says what to do."""
 

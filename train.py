@@ -50,7 +50,7 @@ import grpo
 import model as models
 import recipes
 import rewards
-from benchmarks.published import as_text
+from benchmarks.published import as_text, with_mask
 from engine import checkpoint, journal
 from engine.check import allowed, held_in, readable
 from engine.files import console, write_atomically
@@ -553,10 +553,12 @@ def told(heldout: dict) -> str:
     """The held-out scores in a sentence or three, each with what it counts."""
     if not heldout:
         return "nothing held out was scored (eval_samples is 0)"
-    n, answerable = (list(heldout.values())[-1][key] for key in ("mask_n", "answerable_n"))
+    last = list(heldout.values())[-1]
+    if not last["mask_n"]:
+        return f"held out: {data.plural(last['n'], 'request')}, and no mask that a gIoU could be told from"
     counted = {
-        "giou": f"held-out gIoU, percent, over {n} requests",
-        "answerable_giou": f"  over the {answerable} that the recipe's format can answer",
+        "giou": f"held-out gIoU, percent, over {with_mask(last)}",
+        "answerable_giou": f"  over the {last['answerable_n']} that the recipe's format can answer",
         "giou_true_text": "  over these, on ground-truth completions",
     }
     lines = []
@@ -569,7 +571,7 @@ def told(heldout: dict) -> str:
 def best_of(heldout: dict) -> str:
     """When the held-out gIoU was highest after training began (LENS's alignment: on true text); of equals the first."""
     after = {when: s.get("giou_true_text", s["giou"]) for when, s in heldout.items() if when != "before"}
-    return max(after, key=after.get, default="")
+    return max(after, key=lambda when: after[when] or 0.0, default="")  # without a true mask there is none
 
 
 def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:

@@ -68,7 +68,8 @@ def counts(records: Sequence[dict]) -> dict:
 
 
 def segmentation_metrics(records: Sequence[dict]) -> dict:
-    """gIoU and its relatives for the records with a true mask. Fractions; None where there is nothing to count.
+    """gIoU and its relatives for the records with a true mask, beside the counts of all. Fractions; None where there is
+    nothing to count.
 
     With I_i, U_i the pixels in both masks and in either, of sample i, and IoU_i = I_i / U_i (iou_of):
     mask_n        how many records have a true mask
@@ -81,6 +82,7 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
     answerable_n, answerable_giou   the samples that the recipe's format has words for, and the mean IoU_i over them
     short_n, short_giou, short_ciou; long_n ...   ReasonSeg: the phrases and the sentences apart (is_sentence)
     """
+    counted = counts(records)
     records = [r for r in records if r["intersection"] is not None]
     ious = [iou_of(r["intersection"], r["union"], r["predicted_none"]) for r in records]
     target, empty = ([r for r in records if r["truth_none"] == none] for none in (False, True))
@@ -92,7 +94,7 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
         if some:
             giou = mean([iou for iou, r in zip(ious, records, strict=True) if r["is_sentence"] is long])
             by_length |= {f"{name}_n": len(some), f"{name}_giou": giou, f"{name}_ciou": cumulative_iou(some)}
-    return counts(records) | {
+    return counted | {
         "mask_n": len(records),
         "giou": mean(ious),
         "ciou": cumulative_iou(records),

@@ -173,7 +173,7 @@ def not_comparable(run: dict) -> str:
 # A word on each metric (benchmarks/metrics.py defines them), by how it is written: percents, means and counts.
 WORDS = {
     "percent": {
-        "giou": "mean IoU of the masks, over all requests",
+        "giou": "mean IoU of the masks",
         "ciou": "pixels in both masks / pixels in either",
         "miou": "mean IoU where something fits",
         "answerable_giou": "giou where the format has words for it",
@@ -233,11 +233,19 @@ def as_text(name: str, value: float | None) -> str:
     return f"{value:.2f}" if name in WORDS["on average"] else f"{100 * value:.2f}"
 
 
+def with_mask(metrics: dict) -> str:
+    """The requests that the figures of masks are over, in words: those without a true mask have no part in them."""
+    n, asked = metrics.get("mask_n"), metrics["n"]
+    return data.plural(asked, "request") if n in (None, asked) else f"the {n} of {asked} requests with a mask"
+
+
 def explained(metrics: dict) -> dict[str, list[tuple[str, str, str]]]:
     """The metrics for people: under "percent", "on average" and "counted" lines of (name, value, a word on it)."""
     lines = {
         how: [(k, as_text(k, metrics[k]), words[k]) for k in words if k in metrics] for how, words in WORDS.items()
     }
+    if "mask_n" in metrics and metrics["mask_n"] < metrics["n"]:
+        lines = {f"percent (masks: over {with_mask(metrics)})": lines.pop("percent")} | lines
     return {how: found for how, found in lines.items() if found}
 
 

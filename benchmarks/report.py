@@ -28,7 +28,7 @@ from tqdm import tqdm
 import data
 from benchmarks import pictures
 from benchmarks.metrics import all_metrics, best_box_ious
-from benchmarks.published import as_text, beside, explained, not_comparable
+from benchmarks.published import as_text, beside, explained, not_comparable, with_mask
 from benchmarks.records import load_samples, read_records, read_run
 from engine.files import console, write_atomically
 from recipes import check_ranges
@@ -38,13 +38,13 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 # The first screen: the first four of these that a run has, then how many answers could not be read.
 FIGURES = {
-    "giou": "Mean overlap (IoU) of the mask with the true one, over all requests; 100 is perfect.",
-    "p50": "of the requests have a mask that overlaps the true one by at least half (IoU 0.5).",
+    "giou": "Mean overlap (IoU) of the mask with the true one, over {requests}; 100 is perfect.",
+    "p50": "of {requests} have a mask that overlaps the true one by at least half (IoU 0.5).",
     "count_acc": "of the pictures have as many boxes as there are objects.",
     "box_miou": "Mean overlap (IoU) of each true box with the best box written.",
     "n_acc": "of the requests that nothing in the picture fits are answered so.",
     "box_acc": "of the requests have a box that hits a true one (IoU over 0.5).",
-    "ciou": "Overlap in pixels of all requests together: large objects count for more.",
+    "ciou": "Overlap in pixels of {requests} together: large objects count for more.",
     "length_tokens": "tokens in an answer, on average.",
     "length_words": "words in an answer, on average.",
 }
@@ -125,7 +125,8 @@ def picture_uri(record: dict, sample: data.Sample, side: int = 640) -> str:
 def shot(record: dict, sample: data.Sample, when: str = "") -> dict:
     """One picture of a card, with its verdict; the template adds the reasoning and the text as it was written."""
     score = score_of(record)
-    tags = [(when, "")] * bool(when) + [(f"IoU {score:.3f}", "good" if score >= 0.5 else "bad")]
+    of_boxes = "box " * (record["iou"] is None and bool(record["truth_boxes"]))  # a truth without a mask
+    tags = [(when, "")] * bool(when) + [(f"{of_boxes}IoU {score:.3f}", "good" if score >= 0.5 else "bad")]
     tags += [("answer cannot be read", "bad")] * (not record["answer_ok"])
     tags += [("says: nothing fits", "")] * record["predicted_none"] + [("true: nothing fits", "")] * record[
         "truth_none"
@@ -147,16 +148,19 @@ def render(**what) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate, which JSON may hold, has no bytes
 
 
-def histogram(scores: Sequence[float], before: Sequence[float] | None, left_out: int, bins: int = 20) -> dict:
-    """Counts per IoU bin, as bars up to 130 high; the last bin holds 1 too."""
+def histogram(
+    scores: Sequence[float], before: Sequence[float] | None, left_out: int, of_boxes: int, bins: int = 20
+) -> dict:
+    """Counts per IoU bin, as bars up to 130 high; the last bin holds 1 too. of_boxes: scores without a true mask."""
     after, old = (np.histogram(s if s is not None else [], bins, (0, 1))[0] for s in (scores, before))
     scale = 130 / max(after.max(), old.max(), 1)
     bars = [
         {"x": 20 + 19 * i, "height": round(scale * a, 1), "before": round(scale * b, 1), "count": int(a)}
         for i, (a, b) in enumerate(zip(after, old, strict=True))
     ]
-    notes = [f"Left out: {left_out} requests that the recipe's format does not answer."] * bool(left_out)
-    title = f"IoU of {len(scores)} requests"
+    notes = [f"Left out: {data.plural(left_out, 'request')} that the recipe's format does not answer."] * bool(left_out)
+    notes += [f"{of_boxes} of them without a true mask: their IoU is that of the boxes."] * bool(of_boxes)
+    title = f"IoU of {data.plural(len(scores), 'request')}"
     return {"title": title, "bars": bars, "before": before is not None, "notes": notes}
 
 
@@ -169,7 +173,8 @@ def first_figures(metrics: dict, before: dict | None) -> list[tuple[str, str, st
         return as_text(name, values[name]) if name.startswith("length") else f"{100 * values[name]:.1f}\u00a0%"
 
     found = [name for name in FIGURES if metrics.get(name) is not None][:4]
-    lines = [(text(name, metrics), text(name, before), FIGURES[name]) for name in found]
+    requests = with_mask(metrics)
+    lines = [(text(name, metrics), text(name, before), FIGURES[name].format(requests=requests)) for name in found]
     failed = f"of {metrics['n']} answers could not be read; they count as wrong."
     return [*lines, (str(metrics["parse_failures"]), str(before["parse_failures"]) if before else "", failed)]
 
@@ -238,12 +243,13 @@ def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, 
     recipe = run["recipe"]
     fair = [r for r in records if r["answerable"]]
     iou = any(r["iou"] is not None or r["truth_boxes"] for r in fair)
+    of_boxes = sum(r["iou"] is None for r in fair)
     scores = [score_of(r) for r in fair]
     old_scores = None if old is None else [score_of(old[r["index"]]) for r in fair]
-    intro = [f"{len(records)} requests, asked as the recipe {recipe.get('name')} asks."]
+    intro = [f"{data.plural(len(records), 'request')}, asked as the recipe {recipe.get('name')} asks."]
     if old is not None:
-        gained, lost = len(of_kind["gained"]), len(of_kind["lost"])
-        intro.append(f"Before and after: {gained} requests gained (their IoU rose over 0.5), {lost} lost.")
+        gained, lost = data.plural(len(of_kind["gained"]), "request"), len(of_kind["lost"])
+        intro.append(f"Before and after: {gained} gained (an IoU that rose over 0.5), {lost} lost.")
     published, columns = beside(run["dataset"], run["split"], run["data_root"])
     was = {name: text for found in explained(before or {}).values() for name, text, _ in found}
     lines = {how: [(n, was.get(n, ""), v, w) for n, v, w in found] for how, found in explained(metrics).items()}
@@ -252,7 +258,7 @@ def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, 
         "title": f"{run['model']} on {run['dataset']} {run['split']}",
         "intro": intro,
         "figures": first_figures(metrics, before),
-        "bars": histogram(scores, old_scores, len(records) - len(fair)) if iou else None,
+        "bars": histogram(scores, old_scores, len(records) - len(fair), of_boxes) if iou else None,
         "pairs": old is not None,
         "metrics": lines,
         "published": published,

@@ -18,7 +18,8 @@ from PIL import Image
 
 import data
 import evaluate
-from benchmarks import records, report
+from benchmarks import published, records, report
+from benchmarks.metrics import all_metrics
 from engine.oracle import oracle_answer
 
 HOSTILE = '<think><script>alert(1)</script> & "quotes" <img src=x onerror=y></think><answer>[{"bbox_2d": [1</answer>'
@@ -138,6 +139,18 @@ def test_the_histogram_leaves_out_what_the_format_does_not_answer(folder):
     assert words["bars"]["notes"] == ["Left out: 5 requests that the recipe's format does not answer."]
 
 
+def test_requests_without_a_mask_are_counted_wherever_masks_are(folder):
+    """Boxes alone have no part in gIoU; 12 of 20 were scored, and the page said "over all requests"."""
+    gone = dict.fromkeys(("truth_mask", "intersection", "union", "area", "iou"))
+    found = [r | gone if r["truth_boxes"] else r for r in records.read_records(folder / "predictions.jsonl")]
+    masks = sum(r["iou"] is not None for r in found)
+    words = report._words(records.read_run(folder), found, None, {})
+    said = f"over the {masks} of 12 requests with a mask"
+    assert 0 < masks < 12 and said in words["figures"][0][2] and f"percent (masks: {said})" in words["metrics"]
+    assert words["bars"]["notes"] == [f"{12 - masks} of them without a true mask: their IoU is that of the boxes."]
+    assert f"percent (masks: {said})" in published.show(all_metrics(found, "toy"), records.read_run(folder))
+
+
 def test_two_runs_side_by_side(folder, tmp_path):
     """What the oracle answers now, after a run that could read two thirds: the same requests, gained and lost."""
     found = records.read_records(folder / "predictions.jsonl")
@@ -149,12 +162,12 @@ def test_two_runs_side_by_side(folder, tmp_path):
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in old))
     page = report.build(folder, before=tmp_path)
     plain = " ".join(re.sub("<[^>]+>", " ", page).split())
-    assert "3 requests gained (their IoU rose over 0.5), 0 lost." in plain and "before: 4" in plain
+    assert "3 requests gained (an IoU that rose over 0.5), 0 lost." in plain and "before: 4" in plain
     cards = cards_of(page)
     assert all(card["text"].count("<img") == 2 for card in cards)
     assert {c["ranks"]["gain"] for c in cards if "gained" in c["kinds"]} == {0, 1, 2}
     back = report.build(tmp_path, before=folder, limit=1)
-    assert "0 requests gained (their IoU rose over 0.5), 3 lost." in back
+    assert "0 requests gained (an IoU that rose over 0.5), 3 lost." in back
     (tmp_path / "predictions.jsonl").write_text(json.dumps(old[0] | {"query": "another"}) + "\n")
     with pytest.raises(data.BadData, match="no request in common"):
         report.build(folder, before=tmp_path)

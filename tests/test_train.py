@@ -342,7 +342,7 @@ def test_the_same_loop_runs_on_real_photographs(tmp_path):
     done = run(tmp_path, "--recipe", "drseg", *options, "--eval_samples", "4", "--eval_split", "train")
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(np.isfinite(list(r.values())).all() for r in rows)
-    assert "16 of 16 samples" in done.stdout and "- before, - after" in done.stdout  # boxes only: there is no mask IoU
+    assert "16 of 16 samples" in done.stdout and "no mask that a gIoU" in done.stdout  # boxes only
 
 
 def test_one_giou_everywhere(tmp_path, monkeypatch, capsys):
@@ -368,6 +368,15 @@ def test_one_giou_everywhere(tmp_path, monkeypatch, capsys):
     page = re.sub(r"<[^>]+>", " ", report.build(out))
     for name, value in (("giou", giou), ("answerable_giou", answerable)):
         assert re.search(rf"\b{name}\s+{value}\b", again) and re.search(rf"\b{name}\s+{value}\b", page)
+
+
+def test_the_last_lines_count_the_requests_with_a_mask():
+    """Held-out lines of boxes alone were left out of gIoU and of its count."""
+    some = {"n": 20, "mask_n": 12, "giou": 0.5, "answerable_n": 12, "answerable_giou": 0.5}
+    assert "over the 12 of 20 requests with a mask: 50.00 after" in train.told({"after": some})
+    none = some | {"mask_n": 0, "giou": None}
+    assert "20 requests, and no mask" in train.told({"after": none})
+    assert train.best_of({"before": none, "1": none, "after": none}) == "1"
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
