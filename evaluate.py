@@ -24,11 +24,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -265,7 +266,8 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
     chosen = choose(samples, options.make_up, options.limit, options.seed)
     chosen, bad = readable(samples, chosen, options.seed)
     if state.is_main_process and (bad or samples.skipped):
-        print(f"{len(bad)} samples are wrong and not scored; {len(samples.skipped)} entries of the data give no sample")
+        skipped = data.plural(len(samples.skipped), "skipped entry")
+        print(f"not scored: {data.plural(len(bad), 'wrong sample')}, {skipped} of the data")
         print("\n".join(f"  {line}" for line in [*bad[:10], *samples.skipped[:10]]))
     if not chosen:
         raise data.BadData(f"nothing to score in {run['dataset']} {run['split']}")
@@ -296,7 +298,8 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
         if why := [*bad, *samples.skipped]:
             metrics["not_scored"] = {"wrong": len(bad), "skipped": len(samples.skipped), "why": why[:100]}
         write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
-        print(f"\n{merged}, metrics.json and run.json written; to look at it: python -m benchmarks.report {out}")
+        report = shlex.join(["python", "-m", "benchmarks.report", str(out)])
+        print(f"\n{merged}, metrics.json and run.json written; to look at it: {report}")
 
 
 def photo(policy, segmenter, recipe: Recipe, out: Path, options: Options, how: dict) -> None:
@@ -362,7 +365,8 @@ class Options:
     overlap_split: str = "train"  # ... of that set
     score: str = ""  # a predictions.jsonl: print its table, without a model
     image: str = ""  # one photo instead of a dataset
-    query: tuple[str, ...] = ()  # ... and what to find on it: one request, or several, each in quotes
+    # ... and what to find on it: one request, or several, each in quotes
+    query: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
 
 
 def once(arguments: Sequence[str]) -> None:

@@ -527,7 +527,7 @@ def score(run: Run, when: str) -> None:
                 held = data.load(name, root or None, recipe.eval_split)
                 chosen, bad = readable(held, list(range(len(held)))[: recipe.eval_samples])  # all, as evaluate.py asks
                 if bad and when == "before":
-                    print(f"held out: {len(bad)} samples are wrong and not scored: {bad[0]}")
+                    print(f"held out, not scored: {data.plural(len(bad), 'wrong sample')}: {bad[0]}")
                 if (
                     when == "before"
                     and name == recipe.dataset

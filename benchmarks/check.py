@@ -83,9 +83,10 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
             bad.append(f"{s.id}: {error}")
             drawable.append((s, str(error)))
     count = sum(objects.values())
-    print(f"{count} samples on {len(seen)} pictures; {masked} with masks; {empty} with nothing to find")
+    there = f"{data.plural(count, 'sample')} on {data.plural(len(seen), 'picture')}"
+    print(f"{there}; {masked} with masks; {empty} with nothing to find")
     print("objects per sample: " + ", ".join(f"{n}: {count}" for n, count in sorted(objects.items())))
-    print(f"{len(closely)} held against their pictures; {len(bad)} wrong; {len(samples.skipped)} entries skipped")
+    print(f"{len(closely)} held against their pictures; {len(bad)} wrong; {len(samples.skipped)} skipped")
     for line in (
         [f"  look: {line}" for line in remarks(traits)]
         + [f"  wrong: {line}" for line in bad]
@@ -130,7 +131,7 @@ def main() -> None:
         bad = check(samples, out, args.limit)
         if recipe:
             named = {"dataset": args.dataset, "data_root": args.data_root or "", "split": args.split}
-            examine(samples, None, dataclasses.replace(recipe, **named), main=True)
+            examine(samples, None, dataclasses.replace(recipe, **named), main=True, said=bad)
         sys.exit(1 if bad else 0)
     except data.BadData as error:
         sys.exit(str(error))

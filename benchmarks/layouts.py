@@ -508,7 +508,7 @@ def coco(want: Wanted) -> Makers:
         for c, several in objects.items():
             objects[c] = [a for n, a in enumerate(several) if not any(_same(a, b) for b in several[:n])]
             if n := len(several) - len(objects[c]):
-                yield f"{path}: {category[c]} in picture {key}: {n} annotations repeat another's box and mask; left out"
+                yield f"{path}: {category[c]} in picture {key}: annotations left out, which repeat another: {n}"
         chosen = [c for c in objects if len(objects[c]) >= (2 if want.name == "coconut" else 1)]
         if want.name == "coconut" and chosen:
             number = int(key) if key.isdigit() else zlib.crc32(key.encode())

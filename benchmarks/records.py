@@ -186,7 +186,8 @@ def merge_records(folder: Path, samples: data.Samples | None = None) -> list[dic
     if samples is not None:
         stale = {r["index"] for r in records if not (r["index"] < len(samples) and _still(r, samples))}
         if stale:
-            print(f"{len(stale)} answers are to samples that have changed since: dropped, and asked again where chosen")
+            gone = data.plural(len(stale), "answer")
+            print(f"dropped: {gone} to samples that have changed since; what is chosen of them is asked again")
         records = [r for r in records if r["index"] not in stale]
     write_atomically(merged, "".join(json.dumps(record) + "\n" for record in records))
     for part in parts:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+import shlex
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -126,13 +128,15 @@ def remarks(traits: list[tuple]) -> list[str]:
     if n >= 8 and max(reach) <= 0.5:
         said.append(f"none of {n} boxes reaches the right or lower half of its picture: percent, or another size?")
     if any(again):
-        said.append(f"{sum(again)} objects have the box of another of their sample: were they annotated twice?")
+        said.append(f"{data.plural(sum(again), 'object')} with the box of another of the same sample: annotated twice?")
     if (twice := len(requests) - (n := len(set(requests)))) > 0:
         differ = len(set(zip(requests, truths, strict=True))) - n
         example = Counter(requests).most_common(1)[0][0]
-        said.append(f"{twice} requests repeat one on the same picture, {differ} with another truth: {example}")
+        said.append(
+            f"{data.plural(twice, 'request')} said before of the same picture, {differ} with another truth: {example}"
+        )
     if odd := [query for _, query in requests if ODD.search(query)]:
-        said.append(f"{len(odd)} queries look like no request: {odd[0]!r:.60}")
+        said.append(f"{data.plural(len(odd), 'query')} that may be no request: {odd[0]!r:.60}")
     return said
 
 
@@ -215,8 +219,11 @@ def check_rewards(
     return good, bad
 
 
-def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> list[int]:
-    """The indices to train on; says what was left out and why; SystemExit if the data do not fit the recipe."""
+def examine(
+    samples: data.Samples, segmenter, recipe: Recipe, main: bool, said: Sequence[str] | None = None
+) -> list[int]:
+    """The indices to train on; says what was left out and why; SystemExit if the data do not fit the recipe. said: the
+    wrong lines that `data.py --check` has named (None: it does not run), which are then not named again."""
     broken: list[str] = []
     order, left = recipes.usable(samples, recipe, main, recipe.limit, broken)
     # Distance transforms and pictures take 3 to 60 ms a sample: a seeded thousand are looked at; what else is broken
@@ -230,28 +237,31 @@ def examine(samples: data.Samples, segmenter, recipe: Recipe, main: bool) -> lis
     looked_at = len(closely) + len(broken)
     order = sorted(set(order) - (set(closely) - set(good)))
     if main:
+        why = "; ".join(f"{n} ({reason})" for reason, n in left.items())
         print(
-            f"{recipe.name}: {len(order)} of {len(samples)} samples; left out: {left or 'none'}; "
+            f"{recipe.name}: {len(order)} of {data.plural(len(samples), 'sample')}; left out: {why or 'none'}; "
             f"broken, or failed the reward check: {len(bad)}{'' if closely is order else f' of {looked_at}'}"
         )
-        if samples.skipped:
-            print(f"  {len(samples.skipped)} entries of the data give no sample")
-        for line in remarks(traits):
-            print(f"  look: {line}")
-        for line in samples.skipped[:5]:
-            print(f"  skipped: {line}")
-        for line in bad[:10]:
+        if said is None:
+            if samples.skipped:
+                print(f"  {data.plural(len(samples.skipped), 'entry')} of the data skipped")
+            for line in remarks(traits):
+                print(f"  look: {line}")
+            for line in samples.skipped[:5]:
+                print(f"  skipped: {line}")
+        for line in [line for line in bad if line not in (said or ())][:10]:
             print(f"  wrong: {line}")
     if len(bad) > allowed(recipe, looked_at):
         lacking = [line for line in bad if line.endswith(LACKING)]
         if len(lacking) == len(bad):
             raise SystemExit(f"{recipe.name} needs more than these data have: {lacking[0]}")
+        root = ["--data_root", recipe.data_root] * bool(recipe.data_root)
+        look = shlex.join(["--dataset", recipe.dataset, *root, "--split", recipe.split])
         raise SystemExit(
-            f"{len(bad)} of {looked_at} samples do not earn the maximum "
-            "with their own ground truth (see above): "
-            "a frame, a point or a mask is wrong in the data. Look at them with: python data.py --check "
-            f"--dataset {recipe.dataset} --data_root {recipe.data_root} --split {recipe.split} "
-            "(or train without them: --allow_bad N)"
+            f"{len(bad)} of {data.plural(looked_at, 'sample')} do not earn the maximum "
+            "with their own ground truth (see above): a frame, a point or a mask is wrong in the data. "
+            + (f"Look at them with: python data.py --check {look} (or train" if said is None else "Mend them (or train")
+            + " without them: --allow_bad N)"
         )
     if not order:
         raise SystemExit(

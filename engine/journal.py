@@ -90,13 +90,11 @@ def tell(bar, row: dict[str, float], shown: Shown) -> None:
 
 def what_next(final: Path, recipe: Recipe) -> str:
     """The commands that a run's last lines name."""
-    where = f"--dataset {recipe.dataset.split(',')[0]}" + (
-        f" --data_root {recipe.data_root}" if recipe.data_root else ""
-    )
-    return (
-        f"next:\n  python evaluate.py --model {final} {where} --split {recipe.eval_split}\n"
-        f"  python evaluate.py --model {final} --image PHOTO.jpg --query 'what to find'"
-    )
+    asked = ["python", "evaluate.py", "--model", str(final)]
+    root = recipe.eval_data_root or ("" if recipe.eval_dataset else recipe.data_root)
+    where = ["--dataset", (recipe.eval_dataset or recipe.dataset).split(",")[0], *(["--data_root", root] * bool(root))]
+    photo = ["--image", "PHOTO.jpg", "--query", "what to find"]
+    return f"next:\n  {shlex.join([*asked, *where, '--split', recipe.eval_split])}\n  {shlex.join([*asked, *photo])}"
 
 
 def go_on() -> str:

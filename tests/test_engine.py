@@ -33,7 +33,7 @@ import grpo
 import model as models
 import recipes
 import train
-from engine import files, run, waiting
+from engine import files, journal, run, waiting
 from engine.checkpoint import load_recipe
 from engine.run import build
 
@@ -548,6 +548,15 @@ def test_the_best_checkpoint_of_a_held_out_set_of_its_own_is_kept_and_vision_may
     start = load_file(ROOT / "toy" / "qwen2_5_vl" / "model.safetensors")
     moved = {k for k in start if not torch.equal(there[k], start[k].float())}
     assert moved and not any("visual" in k for k in moved)
+
+
+def test_the_next_commands_can_be_pasted():
+    """Paths with a space are quoted, and what was held out from another set is evaluated on that."""
+    recipe = recipes.Recipe(dataset="jsonl", data_root="my data")
+    said = journal.what_next(Path("my runs/final"), recipe)
+    assert "--model 'my runs/final' --dataset jsonl --data_root 'my data' --split val\n" in said
+    other = dataclasses.replace(recipe, eval_dataset="toy")
+    assert "--model final --dataset toy --split val\n" in journal.what_next(Path("final"), other)
 
 
 def test_several_gpus_shard_by_themselves_where_all_weights_learn(monkeypatch):

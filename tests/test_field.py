@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Trouble from the field: inputs after public bug reports and beginners' mistakes, and what is right for each."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -381,7 +382,10 @@ def test_objects_that_stand_twice(tmp_path):
     apart = {"bbox": [5, 5, 20, 20], "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]]}
     path = instances(tmp_path, [{}, {}, apart]) / "annotations/instances_train.json"
     samples = data.load("coco-detection", tmp_path)
-    assert samples[0].boxes.tolist() == [RED, [5, 5, 25, 25]] and "1 annotations repeat" in samples.skipped[0]
+    assert (
+        samples[0].boxes.tolist() == [RED, [5, 5, 25, 25]]
+        and "annotations left out, which repeat another: 1" in samples.skipped[0]
+    )
     path.write_text(
         path.read_text().replace('"image_id": 1', '"image_id": "a"').replace('"id": 1, "file', '"id": "a", "file')
     )
@@ -571,11 +575,11 @@ def test_what_only_many_samples_show(tmp_path, capsys):
     assert "4 of 4 objects fill" in said(*(line(n, 0, 0, *SIZE) for n in range(4)))
     assert "none of 8 boxes reaches" in said(*(line(n, 20, 15, 60, 45) for n in range(8)))
     twice = said(line(1, *RED), line(2, *RED), line(1, *RED), line(1, 50, 30, 120, 90))
-    assert "2 requests repeat one on the same picture, 1 with another truth: ('a.jpg', 'box 1')" in twice
+    assert "2 requests said before of the same picture, 1 with another truth: ('a.jpg', 'box 1')" in twice
     again = [[CORNERS], [[*CORNERS[2:], *CORNERS[:2]]]]
-    assert "1 objects have the box of another" in said(line(1, *RED), line(1, *RED) | {"polygons": again})
+    assert "1 object with the box of another" in said(line(1, *RED), line(1, *RED) | {"polygons": again})
     for query in ("photos/a.jpg", "nan", "the &quot;red&quot; cup", "die grÃ¼ne Tasse", '[{"bbox_2d": [1]}]', "--"):
-        assert "1 queries look like no request" in said(line(1, *RED), line(1, *RED) | {"query": query})
+        assert "1 query that may be no request" in said(line(1, *RED), line(1, *RED) | {"query": query})
     fine = ("a cup (red)", "the café & bar", "none of the cups", "[left] the man in null shirt", "Â la carte", "?b2")
     assert "look:" not in said(*(line(1, *RED) | {"query": query} for query in fine))
 
@@ -619,6 +623,26 @@ def test_boxes_alone_and_what_a_recipe_needs(tmp_path, capsys):
         check.examine(samples, None, recipes.RECIPES["drseg"], True)
 
 
+def test_check_with_a_recipe_says_each_line_once(tmp_path, monkeypatch, capsys):
+    """It said what was wrong twice, and advised to run itself; a folder's space went unquoted."""
+    mine = tmp_path / "my photos"
+    beside, right = {"boxes": [[150, 5, 190, 25]], "polygons": [[CORNERS]]}, {"polygons": [[CORNERS]]}
+    lines(mine, beside, right, right | {"image": "b.jpg"})
+    asked = ["--dataset", "jsonl", "--data_root", str(mine), "--recipe", "drseg", "--out", str(tmp_path / "s.png")]
+    monkeypatch.setattr("sys.argv", ["data.py", "--check", *asked])
+    with pytest.raises(SystemExit, match="1 of 2 samples do not earn .* Mend them") as end:
+        sheet.main()
+    said = capsys.readouterr().out
+    assert said.count("not that of its mask") == said.count("picture not there") == said.count("skipped:") == 1
+    assert "--check" not in str(end.value) and "1 skipped" in said
+    recipe = dataclasses.replace(recipes.RECIPES["drseg"], dataset="jsonl", data_root=str(mine))
+    with pytest.raises(SystemExit, match=f"--check --dataset jsonl --data_root '{mine}' --split train"):
+        check.examine(data.load("jsonl", mine), None, recipe, True)
+    said = capsys.readouterr().out
+    assert said.count("not that of its mask") == said.count("picture not there") == 1
+    assert "1 entry of the data skipped" in said
+
+
 def test_answers_to_data_that_changed_are_dropped(tmp_path, capsys):
     """Four lines were evaluated, the first was deleted, and its answer still counted."""
     kinds = [{"query": f"box {n}", "boxes": [RED], "polygons": [[CORNERS]]} for n in range(4)]
@@ -634,7 +658,7 @@ def test_answers_to_data_that_changed_are_dropped(tmp_path, capsys):
     assert kept(*kinds[1:]) == []  # each line has moved up
     assert kept(*kinds[:2], kinds[2] | {"query": "other"}, kinds[3]) == [0, 1, 3]
     assert kept(kinds[0] | {"polygons": [[[40, 30, 120, 30, 120, 90, 41, 90]]]}, *kinds[1:]) == [1, 2, 3]
-    assert "1 answers are to samples that have changed" in capsys.readouterr().out
+    assert "dropped: 1 answer to samples that have changed" in capsys.readouterr().out
 
 
 def test_all_wrong_lines_are_named_at_once(tmp_path):
