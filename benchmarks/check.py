@@ -24,7 +24,11 @@ from engine.check import CLOSELY, deep, examine, remarks, trait
 from engine.files import console
 from recipes import RECIPES, check_ranges
 
-MARKS = "magenta: true mask and boxes; green: points on it; red crosses: points beside it; dark: not counted"
+MARKS = (
+    "magenta: true mask and boxes; green dots: points on it, as given or made of the mask; red crosses: points beside "
+    "it but in its box, made of the mask; dark: pixels that do not count; [nothing]: nothing there fits; [3]: how many "
+    "there are; red words: what is wrong"
+)
 
 
 def contact_sheet(samples: Sequence[data.Sample], cell: int = 320, first: Sequence[tuple[data.Sample, str]] = ()):
@@ -34,7 +38,9 @@ def contact_sheet(samples: Sequence[data.Sample], cell: int = 320, first: Sequen
     if samples:
         spread = np.unique(np.linspace(0, len(samples) - 1, 12 - len(chosen)).astype(int))
         chosen += [(samples[i], "") for i in spread]
-    sheet = Image.new("RGB", (4 * cell, -(-len(chosen) // 4) * (cell + 50)), "white")
+    legend = textwrap.wrap(MARKS, 4 * cell // 7)  # a letter of size 11 is 5 to 6 pixels wide
+    rows = -(-len(chosen) // 4) * (cell + 50)
+    sheet = Image.new("RGB", (4 * cell, rows + 15 * len(legend) + 5), "white")
     for i, (s, wrong) in enumerate(chosen):
         x, y = i % 4 * cell + 5, i // 4 * (cell + 50) + 5
         size = tuple(max(1, round(side * (cell - 10) / max(s.width, s.height))) for side in (s.width, s.height))
@@ -49,7 +55,7 @@ def contact_sheet(samples: Sequence[data.Sample], cell: int = 320, first: Sequen
         text = "\n".join(textwrap.wrap(said, 50)[:3])
         colour = "red" if wrong else "black"
         ImageDraw.Draw(sheet).multiline_text((x, y + size[1] + 2), text, colour, ImageFont.load_default(12), spacing=2)
-    ImageDraw.Draw(sheet).text((5, sheet.height - 14), MARKS, "blue", ImageFont.load_default(11))
+    ImageDraw.Draw(sheet).multiline_text((5, rows), "\n".join(legend), "blue", ImageFont.load_default(11), spacing=2)
     return sheet
 
 
@@ -101,7 +107,7 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
     if good or shown:
         out.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet([samples[i] for i in _spread(good)], first=shown).save(out)
-        print(f"look at {out}: {MARKS}")
+        print(f"look at {out}; its foot says what each mark means")
     return bad
 
 

@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 
 import data
 from benchmarks import layouts, pictures
-from benchmarks.check import contact_sheet
+from benchmarks.check import MARKS, contact_sheet
 from toy import world
 
 MINI = Path(__file__).parents[1].parent / "shared" / "mini_coco"
@@ -172,7 +172,20 @@ def test_extreme_sizes_open(tmp_path, size):
     dump(tmp_path / "train.jsonl", json.dumps({"image": "x.png", "query": "it", "boxes": [[0, 0, *size]]}))
     sample = data.load("jsonl", tmp_path)[0]
     assert sample.image.size == pictures.open_image(path).size == (sample.width, sample.height) == size
-    assert contact_sheet([sample]).size == (1280, 370)
+    assert contact_sheet([sample]).size == (1280, 370 + 2 * 15 + 5)
+
+
+@pytest.mark.parametrize("cell", [320, 110])
+def test_the_foot_of_a_contact_sheet_is_not_cut_off(tmp_path, cell):
+    """All that it says is in blue, below the pictures, and ends before the edge."""
+    sheet = np.asarray(contact_sheet([world.ToyWorld("val")[1]], cell)).astype(int)
+    foot = sheet[cell + 50 :]
+    blue = (foot[..., 2] > 200) & (foot[..., 0] < 100)
+    assert 0.5 < np.flatnonzero(blue.any(0)).max() / (4 * cell) < 0.99 and not blue[:, -3:].any()
+    lines = np.flatnonzero(np.diff(np.r_[False, blue.any(1)].astype(int)) == 1)
+    assert len(lines) >= (2 if cell == 320 else 5) and np.flatnonzero(blue.any(1)).max() < len(foot) - 3
+    for mark in ("magenta", "green dots", "red crosses", "dark", "[nothing]", "[3]", "red words"):
+        assert f"{mark}: " in MARKS
 
 
 def test_unreadable_pictures_are_named(tmp_path):
