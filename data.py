@@ -155,6 +155,7 @@ class Sample:
     no_target: bool = False
     count: int | None = None  # counting sets: how many there are
     sentences: tuple[str, ...] = ()  # with one_expression: all sentences of the reference, of which query is one
+    file: str = ""  # the picture's file name, where it lies in a file of its own
     is_sentence: bool | None = None  # ReasonSeg: a long query (True) or a short phrase; None elsewhere
 
     @property

@@ -157,7 +157,8 @@ def _make(at: str, query: str, id: str, image_id, where: Path | tuple, size=None
         size = size or picture_size(_source(where), name)
         if [type(n) for n in size] != [int, int] or min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
             raise BadData(f"a picture of {size[0]!r:.20} x {size[1]!r:.20} pixels; it takes whole numbers from 1")
-        more = _truth(size, **more) | {"open": functools.partial(_open, where, name, tuple(size))}
+        opened = functools.partial(_open, where, name, tuple(size))
+        more = _truth(size, **more) | {"open": opened, "file": where.name if isinstance(where, Path) else ""}
         sample = Sample(query, id=id, image_id=str(image_id), width=size[0], height=size[1], **more)
         check_truth(sample)
         return sample

@@ -135,7 +135,7 @@ def shot(record: dict, sample: data.Sample, when: str = "") -> dict:
         tags.append((KINDS[kind], ""))
     if record["count"] is not None:
         tags.append((f"{len(record['boxes'])} of {record['count']} counted", ""))
-    return {"picture": picture_uri(record, sample), "tags": tags, "record": record}
+    return {"picture": picture_uri(record, sample), "tags": tags, "record": record, "file": sample.file}
 
 
 # ---------------------------------------------------------------------------------------------------------------- page

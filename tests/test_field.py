@@ -19,7 +19,7 @@ import evaluate
 import recipes
 import rewards
 from benchmarks import check as sheet
-from benchmarks import layouts, pictures, records
+from benchmarks import layouts, pictures, records, report
 from engine import check
 
 SIZE = (200, 120)
@@ -641,6 +641,14 @@ def test_check_with_a_recipe_says_each_line_once(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert said.count("not that of its mask") == said.count("picture not there") == 1
     assert "1 entry of the data skipped" in said
+
+
+def test_a_card_names_the_picture_file(tmp_path):
+    """A line of the JSONL was named, and the photograph had to be looked up in it."""
+    sample = data.load("jsonl", lines(tmp_path, {"boxes": [RED], "polygons": [[CORNERS]]}))[0]
+    said = evaluate.make_record(0, sample, evaluate.Prediction("", rewards.parse_answer("", "drseg"), sample.mask, 3))
+    page = report.render(cards=[{"query": "it", "kinds": [], "ranks": {}, "shots": [report.shot(said, sample)]}])
+    assert "answer, 3 tokens; a.jpg; jsonl/train/1<" in page
 
 
 def test_answers_to_data_that_changed_are_dropped(tmp_path, capsys):
