@@ -374,7 +374,7 @@ def once(arguments: Sequence[str]) -> None:
     for name in ("--image", "--query"):
         if sum(given.split("=")[0] == name for given in arguments) > 1:
             one = "one photo at a time, and its requests" if name == "--image" else "several requests"
-            raise data.BadData(f'{name} stands there twice: {one} go behind one --query "the mug" "all spoons".')
+            raise data.BadData(f'{name} is given twice: {one} go behind one --query "the mug" "all spoons".')
 
 
 def asked_for(options: Options) -> tuple[Recipe, str, str]:

@@ -526,8 +526,10 @@ def score(run: Run, when: str) -> None:
                 root = recipe.eval_data_root or ("" if recipe.eval_dataset else recipe.data_root)
                 held = data.load(name, root or None, recipe.eval_split)
                 chosen, bad = readable(held, list(range(len(held)))[: recipe.eval_samples])  # all, as evaluate.py asks
-                if bad and when == "before":
-                    print(f"held out, not scored: {data.plural(len(bad), 'wrong sample')}: {bad[0]}")
+                if (bad or held.skipped) and when == "before":
+                    skipped = data.plural(len(held.skipped), "skipped entry")
+                    print(f"held out, not scored: {data.plural(len(bad), 'wrong sample')}, {skipped} of the data")
+                    print(f"  {[*bad, *held.skipped][0]}")
                 if (
                     when == "before"
                     and name == recipe.dataset

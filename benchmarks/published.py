@@ -214,7 +214,7 @@ WORDS = {
         "n_no_target": "... where nothing does",
         "mask_n": "... with a true mask",
         "box_n": "... with a true box",
-        "answerable_n": "... that the recipe's format can answer",
+        "answerable_n": "... with a mask, that the format can answer",
         "short_n": "... that are phrases (ReasonSeg)",
         "long_n": "... that are sentences (ReasonSeg)",
         "parse_failures": "answers that could not be read",

@@ -39,7 +39,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 # The first screen: the first four of these that a run has, then how many answers could not be read.
 FIGURES = {
     "giou": "Mean overlap (IoU) of the mask with the true one, over {requests}; 100 is perfect.",
-    "p50": "of {requests} have a mask that overlaps the true one by at least half (IoU 0.5).",
+    "p50": "of {requests} are answered by a mask that overlaps the true one by at least half (IoU 0.5).",
     "count_acc": "of the pictures have as many boxes as there are objects.",
     "box_miou": "Mean overlap (IoU) of each true box with the best box written.",
     "n_acc": "of the requests that nothing in the picture fits are answered so.",

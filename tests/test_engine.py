@@ -536,12 +536,16 @@ def test_the_best_checkpoint_of_a_held_out_set_of_its_own_is_kept_and_vision_may
     folder, other, out = draw(tmp_path / "data", n=4), draw(tmp_path / "other", "val", 2), tmp_path / "run"
     more = "--prompts_per_step 2 --max_steps 3 --keep 9 --learning_rate 1e-3 --rank raw --freeze_vision True".split()
     more += ["--eval_samples", "2", "--eval_dataset", "jsonl", "--eval_data_root", str(other), "--eval_every", "1"]
+    with open(other / "val.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"image": "none.png", "query": "it", "boxes": [[1, 1, 9, 9]]}\n')
     go(folder, out, *more)
+    said = capsys.readouterr().out
+    assert "held out, not scored: 0 wrong samples, 1 skipped entry of the data\n" in said and "none.png" in said
     scores = json.loads((out / "heldout.json").read_text())
     assert list(scores) == ["before", "1", "2", "after"]
     best = train.best_of(scores)
     assert scores[best]["giou"] == max(s["giou"] for when, s in scores.items() if when != "before")
-    assert f"best: {out / 'best'}, {best}" in capsys.readouterr().out
+    assert f"best: {out / 'best'}, {best}" in said
     step = {"after": "3"}.get(best, best)
     kept, there = (load_file(out / name / "model.safetensors") for name in ("best", f"checkpoint-{step}"))
     assert all(torch.equal(kept[k], there[k]) for k in there) and not (out / "best" / "trainer.pt").exists()
