@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import evaluate
 import recipes
 import train
 from engine.check import check_rewards
@@ -86,6 +87,10 @@ def test_recipes_and_options_in_the_readme_exist():
                 "config_file",
             } | recipes.Recipe.__dataclass_fields__.keys()
             assert option in known, f"the README passes --{option} to train.py"
+    asked = {f.name for f in dataclasses.fields(evaluate.Options)}
+    for command in re.findall(r"(?:evaluate\.py|`E) ([^`\n]+)", text):
+        for option in re.findall(r"--([a-z_]+)", command):
+            assert option in asked, f"a page passes --{option} to evaluate.py"
     for row in re.findall(r"\| `(--[^`]+)` \|", text):  # switches of "paper and released code"
         option = row.split()[0].removeprefix("--").split(".")[0]
         assert option in recipes.Recipe.__dataclass_fields__ or row == "--temperature 1"
