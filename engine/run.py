@@ -139,7 +139,7 @@ class Run:
                 raise ValueError(f"step {self.first!r}")
             before = state.get("data", self.seen)
             if before != self.seen and self.accelerator.is_main_process:
-                counts = [f"{d['samples']} samples, {d['usable']} of use" for d in (before, self.seen)]
+                counts = [f"{data.plural(d['samples'], 'sample')}, {d['usable']} of use" for d in (before, self.seen)]
                 print(
                     f"note: the data are not those that {folder} was trained on ({counts[0]}; now {counts[1]}): "
                     "the steps from here draw from what there is now"
