@@ -175,7 +175,7 @@ def first_figures(metrics: dict, before: dict | None) -> list[tuple[str, str, st
     found = [name for name in FIGURES if metrics.get(name) is not None][:4]
     requests = with_mask(metrics)
     lines = [(text(name, metrics), text(name, before), FIGURES[name].format(requests=requests)) for name in found]
-    failed = f"of {metrics['n']} answers could not be read; they count as wrong."
+    failed = f"of {data.plural(metrics['n'], 'answer')} could not be read; they count as wrong."
     return [*lines, (str(metrics["parse_failures"]), str(before["parse_failures"]) if before else "", failed)]
 
 

@@ -281,6 +281,6 @@ def examine(
             earned.append(sum(parts.values()))
         print(
             f"  with SAM2's own masks from true boxes and points: IoU {np.mean(ious):.3f}, "
-            f"reward {np.mean(earned):.2f} ({len(ious)} samples)"
+            f"reward {np.mean(earned):.2f} ({data.plural(len(ious), 'sample')})"
         )
     return order
