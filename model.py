@@ -599,7 +599,7 @@ def load_lens(folder: Path, segmenter: str = "") -> tuple[ContextModule, Segment
 
 def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
     """Freeze a VLM and put a low-rank adapter on its language model's linear layers: a new one, which changes nothing
-    yet (B = 0 in W + 2 B A), or the one saved in `folder`.
+    yet (B = 0 in W + 2 B A), or the one saved in `folder`, whose layers are named in a list, or as here.
 
     The adapter is float32 whatever the frozen weights are held in: those are only read, and 16 bits do for that.
     """
@@ -607,11 +607,15 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
         from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     except ModuleNotFoundError as error:
         raise CannotLoad("policy", str(folder or ""), "a LoRA needs one more package: pip install peft") from error
+    # The language model's alone: the vision towers of the families call their layers by different names.
+    names = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
     if folder:
         config = LoraConfig.from_pretrained(str(folder))
+        patterns = [config.exclude_modules, config.layers_pattern, config.rank_pattern, config.alpha_pattern]
+        if any(patterns) or isinstance(config.target_modules, str) and config.target_modules != names:
+            # Matching one may never end.
+            raise ValueError("its adapter_config.json has a pattern of its own: name the layers, as a list")
     else:
-        # The language model's alone: the vision towers of the families call their layers by different names.
-        names = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, lora_dropout=0.0)
     vlm.requires_grad_(False)
     vlm.add_adapter(config)

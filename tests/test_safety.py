@@ -403,6 +403,17 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
     config["base_model_name_or_path"] = str(ROOT / "toy" / "qwen2_5_vl")
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     models.load_policy(str(tmp_path))
+    listed = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+    for part in {"target_modules": "(.*a)*b"}, {"rank_pattern": {"(.*a)*b": 2}}:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | part))
+        with pytest.raises(models.CannotLoad, match="has a pattern of its own"):
+            models.load_policy(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | listed))
+    with pytest.raises(
+        models.CannotLoad, match="its adapter and the model differ in .*visual"
+    ):  # taken, but for its own
+        models.load_policy(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     changed(tmp_path, lambda k, v: (k.replace("lora_B", "lora_Q"), v), "adapter_model.safetensors")
     with pytest.raises(models.CannotLoad, match="its adapter and the model differ in"):
         models.load_policy(str(tmp_path))
