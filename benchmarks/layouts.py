@@ -530,7 +530,7 @@ def _painted(shapes: list[dict], ignore: bool, size: tuple[int, int]) -> np.ndar
     layers = [
         (to_rle([numbers(s["points"], "a polygon").ravel()], size), "ignore" in s["label"].lower()) for s in shapes
     ]
-    canvas = np.zeros(size[::-1], dtype=bool)
+    canvas = np.zeros(size[::-1], dtype=bool, order="F")  # column by column, as COCO's masks are
     for rle, is_ignore in sorted(layers, key=lambda layer: -int(coco_mask.area(layer[0]))):
         canvas[decode_rle(rle)] = is_ignore == ignore
     if not ignore and not canvas.any():
@@ -569,13 +569,14 @@ def reasonseg(want: Wanted) -> Makers:
         if len(drawn) < len(shapes):
             yield f"reasonseg: {notes[stem]}: {len(shapes) - len(drawn)} shapes of fewer than three points left out"
         target, ignored = (functools.partial(_painted, drawn, ignore) for ignore in (False, True))
+        ignored = [ignored] if any("ignore" in s["label"].lower() for s in drawn) else []
         for k, text in enumerate(texts[:1] if want.one else texts):
             if fault := text_fault(text):
                 yield f"reasonseg: {notes[stem]}: {fault}"
                 continue
             id = f"reasonseg/{want.split}/{stem}/{k}"
             long = note.get("is_sentence")
-            more = {"ignored": [ignored], "is_sentence": long if isinstance(long, bool) else None}
+            more = {"ignored": ignored, "is_sentence": long if isinstance(long, bool) else None}
             size = note.get("imageWidth"), note.get("imageHeight")  # labelme's, where its own are kept
             args = str(notes[stem]), text, id, _picture_id(stem), pictures[stem], size if all(size) else None
             yield functools.partial(_make, *args, parts=[target], **more)
