@@ -19,7 +19,6 @@ Boxes are continuous [x1, y1, x2, y2] with area (x2 - x1)(y2 - y1): the pixel in
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -81,16 +80,21 @@ class BadData(Exception):
         super().__init__(printable(message))
 
 
-@contextlib.contextmanager
-def reading(at: str):
+class reading:
     """Whatever a reader raises inside this block becomes BadData that says where: files may hold anything."""
-    try:
-        yield
-    except BadData as error:
-        raise BadData(f"{at}: {error}") from None
-    except Exception as error:  # the one net under all readers
-        what = f"there is no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-        raise BadData(f"{at}: {what:.300}. docs/data.md says how data lie.") from error
+
+    def __init__(self, at: str):
+        self.at = at
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, BadData):
+            raise BadData(f"{self.at}: {error}") from None
+        if isinstance(error, Exception):  # the one net under all readers
+            what = f"there is no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            raise BadData(f"{self.at}: {what:.300}. docs/data.md says how data lie.") from error
 
 
 # -------------------------------------------------------------------------------------------------------------- samples
@@ -209,9 +213,12 @@ def check_truth(sample: Sample) -> None:
     """Are the boxes and points of a sample inside its picture, and each point in its own box? BadData with the numbers
     as they stand, and what they look like. Cheap: every sample that is read comes through here."""
     width, height = sample.width, sample.height
+    boxes, points = sample.boxes.tolist(), sample.points.tolist()  # for a few numbers, plain ones are the fast ones
+    inside = all(0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height and x2 > 1 for x1, y1, x2, y2 in boxes)
+    if inside and not sample.points.size:
+        return
     slack = max(2.0, 0.02 * max(width, height))  # pixels: annotators draw a little over the edge
     right, bottom = width + slack, height + slack
-    boxes, points = sample.boxes.tolist(), sample.points.tolist()  # for a few numbers, plain ones are the fast ones
 
     def leaves(name: str, numbers: list[float], among: list[float]) -> BadData:
         units = "thousandths" if max(among) <= 1000 else "another size"

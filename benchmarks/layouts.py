@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import gc
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -52,14 +54,25 @@ def numbers(value, what: str = "it") -> np.ndarray:
         array = np.asarray(value)
     except (ValueError, OverflowError):  # lists of unlike lengths
         array = np.array(None)
-    broken = array.dtype.kind not in "iuf" or not np.isfinite(array).all()
+    broken = array.dtype.kind not in "iuf" or np.count_nonzero(np.isfinite(array)) < array.size
     if array.size and (broken or bool in set(map(type, np.asarray(value, object).flat))):  # numpy takes true for 1
         raise BadData(f"{what}: not made of numbers alone, or uneven: {value!s:.80}")
     return array.astype(np.float64)
 
 
-def _polygon(points: list, size: tuple[int, int]) -> np.ndarray:
+def _plain(points, size: tuple[float, float] = (1e9, 1e9)) -> bool:
+    """Is it a flat list of numbers inside the picture, as nearly all polygons are? Python is faster here than numpy."""
+    if type(points) is not list or len(points) < 2 or not {*map(type, points)} <= {int, float}:
+        return False
+    inside = min(points) >= 0 and max(points[::2]) <= size[0] and max(points[1::2]) <= size[1]
+    return inside and math.isfinite(sum(points))  # NaN passes comparisons, and no sum
+
+
+def _polygon(points: list, size: tuple[int, int]) -> list | np.ndarray:
     """One polygon, checked: pycocotools reads memory that is not its own for anything else. BadData."""
+    # Of so few corners the outline cannot be too long (below).
+    if _plain(points, size) and len(points) in range(6, 400, 2) and max(size) <= MAX_PIXELS // 10_000:
+        return points
     xy = numbers(points, "a polygon")
     if xy.ndim != 1 or xy.size % 2:
         raise BadData(f"a polygon is one flat list x, y, x, y, ..., and not {points!s:.80}")
@@ -92,7 +105,7 @@ def to_rle(part: list | dict | Callable, size: tuple[int, int]) -> dict:
             raise BadData(f"a mask of {mask.shape[1]} x {mask.shape[0]} on a picture of {width} x {height}")
         return encode_rle(mask)
     if isinstance(part, list):  # shorter ones have no area, and pycocotools would take four numbers for a box
-        polygons = [xy for xy in (_polygon(p, size) for p in part) if len(xy) >= 6]
+        polygons = [xy for p in part if len(xy := _polygon(p, size)) >= 6]
         drawn = coco_mask.frPyObjects(polygons, height, width)
         return drawn[0] if len(drawn) == 1 else coco_mask.merge(drawn)
     if not isinstance(part, dict):
@@ -224,15 +237,13 @@ class PlainUnpickler(pickle.Unpickler):
 def _unfolded(whole, size: int):
     """What a pickle of `size` bytes held. BadData where it unfolds to far more: a list may stand in itself, or 40 lists
     each twice in the next."""
-    found, left = 1, [whole]
-    while left:
-        value = left.pop()
-        inside = [*value, *value.values()] if isinstance(value, dict) else value
-        if isinstance(inside, (list, tuple, set, frozenset)):
-            found += len(inside)
-            left += inside
+    kinds = {list, tuple, dict, set, frozenset}
+    found, level = 0, [[whole]]  # level by level: the lists and dicts that stand in those of the level before
+    while level:
+        found += sum(map(len, level))
         if found > 10 * size:
             raise BadData(f"its {size:,} bytes unfold to more than {found:,} values")
+        level = [v for v in gc.get_referents(*level) if type(v) in kinds]
     return whole
 
 
@@ -315,13 +326,10 @@ def _picture_id(path: str) -> str:
 
 def _by_id(entries: list[dict], what: str) -> tuple[dict[str, dict], set[str]]:
     """Entries by their id as text (files mix 1 and "1"), and the ids that stand twice."""
-    found: dict[str, dict] = {}
+    found = {str(entry["id"]): entry for entry in entries}
     twice: set[str] = set()
-    for entry in entries:
-        key = str(entry["id"])
-        if key in found:
-            twice.add(key)
-        found[key] = entry
+    if len(found) < len(entries):
+        twice = {key for key, n in Counter(str(entry["id"]) for entry in entries).items() if n > 1}
     if what == "images" and twice:
         raise BadData(f"the image id {sorted(twice)[0]} stands twice: which picture is meant?")
     return found, twice
@@ -336,10 +344,8 @@ def _join(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _request(
-    at: str, query: str, id: str, image: dict, folder: Path, annotations: list[dict], crowds=(), sentences=()
-) -> Callable:
-    """One request on one picture; crowds become pixels that no metric counts."""
+def _request(at: str, image: dict, folder: Path, annotations: list[dict], crowds=(), sentences=()) -> Callable:
+    """What makes a Sample of a query and an id, on one picture; crowds become pixels that no metric counts."""
     boxed = all("bbox" in a for a in annotations)
     boxes = [a["bbox"] for a in annotations] if boxed else None
     parts, ignored = ([a["segmentation"] for a in group if a.get("segmentation")] for group in (annotations, crowds))
@@ -347,7 +353,7 @@ def _request(
     with reading(f"{at}, its picture {where.name}"):
         size = (image["width"], image["height"])
     more = {"parts": parts, "boxes": boxes, "xywh": boxed, "ignored": ignored, "sentences": sentences}
-    return functools.partial(_make, at, query, id, image["id"], where, size, **more)
+    return functools.partial(_make, at, image_id=image["id"], where=where, size=size, **more)
 
 
 REFERENCES = {  # layout -> folder, file
@@ -401,12 +407,14 @@ def references(want: Wanted) -> Makers:
         for k, fault in faults.items():
             yield f"{at}, sentence {k}: {fault}"
         sentences = [(k, text) for k, text in sentences if k not in faults]
+        if not sentences:
+            continue
         every_sentence = tuple(text for _, text in sentences) if want.one else ()
-        if want.one and sentences:
+        if want.one:
             sentences = [sentences[np.random.default_rng([want.seed, ref["ref_id"]]).integers(len(sentences))]]
+        request = _request(at, image, pictures, [annotations[i] for i in ids], sentences=every_sentence)
         for k, text in sentences:
-            id = f"{want.name}/{want.split}/{ref['ref_id']}/{k}"
-            yield _request(at, text, id, image, pictures, [annotations[i] for i in ids], sentences=every_sentence)
+            yield functools.partial(request, text, f"{want.name}/{want.split}/{ref['ref_id']}/{k}")
 
 
 def _useless(ref: dict, ids: list[str], nothing: bool, annotations: dict, twice: set[str]) -> str | None:
@@ -439,7 +447,7 @@ def _panoptic(png: Path, segment: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def _same(a: dict, b: dict) -> bool:
-    return all(a.get(key) == b.get(key) for key in ("bbox", "segmentation"))
+    return a.get("bbox") == b.get("bbox") and a.get("segmentation") == b.get("segmentation")
 
 
 def coco(want: Wanted) -> Makers:
@@ -475,22 +483,22 @@ def coco(want: Wanted) -> Makers:
         bare = not any(a.get("segmentation") for a in found)  # detection's files: boxes serve alone
         groups: dict[str, dict[str, list[dict]]] = {}  # image -> category -> annotations
         broken: dict[tuple[str, str], str] = {}  # ... and which of them would be half a target
+        at = "annotation {id} of picture {image_id}".format_map
         for a in found:
-            at = f"annotation {a['id']} of picture {a['image_id']}"
             image, c = str(a["image_id"]), str(a["category_id"])
             if c not in category and c.isdigit() and int(c) in beyond:
                 raise BadData(
-                    f"{at} is of category {c}, one beyond the file's: are they counted from 0 here, from 1 there?"
+                    f"{at(a)} is of category {c}, one beyond the file's: are they counted from 0 here, from 1 there?"
                 )
             if image not in images or c not in things:
-                yield f"{path}, {at}: " + ("no such picture" if image not in images else f"category {c} is none")
+                yield f"{path}, {at(a)}: " + ("no such picture" if image not in images else f"category {c} is none")
                 continue
             if a.get("iscrowd", 0) not in (0, 1):
-                raise BadData(f"{at}: iscrowd is {a['iscrowd']!r}, and not 0 or 1")
+                raise BadData(f"{at(a)}: iscrowd is {a['iscrowd']!r}, and not 0 or 1")
             c = first[category[c]]
             groups.setdefault(image, {}).setdefault(c, []).append(a)
             if not (bare and "bbox" in a or _drawable(a.get("segmentation"))):
-                broken[image, c] = f"{at} has no polygon" + (", so its box goes unused too" if "bbox" in a else "")
+                broken[image, c] = f"{at(a)} has no polygon" + (", so its box goes unused too" if "bbox" in a else "")
         names = [images[image]["file_name"] for image in groups]
         pictures, absent = _pictures(names, [want.root], [path.stem.split("_", 1)[1], ""])
     for key, image in images.items():
@@ -519,7 +527,8 @@ def coco(want: Wanted) -> Makers:
         for c in chosen:
             query = f"All {category[c]}" if want.name == "coconut" else category[c]
             id = f"{want.name}/{want.split}/{key}/{category[c]}"
-            yield _request(f"{path}, picture {key}", query, id, image, pictures, objects[c], crowds[c])
+            request = _request(f"{path}, picture {key}", image, pictures, objects[c], crowds[c])
+            yield functools.partial(request, query, id)
 
 
 # ------------------------------------------------------------------------------------------------------------ ReasonSeg
@@ -733,13 +742,14 @@ def _objects(entry: dict) -> tuple[list, np.ndarray | None, np.ndarray | None]:
         raise BadData("polygons has for each object a list of polygons: here a pair of brackets is missing")
     if given == ["polygons"]:
         for points in (points for part in parts for points in part):
-            if numbers(points, "a polygon").ndim != 1:
+            if not _plain(points) and numbers(points, "a polygon").ndim != 1:
                 raise BadData(f"a polygon is one flat list x, y, x, y, ..., and not {points!s:.60}")
     boxes = numbers(entry["boxes"], "boxes") if "boxes" in entry else None
     if boxes is not None and boxes.shape != (0,) and (boxes.ndim != 2 or boxes.shape[1] != 4):
         raise BadData(f"boxes is a list of [x1, y1, x2, y2], and not {entry['boxes']!s:.60}")
     boxes = None if boxes is None else boxes.reshape(-1, 4)
-    for x1, y1, x2, y2 in () if boxes is None else boxes.tolist():
+    listed = [] if boxes is None else boxes.tolist()
+    for x1, y1, x2, y2 in listed:
         if x2 <= x1 or y2 <= y1:
             raise BadData(
                 f"a box is [x1, y1, x2, y2] with x1 < x2 and y1 < y2: is {[x1, y1, x2, y2]} x, y, width, height?"
@@ -747,7 +757,7 @@ def _objects(entry: dict) -> tuple[list, np.ndarray | None, np.ndarray | None]:
     found = 0 if boxes is None else len(boxes)
     if found and parts and len(parts) not in (1, found):
         raise BadData(f"{found} boxes but masks of {len(parts)} objects")
-    for name, of in (("boxes", [] if boxes is None else boxes.tolist()), (given[0] if given else "", parts)):
+    for name, of in (("boxes", listed), (given[0] if given else "", parts)):
         if twice := [one for n, one in enumerate(of) if one in of[:n]]:
             raise BadData(f"{name} has the same object twice: {twice[0]!s:.60}")
     points = numbers(entry["points"], "points") if entry.get("points") else None
@@ -821,15 +831,17 @@ def json_lines(want: Wanted) -> Makers:
     if wrong:
         raise BadData("\n  ".join(wrong))
     folder, absent = _pictures([entry["image"] for _, entry in entries], [path.parent])
-    numbers_of = {name: _picture_id(name) for name in {entry["image"] for _, entry in entries}}
+    paths = {name: folder / name for name in {entry["image"] for _, entry in entries}}
+    numbers_of = {name: _picture_id(name) for name in paths}
     shared = Counter(numbers_of.values())  # one number in two folders: two pictures
+    at, id = f"{path}, line", f"{want.name}/{path.stem}"
     for n, entry in entries:
         image, query = entry.pop("image"), entry.pop("query")
         if image in absent:
-            yield f"{path}, line {n}: picture not there: {folder / image}.{_near(folder, image)}"
+            yield f"{at} {n}: picture not there: {paths[image]}.{_near(folder, image)}"
             continue
         image_id = numbers_of[image] if shared[numbers_of[image]] == 1 else image
-        args = f"{path}, line {n}", query, f"{want.name}/{path.stem}/{n}", image_id, folder / image
+        args = f"{at} {n}", query, f"{id}/{n}", image_id, paths[image]
         entry["parts"] = [
             functools.partial(_drawn, path.parent / part) if isinstance(part, str) else part for part in entry["parts"]
         ]

@@ -116,7 +116,7 @@ def _fault(record) -> str | None:
 def read_records(path: str | Path) -> list[dict]:
     """The records of a predictions.jsonl, without a torn last line, which an interruption leaves. Every field is of its
     kind (KINDS), whoever wrote the file; data.BadData, with file, line and field, if not."""
-    lines = regular(path).read_bytes().splitlines(keepends=True)
+    lines = Path(regular(path)).read_bytes().splitlines(keepends=True)
     found: list[dict] = []
     there: set[int] = set()
     for number, line in enumerate(lines, 1):

@@ -23,10 +23,9 @@ def write_atomically(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def regular(path: str | Path) -> Path:
+def regular(path: str | Path) -> str | Path:
     """The path. OSError where a pipe or a device lies there: reading it may never end."""
-    path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
         raise OSError(f"{path} is no file, but a pipe or a device")
     return path
 

@@ -113,8 +113,9 @@ def test_polygons_of_no_coordinates(tmp_path, odd):
     shape = {"label": "target", "points": [[40, 30], [120, 30], [120, odd]]}
     (folder / "b.json").write_text(json.dumps({"text": ["it"], "shapes": [shape]}), encoding="utf-8")
     assert "polygon" in first_error("reasonseg", tmp_path, "val")
-    with pytest.raises(data.BadData):
-        layouts.to_rle([corners], SIZE)
+    for place in range(len(CORNERS)):
+        with pytest.raises(data.BadData):
+            layouts.to_rle([[*CORNERS[:place], odd, *CORNERS[place + 1 :]]], SIZE)
 
 
 def test_records_with_broken_masks_are_refused(tmp_path):

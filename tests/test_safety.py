@@ -495,7 +495,7 @@ def test_a_pickle_unfolds_to_no_more_than_it_holds(tmp_path):
     doubled: object = "x"
     for _ in range(40):
         doubled = [doubled, doubled]
-    for bomb in (itself, doubled, {"a": doubled}):
+    for bomb in (itself, doubled, {"a": doubled}, {1: (2, doubled)}):
         (tmp_path / "refs.p").write_bytes(pickle.dumps(bomb))
         with pytest.raises(data.BadData, match="unfold to more than"):
             layouts._read(tmp_path / "refs.p")
