@@ -6,6 +6,7 @@ Mostly on two pictures made here. Masks are compared with pycocotools' own COCO 
 plain arithmetic.
 """
 
+import gc
 import json
 import os
 import pickle
@@ -284,6 +285,14 @@ def test_refcoco_every_sentence_or_one(refer):
     assert all(len(queries) == 2 for queries in one) and {q[0] for q in one} == {"left cat", "big cat", "cat one"}
     assert one[5] == [s.query for s in data.load("refcoco", refer, one_expression=True, seed=5)]
     assert [s.query for s in samples[1:3]] == ["big cat", "cat one"] and samples[-1].query == "the dog"
+
+
+def test_garbage_is_collected_after_a_load_as_before(refer):
+    for on in (False, True):
+        (gc.enable if on else gc.disable)()
+        data.load("refcoco", refer)
+        refuses("no split", "refcoco", refer, "none")
+        assert gc.isenabled() == on
 
 
 @pytest.mark.parametrize("layout", ["refcoco+", "refcocog", "refcocog-google"])
