@@ -384,7 +384,7 @@ RANGES = {
         ("num_samples", "prompts_per_step", "batch_size", "rows_per_batch", "pictures_at_once"), "[1, 1e5]"
     ),
     "updates_per_rollout": "[1, 1000]",
-    "clip_low": "[0, 1]",
+    "clip_low": "[0, 1)",
     "clip_high": "[0, inf)",
     "beta": "[0, inf)",
     "temperature": "(0, 1000]",  # evaluate.py: 0 too, greedy
@@ -408,11 +408,11 @@ EVALUATION_RANGES = RANGES | {"temperature": "[0, 1000]"}
 def check_ranges(options: dict[str, object], ranges: dict[str, str] = RANGES) -> None:
     """data.BadData, which names the option, where a number (or one of several) is outside its range, or is none."""
     for name in ranges.keys() & options.keys():
-        low, high = ranges[name][1:-1].split(", ")
+        low, high = map(float, ranges[name][1:-1].split(", "))
+        left_out = [end for end, bracket in ((low, "("), (high, ")")) if bracket in ranges[name]]
         given = options[name]
         for value in given.values() if isinstance(given, dict) else np.ravel(given).tolist():
-            inside = float(low) <= value <= float(high)
-            if not inside or (value == float(low) and ranges[name][0] == "(") or (value == float(high) == np.inf):
+            if not low <= value <= high or value in left_out:
                 raise data.BadData(f"--{name} {value} is outside its range, {ranges[name]}.")
 
 

@@ -685,7 +685,7 @@ def genseg_g_reward(
 ) -> Parts:
     """GenSeg-R1-G section 3.6: genseg_reward plus mask_iou (x 5, SAM2's mask), negative (x 10, valid_negatives) and
     no_target: on a request without target +10 for saying so and -10 for any box, in a malformed answer too. Range: 0 to
-    21 with a target, -9 to 16 without (a box that costs 10 stands in a valid answer, which earns 1)."""
+    21 with a target, -10 to 16 without."""
     parts = genseg_reward(answer, target)
     if target.no_target:
         verdict = -1.0 if answer.boxes else float(answer.no_target)

@@ -317,6 +317,8 @@ def test_a_box_in_a_malformed_answer_costs_the_no_target_penalty():
     assert score(said([box | {"point_1": "here"}])) == -10
     assert score(said(str([box])[:-2])) == -10  # no JSON at all, but there it stands
     assert score(said("what?")) == 0 and score(NOTHING) == 10
+    worst = parse_answer(f"A. A. A. <answer>{json.dumps([box])}</answer>", "genseg-g")  # nothing else is paid either
+    assert sum(rewards.genseg_g_reward(worst, nothing, 0.0).values()) == -10
 
 
 @pytest.mark.parametrize("reading,values", [("truth", (0, 5, 10)), ("written", (5, 5, 10)), ("both", (0, 5, 10))])
@@ -680,7 +682,7 @@ def test_parsing_takes_linear_time():
 # ----------------------------------------------------------------------------------------------------------------
 # tricks
 
-LOWEST = {"samr1": -2, "genseg-g": -9}  # the others pay nothing or something
+LOWEST = {"samr1": -2, "genseg-g": -10}  # the others pay nothing or something
 SINGLE = [name for name in NAMES if not rewards.SCHEMAS[name].many]
 
 
