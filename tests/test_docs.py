@@ -96,6 +96,27 @@ def test_recipes_and_options_in_the_readme_exist():
         assert option in recipes.Recipe.__dataclass_fields__ or row == "--temperature 1"
 
 
+def test_the_commands_of_the_papers_tables_are_taken():
+    """Each `T ...` is a command line of train.py; what stands behind it in its row, beginning with --, changes it."""
+    taken = 0
+    for row in (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").splitlines():
+        base = None
+        for command in re.findall(r"`(T --recipe [^`]+|--[a-z][^`]+)`", row if row.startswith("|") else ""):
+            base = command.split()[2] if command.startswith("T ") else base
+            if base:
+                options = command.removeprefix(f"T --recipe {base}").split()
+                train.parse_command_line(["--recipe", base, *options])
+                taken += 1
+    assert taken > 15
+
+
+def test_the_citation_is_of_the_newest_version():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version, date = re.search(r"^## (\S+) \((\S+)\)", changes, re.M).groups()
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'version: "{version}"' in cited and f'date-released: "{date}"' in cited
+
+
 def test_no_placeholder_is_left():
     for path in DOCUMENTS:
         assert "@@" not in path.read_text(), path.name
