@@ -103,7 +103,7 @@ class Recipe:
     seg_weight: float = 1.0  # lambda of L = L_GRPO + lambda L_seg (Eq. 7)
     focal: bool = False  # L_seg with focal loss (the paper's example) in place of cross-entropy (its code)
     tune_decoder: bool = True  # train SAM2's mask decoder in the joint stage (Table A3)
-    # --- how it runs (of these only dtype and lora_rank change results, the others at most their rounding)
+    # --- how it runs (of these dtype, lora_rank and freeze_vision change results, the others at most their rounding)
     prompts_at_once: int = 0  # prompts sampled together (0: all of a process); fewer need less memory
     pictures_at_once: int = 16  # pictures in SAM2's image encoder together; fewer need less memory
     max_row_tokens: int = 8192  # longest packed row; larger groups take several, a completion is never cut

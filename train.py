@@ -7,8 +7,8 @@
     accelerate launch --config_file configs/fsdp2.yaml train.py --recipe samr1 --data_root data --resume      # over 4
 
 Any field of recipes.Recipe is an option (--learning_rate 2e-6 --weights.look 0). Outputs, in --output_dir:
-metrics.jsonl, curves.png, heldout.json, checkpoint-N/ and final/ (Hugging Face format, recipe inside); and
-stopped-step-N-process-R.pt, the step's inputs, if its loss is not finite.
+metrics.jsonl, curves.png, heldout.json, checkpoint-N/, final/ and (--eval_every) best/ (Hugging Face format, recipe
+inside); and stopped-step-N-process-R.pt, the step's inputs, if its loss is not finite.
 
     draw ─▶ load_batch ─▶ complete ─▶ pack_rollout ─▶ judge ─▶ group_advantages ─▶ update               (training_step)
      which ones,  prompts,     the texts   packed rows     masks,    each completion     one or two optimizer

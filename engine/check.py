@@ -185,9 +185,8 @@ def check_rewards(
     """Before step 0: does the data's own ground truth, written in the recipe's format, earn the maximum?
 
     It is written and parsed as a model's text would be; where a mask is judged, its IoU is put in as 1. Returns the
-    indices that pass, and a line for each that does not. A point outside its own box, or points and boxes in different
-    units, show here, and not as a reward that stays flat for a day. (How the model's own frame is left is not checked
-    here: tests do.) traits: a list that takes a trait for each sample.
+    indices that pass, and a line for each that does not. (How the model's own frame is left is not checked here: tests
+    do.) traits: a list that takes a trait for each sample.
     """
     good, bad = [], []
     for i in tqdm(indices, desc="reward check", disable=not progress, mininterval=1):

@@ -11,6 +11,7 @@ Who learns, and so what `build` leaves with requires_grad:
     recipe          the VLM           context module     SAM2
     most            all of it         none               nothing
     --lora_rank     adapters in it    as the recipe      as the recipe
+    --freeze_vision all but vision    as the recipe      as the recipe
     lens-align      nothing           all of it          nothing
     lens            all of it         all of it          its mask decoder (--tune_decoder)
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Speed and memory beside the obvious alternatives, every pair in one run on one machine, as ratios.
 
-    python -m studies.bench                            # about 11 minutes on 2 cores
+    python -m studies.bench                            # about 15 minutes on 2 cores
     python -m studies.bench --quick --json bench.json  # smaller, under 2 minutes; {"update": ..., "sample": ..., ...}
     python -m studies.bench --size 3b                  # a GPU: the shapes of Qwen2.5-VL-3B, random weights, bf16
     python -m studies.bench --scaling                  # how the cost grows: docs/scaling.png
