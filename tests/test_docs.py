@@ -175,6 +175,7 @@ def test_a_paper_added_by_the_page_trains():
     exec(block, scope)
     try:
         recipe = recipes.miniature(scope["TIGHT"])
+        recipes.check(recipe)  # as a command line and a checkpoint's recipe.json are checked
         samples = data.load("toy", None, "val")[:60]
         order, _ = recipes.usable(samples, recipe)
         good, bad = check_rewards(samples, order, recipe)
