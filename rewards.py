@@ -163,9 +163,9 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
             value = json.loads(found[0], parse_int=float)
         except (ValueError, RecursionError):
             value = None
-        if value is None:  # no JSON: what looks like a box is one, for whoever is to be charged for boxes
-            answer.boxes = len(_FOUR_NUMBERS.findall(found[0]))
         _read_objects(value, spec, answer)
+        if not answer.answer_ok:  # what looks like a box is one, for whoever is to be charged for boxes
+            answer.boxes = max(answer.boxes, len(_FOUR_NUMBERS.findall(found[0])))
     if lenient and not answer.answer_ok:
         if four := _FOUR_NUMBERS.search(found[0] if found else text):
             answer.instances = [Instance([float(v) for v in four.groups()])]

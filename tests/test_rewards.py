@@ -316,6 +316,8 @@ def test_a_box_in_a_malformed_answer_costs_the_no_target_penalty():
     assert score(said([box])) == -10  # its points are missing
     assert score(said([box | {"point_1": "here"}])) == -10
     assert score(said(str([box])[:-2])) == -10  # no JSON at all, but there it stands
+    for wrapped in (box, [box, 1], {"objects": [box]}, {"no_target": True} | box, [box["bbox_2d"]]):
+        assert score(said(json.dumps(wrapped))) == -10, wrapped  # JSON, and no list of objects
     assert score(said("what?")) == 0 and score(NOTHING) == 10
     worst = parse_answer(f"A. A. A. <answer>{json.dumps([box])}</answer>", "genseg-g")  # nothing else is paid either
     assert sum(rewards.genseg_g_reward(worst, nothing, 0.0).values()) == -10
