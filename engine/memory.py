@@ -40,7 +40,8 @@ def parts(recipe: Recipe, config, gpus: int, sharded: bool) -> dict[str, float]:
     rows = (recipe.prompts_at_once or recipe.prompts_per_step // gpus) * recipe.num_samples
     # A picture of 840 x 840 is 900 tokens, one of max_pixels 1,275; the request about 100.
     tokens = (recipe.image_size or recipe.max_pixels**0.5) ** 2 / 28**2 + 100 + recipe.max_completion
-    heads = text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads  # Qwen3-VL-4B: 128, not 80
+    heads = text.num_key_value_heads * width
     size = 2 if recipe.dtype == "bfloat16" else 4
     bytes_of = {
         "frozen": size * whole if adapter else 4 * whole * (recipe.train == "context"),

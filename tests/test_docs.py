@@ -224,6 +224,8 @@ def test_the_step_to_copy_is_the_one_that_training_takes():
 
 
 def test_the_memory_page_is_what_is_computed_and_within_a_tenth_of_what_was_measured(capsys):
+    from transformers import Qwen3VLConfig
+
     from engine import memory
     from studies import memory as page
 
@@ -259,6 +261,12 @@ def test_the_memory_page_is_what_is_computed_and_within_a_tenth_of_what_was_meas
         cache = memory.parts(chosen, config, 1, False)
         assert memory.peaks(cache)[0] <= 0.97 * room
     assert memory.fit(dataclasses.replace(lora, prompts_at_once=2), config, 1, False, 48.0)[0].prompts_at_once == 2
+    # heads may be wider than the states' share: Qwen3-VL-4B has 8 of 128 where 2560 / 32 would be 80
+    heads = {"hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+    wide = Qwen3VLConfig(text_config={"num_hidden_layers": 2} | heads, vision_config={"depth": 1})
+    tokens = 30 * 30 + 100 + 1500
+    cache = 64 * tokens * 2 * 2 * 8 * 128 * 2 / memory.GIB  # rows, tokens, keys and values, layers, heads, bf16
+    assert memory.parts(recipes.RECIPES["genseg"], wide, 1, False)["cache"] == pytest.approx(cache)
 
 
 @pytest.mark.parametrize("name", ["grpo", "rewards", "data", "model"])
