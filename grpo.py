@@ -225,15 +225,18 @@ class PromptOnce:
 
     def grow(self, tokens: int) -> None:
         """Room for so many more tokens of every completion."""
-        self.own = [(F.pad(keys, (0, 0, 0, tokens)), F.pad(values, (0, 0, 0, tokens))) for keys, values in self.own]
+        for i, (keys, values) in enumerate(self.own):  # layer by layer, or all would be there twice
+            self.own[i] = F.pad(keys, (0, 0, 0, tokens)), F.pad(values, (0, 0, 0, tokens))
         self.own_bias = F.pad(self.own_bias, (0, tokens), value=-torch.inf)
 
     def keep(self, prompts: Tensor, rows: Tensor, G: int) -> None:
         """Only these prompts (of P) go on, with these rows (of P G): G of each."""
         if len(prompts) < self.P:
-            self.prompt = [(keys[prompts], values[prompts]) for keys, values in self.prompt]
+            for i, (keys, values) in enumerate(self.prompt):
+                self.prompt[i] = keys[prompts], values[prompts]
             self.prompt_bias = self.prompt_bias[prompts]
-        self.own = [(keys[rows], values[rows]) for keys, values in self.own]
+        for i, (keys, values) in enumerate(self.own):
+            self.own[i] = keys[rows], values[rows]
         self.P = len(prompts)
         self.G = G
 

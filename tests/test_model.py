@@ -9,6 +9,7 @@ import gc
 import json
 import re
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -285,6 +286,22 @@ def test_sampling_leaves_no_cache_behind(policy):
         assert caches() <= before
     finally:
         gc.enable()
+
+
+def test_keys_and_values_grow_layer_by_layer(monkeypatch):
+    """All layers' old ones beside all the new ones would be twice the memory, when there is the most of them."""
+    layer = type("DynamicLayer", (), {"keys": torch.ones(4, 1, 3, 2), "values": torch.ones(4, 1, 3, 2)})
+    seen = grpo.PromptOnce([layer() for _ in range(8)], torch.ones(4, 3), G=2)
+    old = [weakref.ref(keys) for keys, _ in seen.own]
+    pad, there = torch.nn.functional.pad, []
+
+    def counted(*args, **kw):
+        there.append(sum(ref() is not None for ref in old))
+        return pad(*args, **kw)
+
+    monkeypatch.setattr(torch.nn.functional, "pad", counted)
+    seen.grow(5)
+    assert there[0:16:2] == [8, 7, 6, 5, 4, 3, 2, 1] and seen.own[7][1].shape == (8, 1, 5, 2)
 
 
 def test_all_rows_end_at_once(policy):
