@@ -467,6 +467,8 @@ def remarks(recipe: Recipe) -> list[str]:
         said.append("--learning_rate 0: nothing is learned, everything else runs")
     if words and recipe.weights and not any(recipe.weights.values()):
         said.append("--weights: all are 0, and so is every reward")
+    if recipe.eval_every and not recipe.eval_samples:
+        said.append(f"--eval_every {recipe.eval_every}: nothing is held out to be scored (--eval_samples)")
     if recipe.seg_weight == 0 and not words:
         said.append("--seg_weight 0: LENS's alignment learns from nothing else")
     if recipe.updates_per_rollout == 1 and recipe.clip_high != recipe.clip_low and words:

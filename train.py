@@ -548,6 +548,20 @@ def score(run: Run, when: str) -> None:
     wait_for_the_slowest()
 
 
+def due(recipe: Recipe, step: int, steps: int) -> bool:
+    """Is the checkpoint of this step to be scored?"""
+    return step == steps or (recipe.eval_every > 0 and step % recipe.eval_every == 0)
+
+
+def score_saved(run: Run, step: int) -> None:
+    """Score the checkpoint of this step, unless it was before the run was killed; the best so far becomes best/."""
+    when = "after" if step == run.steps else str(step)
+    if when not in run.heldout:
+        score(run, when)
+    if run.accelerator.is_main_process and run.recipe.eval_every and best_of(run.heldout) == when:
+        checkpoint.finish(run.output_dir, step, "best")
+
+
 BAR = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"  # in 80 columns
 
 
@@ -582,6 +596,8 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     main = run.accelerator.is_main_process
     if run.first == 0:  # else the score is in the folder already
         score(run, "before")
+    elif due(recipe, run.first, run.steps):
+        score_saved(run, run.first)
     bar = tqdm(
         range(run.first, run.steps),
         initial=run.first,
@@ -602,15 +618,13 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
                 run.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
             asked = stopping.asked()
             last = step + 1 == run.steps
-            due = recipe.eval_every and (step + 1) % recipe.eval_every == 0
-            if asked or last or due or (step + 1) % recipe.save_every == 0:
+            scored = due(recipe, step + 1, run.steps)
+            if asked or scored or (step + 1) % recipe.save_every == 0:
                 run.save(step + 1)
                 if main:
                     journal.plot_curves(run.rows, output_dir / "curves.png")
-            if last or (due and not asked):
-                score(run, "after" if last else str(step + 1))
-                if main and recipe.eval_every and best_of(run.heldout) == list(run.heldout)[-1]:
-                    checkpoint.finish(output_dir, step + 1, "best")
+            if last or (scored and not asked):
+                score_saved(run, step + 1)
             if asked and not last:
                 bar.close()
                 if main:
@@ -620,8 +634,8 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         final = checkpoint.finish(output_dir, run.steps)
         print(f"checkpoint: {final}")
         print(told(run.heldout))
-        if recipe.eval_every:
-            print(f"best: {output_dir / 'best'}, {best_of(run.heldout)}")
+        if recipe.eval_every and (best := best_of(run.heldout)):
+            print(f"best: {output_dir / 'best'}, {best}")
         print(f"curves: {output_dir / 'curves.png'}\n{journal.what_next(final, recipe)}")
     if tracker:
         run.accelerator.end_training()

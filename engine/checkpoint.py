@@ -105,17 +105,23 @@ def compare(folder: Path, recipe: Recipe) -> list[str]:
     return other
 
 
-def history(folder: Path, step: int) -> tuple[list[dict], dict]:
-    """What the run has written beside its checkpoint `folder`: metrics.jsonl's rows and scores up to `step`.
-    Nothing of what is not there (a checkpoint that was copied alone). data.BadData for a damaged file."""
+def history(folder: Path, step: int, steps: int) -> tuple[list[dict], dict]:
+    """What a run of `steps` steps has written beside its checkpoint `folder`: metrics.jsonl's rows and scores up to
+    `step`. Nothing of what is not there (a checkpoint that was copied alone). data.BadData for a damaged file.
+
+    Where the run had ended there and now goes on, the score "after" becomes that of `step`.
+    """
     rows = folder.parent / "metrics.jsonl"
     scores = folder.parent / "heldout.json"
     try:
-        lines = rows.read_text(encoding="utf-8").splitlines()[:step] if rows.exists() else []
+        lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
+        kept = [row for row in map(json.loads, lines[:step]) if row["step"] <= step]
         heldout = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else {}
-        kept = {k: v for k, v in heldout.items() if k == "before" or (k.isdigit() and int(k) <= step)}
-        return [json.loads(line) for line in lines], kept
-    except (ValueError, RecursionError, AttributeError) as error:
+        ended = "after" in heldout and len(lines) == len(kept)  # else it is of a later step
+        names = {"after": ("after" if step == steps else str(step)) if ended else ""}
+        names |= {k: k for k in heldout if k == "before" or (k.isdigit() and int(k) <= step)}
+        return kept, {names[k]: v for k, v in heldout.items() if names.get(k)}
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise data.BadData(f"metrics.jsonl or heldout.json in {folder.parent} is damaged ({error})") from None
 
 

@@ -134,6 +134,8 @@ class Run:
             state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
             fill_optimizer(self.policy, self.optimizer.optimizer, state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
+            self.schedule.last_epoch -= 1
+            self.schedule.step()  # the rate of this very update, anew: with more steps to go it is another
             self.queue.load_state_dict(state["queue"])
             self.first = state["step"]
             if type(self.first) is not int or self.first < 0:
@@ -317,13 +319,15 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         run.restore(last)
         if run.first > steps:
             raise SystemExit(f"{last} is beyond --max_steps {steps}: give more steps, or another --output_dir")
-        run.rows, run.heldout = checkpoint.history(last, run.first)
+        run.rows, run.heldout = checkpoint.history(last, run.first, steps)
         if main:
             changed = ", ".join(differ) or "none"
             print(f"going on from {last}: step {run.first} of {steps}; settings that differ: {changed}")
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
         run.lock = lock(output_dir)
+        # The scores before the rows, by which a slower process tells of which step the score "after" is.
+        write_atomically(output_dir / "heldout.json", json.dumps(run.heldout, indent=1))
         write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in run.rows))
     if tracker:
         open_tracker(accelerator, recipe)

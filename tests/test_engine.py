@@ -3,6 +3,7 @@
 """What goes wrong, and the roads rarely taken, end to end with the shipped miniature: broken pictures, completions of
 nothing, no data, a process that dies, trackers, LoRA. Each run is a few steps on pictures drawn here."""
 
+import contextlib
 import dataclasses
 import datetime
 import io
@@ -552,6 +553,47 @@ def test_the_best_checkpoint_of_a_held_out_set_of_its_own_is_kept_and_vision_may
     start = load_file(ROOT / "toy" / "qwen2_5_vl" / "model.safetensors")
     moved = {k for k in start if not torch.equal(there[k], start[k].float())}
     assert moved and not any("visual" in k for k in moved)
+
+
+def test_a_run_killed_while_it_was_scored_is_scored_when_it_goes_on_and_best_outlives_more_steps(
+    tmp_path, go, monkeypatch
+):
+    """Killed in the last score, a run had none; gone on with, it forgot its "after", and best/ became a worse one."""
+    folder, out = draw(draw(tmp_path / "data", n=4), "val", 2), tmp_path / "run"
+    more = "--prompts_per_step 2 --eval_samples 2 --eval_every 1 --learning_rate 1e-3 --rank raw".split()
+    scores = []
+
+    def scored(*_args, **_kw):
+        if (giou := scores.pop(0)) is None:
+            raise KeyboardInterrupt
+        return {"n": 2, "mask_n": 2, "giou": giou, "answerable_n": 2, "answerable_giou": giou}
+
+    monkeypatch.setattr(evaluate, "evaluate", scored)
+    for steps, gious in ((2, [0.1, None]), (2, [0.5, None]), (2, [0.9]), (2, []), (3, [0.7])):
+        scores[:] = gious
+        with pytest.raises(SystemExit) if None in gious else contextlib.nullcontext():
+            go(folder, out, *more, "--max_steps", str(steps), *["--resume"] * out.exists())
+        assert not scores
+    assert metrics(out)[-1]["learning_rate"] > 0  # it had come down to 0 at the second step of two
+    heldout = json.loads((out / "heldout.json").read_text())
+    assert {when: s["giou"] for when, s in heldout.items()} == {"before": 0.1, "1": 0.5, "2": 0.9, "after": 0.7}
+    best, two, three = (load_file(out / f / "model.safetensors") for f in ("best", "checkpoint-2", "checkpoint-3"))
+    assert all(torch.equal(best[k], two[k]) for k in two) and any(not torch.equal(two[k], three[k]) for k in two)
+
+
+def test_scoring_every_step_without_anything_held_out(tmp_path, go, capsys):
+    """What the recipes of the papers have: the run ended at the first step to be scored, in an IndexError."""
+    assert (
+        len(
+            go(
+                draw(tmp_path / "data", n=2),
+                tmp_path / "run",
+                *"--prompts_per_step 2 --eval_every 1 --max_steps 2".split(),
+            )
+        )
+        == 2
+    )
+    assert "--eval_every 1: nothing is held out" in (said := capsys.readouterr().out) and "best:" not in said
 
 
 def test_the_next_commands_can_be_pasted():

@@ -316,7 +316,7 @@ def test_what_lies_beside_a_checkpoint_may_be_damaged(tmp_path):
         (tmp_path / "metrics.jsonl").write_text(rows)
         (tmp_path / "heldout.json").write_text(heldout)
         with pytest.raises(data.BadData, match="damaged"):
-            checkpoint.history(tmp_path / "checkpoint-3", 3)
+            checkpoint.history(tmp_path / "checkpoint-3", 3, 3)
 
 
 # -------------------------------------------------------------------------- what a fresh pair of eyes found afterwards
