@@ -43,10 +43,11 @@ def oracle_answer(sample: data.Sample, schema: str, frame: tuple[float, float], 
 def true_mask(sample: data.Sample, objects: Sequence[rewards.Instance]) -> np.ndarray:
     """`--segmenter truth`: for each written box the true mask of the object that it overlaps most, in one (H, W) bool.
 
-    What a perfect segmenter would give. Data with one mask for all objects give the whole of it for any hit.
+    What a perfect segmenter would give. Data with one mask for all objects give the whole of it for any hit; data of
+    boxes alone give nothing.
     """
     mask = np.zeros((sample.height, sample.width), dtype=bool)
-    for o in objects:
+    for o in objects if sample.object_masks else ():
         ious = [rewards.box_iou(o.box, box) for box in sample.boxes]
         if max(ious, default=0) > 0:
             each = len(sample.object_masks) == len(sample.boxes)

@@ -318,6 +318,13 @@ def test_oracle_is_perfect_where_the_schema_has_words(name):
         assert (m["giou"], m["parse_failures"]) == (0, len(rest))
 
 
+def test_data_of_boxes_alone_have_no_true_mask_to_paint():
+    sample = next(s for s in map(world.ToyWorld("val").__getitem__, range(60)) if len(s.boxes))
+    sample = dataclasses.replace(sample, object_masks=[])
+    (r,) = evaluate.answer_samples("oracle", "truth", [sample], DRSEG)
+    assert len(r["boxes"]) and r["truth_mask"] is r["iou"] is None
+
+
 def test_malformed_segzero_predicts_nothing_though_the_parser_keeps_its_box(monkeypatch):
     monkeypatch.setattr(
         evaluate, "oracle_answer", lambda *_: '<think></think><answer>{"bbox": [0, 0, 112, 112]}</answer>'

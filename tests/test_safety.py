@@ -93,7 +93,7 @@ REFUSED = """--num_samples 0; --top_p 0; --top_p 1.01; --temperature 0; --temper
     --prompts_per_step 0; --max_steps -3; --epochs 0; --epochs inf; --learning_rate -1; --beta nan; --seed -1
     --image_size 20; --image_size 99999; --reward_frame 0 840; --tiers 0.5 0.7 1.5; --tiers 0.5; --components 1 1
     --components 3; --schema nothing; --reward nothing; --weights.thnk 1; --weights.look inf; --max_completion 0
-    --max_row_tokens 0; --rows_per_batch 0; --queue_size 0; --updates_per_rollout 0; --lora_rank -1; --clip_low 2
+    --max_row_tokens 0; --rows_per_batch 0; --queue_size 0; --updates_per_rollout 0; --lora_rank -1; --clip_low 1
     --max_grad_norm 0; --num_queries 0 --train context; --limit -1; --eval_samples -1; --max_pixels 1
     --tier_rewards 1 2 nan"""
 
