@@ -541,8 +541,10 @@ def score(run: Run, when: str) -> None:
                     asked, run.segmenter, held, recipe, indices=chosen, bar=f"held out, {when}"
                 )
                 if recipe.train == "context":
-                    chosen = [i for i in chosen if recipes.unanswerable(held[i], recipe) is None]
-                    run.heldout[when]["giou_true_text"] = aligned_giou(run, held, chosen)
+                    there = ((i, held[i]) for i in chosen)  # of these, which have a true text and a true mask
+                    chosen = [i for i, s in there if s.object_masks and recipes.unanswerable(s, recipe) is None]
+                    if chosen:
+                        run.heldout[when]["giou_true_text"] = aligned_giou(run, held, chosen)
     if run.accelerator.is_main_process:
         write_atomically(run.output_dir / "heldout.json", json.dumps(run.heldout, indent=1))
     wait_for_the_slowest()

@@ -581,6 +581,17 @@ def test_a_run_killed_while_it_was_scored_is_scored_when_it_goes_on_and_best_out
     assert all(torch.equal(best[k], two[k]) for k in two) and any(not torch.equal(two[k], three[k]) for k in two)
 
 
+def test_alignment_is_scored_where_some_of_what_is_held_out_has_no_mask(tmp_path, go):
+    """A line of boxes alone, which every other recipe takes, ended the run."""
+    folder, out = draw(draw(tmp_path / "data", n=2), "val", 1), tmp_path / "run"
+    with open(folder / "val.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"image": "val-0.jpg", "query": "the blue diamond", "boxes": [[9, 9, 60, 60]]}\n')
+    more = "--recipe lens-align --num_queries 3 --prompts_per_step 2 --max_steps 1 --eval_samples 2"
+    go(folder, out, *more.split())
+    after = json.loads((out / "heldout.json").read_text())["after"]
+    assert (after["n"], after["mask_n"]) == (2, 1) and 0 <= after["giou_true_text"] <= 1
+
+
 def test_scoring_every_step_without_anything_held_out(tmp_path, go, capsys):
     """What the recipes of the papers have: the run ended at the first step to be scored, in an IndexError."""
     assert (
