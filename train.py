@@ -443,6 +443,8 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     # Whole groups, the same number on every process: a group's mean and deviation never cross processes.
     places = range(process * P, (process + 1) * P)
     drawn = draw(run, step, places)
+    for broken in gather_object([run.broken]):  # what may be broken is counted over all processes
+        run.broken |= broken
     here = [index for index, _ in drawn]
     epochs = [(step * recipe.prompts_per_step + place) // len(run.order) for place in places]
     batch = load_batch(recipe, run.bare, run.segmenter, dict(drawn), here, epochs)

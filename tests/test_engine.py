@@ -333,6 +333,19 @@ def test_one_process_that_fails_ends_the_run(tmp_path):
     assert said.count(f"picture cannot be read: {broken}") == 1 and "Fetch it again" in said
 
 
+def test_what_may_be_broken_is_counted_over_all_processes(tmp_path):
+    """Each of two processes finds one, at the first and at the second step, and one is allowed: each went on."""
+    folder = draw(tmp_path / "data", n=6)
+    for step, place in ((0, 0), (1, 1)):
+        broken = folder / f"train-{read_at(step, place, 6, 2)}.jpg"
+        broken.write_bytes(broken.read_bytes()[:2000])
+    late = tmp_path / "late.py"
+    late.write_text("import engine.check, train\nengine.check.deep = lambda sample: None\ntrain.main()\n")
+    more = "--prompts_per_step 2 --max_steps 2 --beta 0 --allow_bad 1".split()
+    code, said = two_processes(folder, tmp_path / "run", *more, script=late)
+    assert code != 0 and "2 of 6 samples cannot be read" in said, said[-2000:]
+
+
 def test_prompts_that_cannot_be_shared_are_refused(tmp_path, go, monkeypatch):
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
     with pytest.raises(SystemExit, match="--prompts_per_step 3 cannot be shared evenly by 2 processes"):
