@@ -587,7 +587,7 @@ def test_a_trainers_state_may_hold_anything(wrong, tmp_path):
     queue = rewards.RankQueue().state_dict()
     state = {"optimizer": {"param_groups": [], "state": {}}, "schedule": {}, "step": 5, "queue": queue | wrong} | wrong
     torch.save(state, tmp_path / "trainer.pt")
-    nothing = SimpleNamespace(param_groups=[], load_state_dict=lambda state: None)
+    nothing = SimpleNamespace(param_groups=[], load_state_dict=lambda state: None, last_epoch=0, step=lambda: None)
     run = SimpleNamespace(
         policy=torch.nn.Identity(), optimizer=SimpleNamespace(optimizer=nothing), schedule=nothing, seen={}
     )
