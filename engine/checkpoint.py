@@ -126,10 +126,12 @@ def history(folder: Path, step: int, steps: int) -> tuple[list[dict], dict]:
 
 
 def finish(output_dir: Path, steps: int, name: str = "final") -> Path:
-    """A checkpoint once more as final/ (or best/), without what only --resume needs."""
-    final = output_dir / name
+    """A checkpoint once more as final/ (or best/), whole, without what only --resume needs."""
+    final, part = output_dir / name, output_dir / f"{name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(output_dir / f"checkpoint-{steps}", part, ignore=shutil.ignore_patterns("trainer.pt"))
     shutil.rmtree(final, ignore_errors=True)
-    return shutil.copytree(output_dir / f"checkpoint-{steps}", final, ignore=shutil.ignore_patterns("trainer.pt"))
+    return part.replace(final)
 
 
 # -------------------------------------------------------------------------------------------------- the recipe's file

@@ -58,9 +58,8 @@ def main() -> None:
     samples = data.load(recipe.dataset, recipe.data_root, args.split)
     chosen, _ = usable(samples, recipe)  # what its format has words for
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= args.n]
-    print(
-        f"| {recipe.name}, {len(chosen)} requests | greedy | a sample | " + " | ".join(f"best of {k}" for k in ks[1:])
-    )
+    best = "".join(f" | best of {k}" for k in ks[1:])
+    print(f"| {recipe.name}, {len(chosen)} requests | greedy | a sample{best} |")
     print("|---" * (len(ks) + 2) + "|")
     for model in [recipe.model, *args.models]:
         greedy, sampled = drawn(model, recipe, samples, chosen, args.n)
