@@ -254,7 +254,7 @@ def plot(name: str, study: Study, results: dict[str, list[dict]]) -> None:
     left.set(xlabel="training step", ylabel="IoU of sampled completions")
     left.legend(fontsize=8)
     right.set_xticks(range(len(results)), [label.replace(", ", ",\n") for label in results], fontsize=7)
-    right.set_ylabel(f"{study.metric} after training, each seed")
+    right.set_ylabel(f"{study.metric}, each seed", fontsize=9)
     figure.savefig(DOCS / "ablations" / f"{name}.png", dpi=90)
     plt.close(figure)
 
