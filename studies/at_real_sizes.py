@@ -144,7 +144,7 @@ def random_networks(size: bench.Size, mini: bool) -> None:
     """From now on networks are made of random weights, on the device at once: no files, no downloads."""
     from sam2.build_sam import build_sam2
 
-    def policy(name, *, image_size=None, max_pixels=1_000_000, dtype=torch.float32, device="cpu") -> models.Policy:
+    def policy(name, *, image_size=None, max_pixels=1_000_000, dtype=torch.float32, **rest) -> models.Policy:
         made = bench.build_policy(dataclasses.replace(size, dtype=dtype))
         made.image_size = image_size
         made.max_pixels = max_pixels
@@ -236,6 +236,7 @@ def stage_steps(stage: str, mini: bool) -> list[dict]:
             began = time.perf_counter()
             run.save(2)
             saved = time.perf_counter() - began
+            run.lock.close()  # the folder is another's now
             del run
             began = time.perf_counter()
             again = start(recipe, Path(folder, "out"), resume=True)
