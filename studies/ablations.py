@@ -259,13 +259,14 @@ def plot(name: str, study: Study, results: dict[str, list[dict]]) -> None:
     plt.close(figure)
 
 
-def section(name: str, study: Study, results: dict[str, list[dict]]) -> tuple[str, list[str]]:
-    """(verdict, lines) of a study's part of the page."""
+def section(name: str, study: Study, results: dict[str, list[dict]], commit: str) -> tuple[str, list[str]]:
+    """(verdict, lines) of a study's part of the page. commit: of the code that ran it."""
     word, pairs = verdict(study, results)
     seeds = max(len(runs) for runs in results.values())
     lines = [f"## {name}", "", f"{study.place}: {study.claim}", ""]
     lines += [
-        f"`python -m studies.ablations {name} --seeds {seeds}`: recipe `{study.recipe}`, {study.steps} steps.",
+        f"`python -m studies.ablations {name} --seeds {seeds}`: recipe `{study.recipe}`, {study.steps} steps, "
+        f"commit {commit}.",
         "",
     ]
     printed = f" | the paper's ({study.of})" if study.figures else ""
@@ -318,7 +319,8 @@ def page() -> str:
         if not path.exists():
             missing.append(name)
             continue
-        word, lines = section(name, study, json.loads(path.read_text(encoding="utf-8"))["arms"])
+        found = json.loads(path.read_text(encoding="utf-8"))
+        word, lines = section(name, study, found["arms"], found["commit"])
         verdicts.setdefault(word, []).append(f"[{name}](#{name})")
         sections += lines
     out = [
@@ -332,7 +334,7 @@ def page() -> str:
         *(f"- {word}: {', '.join(names)}" for word, names in sorted(verdicts.items())),
     ]
     if missing:
-        out.append(f"- Not run with the present code: {', '.join(missing)} (`python -m studies.ablations NAME`)")
+        out.append(f"- Not run: {', '.join(missing)} (`python -m studies.ablations NAME`)")
     return "\n".join([*out, "", *sections])
 
 
