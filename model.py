@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from functools import partial
@@ -32,7 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -529,7 +530,7 @@ def load_policy(
     If the folder holds a LoRA, the model that it belongs to with the adapter on it (add_lora).
     CannotLoad, an OSError, where neither gives a model, or one of another family.
     """
-    from transformers import PROCESSOR_MAPPING, AutoConfig, AutoModelForImageTextToText  # slow to import
+    from transformers import PROCESSOR_MAPPING, AutoModelForImageTextToText  # slow to import
 
     name = find(name)
     lora = Path(name, "adapter_config.json")
@@ -537,11 +538,11 @@ def load_policy(
     try:
         if lora.exists():
             base = find(json.loads(lora.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        own = {"trust_remote_code": False}  # else a folder may bring a model's code with it, after a question
-        config = AutoConfig.from_pretrained(base, **own)
+        config = _config_of(base)
         if config.model_type not in FAMILIES:
             why = f"it is a {config.model_type}, and what works here is {', '.join(FAMILIES)}."
             raise CannotLoad("policy", base, why)
+        own = {"trust_remote_code": False}
         # AutoProcessor does not pass the config on, and without it an image processor of a name that transformers no
         # longer knows (Qwen2.5-VL's, in older checkpoints) is an error; with it, it is the family's.
         processor = PROCESSOR_MAPPING[type(config)].from_pretrained(name, config=config, **own)
@@ -572,6 +573,32 @@ def load_policy(
     except Exception as error:  # four libraries read a stranger's files here, and each fails in its own ways
         raise CannotLoad("policy", base, f"{_sentence(error)}.") from error
     return policy.to(device)
+
+
+def _config_of(base: str):
+    """A folder's or Hub id's configuration. ValueError where it asks for far more than the folder's weights hold: its
+    numbers would take all memory, for tensors that are then found not to fit."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.initialization import no_init_weights
+
+    shapes = []
+    for file in Path(base).glob("*.safetensors"):
+        with safe_open(file, "pt") as held:
+            shapes += [held.get_slice(name).get_shape() for name in held.keys()]
+    if shapes:
+        told = json.loads(Path(base, "config.json").read_text(encoding="utf-8"))
+        for part in (told, told.get("text_config") or {}, told.get("vision_config") or {}):
+            if (layers := max(part.get("num_hidden_layers") or 0, part.get("depth") or 0)) > len(shapes):
+                raise ValueError(f"its config.json asks for {layers:,} layers; its files hold {len(shapes)} tensors")
+    # Else a folder may bring a model's code with it, after a question.
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    if shapes and config.model_type in FAMILIES:
+        with no_init_weights(), torch.device("meta"):  # nothing is allocated
+            asked = sum(p.numel() for p in AutoModelForImageTextToText.from_config(config).parameters())
+        held = sum(map(math.prod, shapes))
+        if asked > 2 * held:  # tied weights are held once
+            raise ValueError(f"its config.json asks for {asked:,} weights, and its files hold {held:,}")
+    return config
 
 
 def load_lens(folder: Path, segmenter: str = "") -> tuple[ContextModule, Segmenter]:
@@ -611,6 +638,10 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
     names = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
     if folder:
         config = LoraConfig.from_pretrained(str(folder))
+        state = load_file(Path(folder, "adapter_model.safetensors"))
+        # A large rank would take all memory before it is found not to fit.
+        if {v.shape[0] for k, v in state.items() if ".lora_A." in k} != {config.r}:
+            raise ValueError(f"its adapter_config.json says rank {config.r}, and its tensors have another")
         patterns = [config.exclude_modules, config.layers_pattern, config.rank_pattern, config.alpha_pattern]
         if any(patterns) or isinstance(config.target_modules, str) and config.target_modules != names:
             # Matching one may never end.
@@ -623,7 +654,6 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
         if p.requires_grad:
             p.data = p.data.float()
     if folder:
-        state = load_file(Path(folder, "adapter_model.safetensors"))
         state = {k.removeprefix("base_model.model."): v for k, v in state.items()}
         if wrong := get_peft_model_state_dict(vlm, save_embedding_layers=False).keys() ^ state.keys():
             raise ValueError(f"its adapter and the model differ in {len(wrong)} tensors, {min(wrong)} among them")

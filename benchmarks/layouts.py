@@ -613,8 +613,10 @@ def _bounded(files: list[Path]) -> None:
     for file in files:
         with reading(f"{file} cannot be read"):
             groups = pyarrow.parquet.ParquetFile(file).metadata
-            for group in map(groups.row_group, range(groups.num_row_groups)):
+            for i in range(groups.num_row_groups):
+                group = groups.row_group(i)
                 total += group.total_byte_size
+                total += sum(_dictionary_bytes(file, i, group.column(c)) for c in range(group.num_columns))
                 if group.total_byte_size > MAX_CELL * max(1, group.num_rows):
                     raise BadData(
                         f"{group.total_byte_size:,} bytes in {group.num_rows} rows; {MAX_CELL:,} a row is the most"
@@ -623,6 +625,27 @@ def _bounded(files: list[Path]) -> None:
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
     if total > free:
         raise BadData(f"{files[0]} and its kin unpack to {total:,} bytes, and {cache} has {free:,} left")
+
+
+def _dictionary_bytes(file: Path, row_group: int, chunk) -> int:
+    """How many bytes a column's chunk takes once each row has its own copy of its entry in the dictionary: looked
+    at only where that could be a GiB, without making the copies. 0 elsewhere."""
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    if not chunk.has_dictionary_page or chunk.num_values * max(chunk.total_uncompressed_size, 8) < MAX_CELL:
+        return 0
+    if chunk.physical_type != "BYTE_ARRAY" or chunk.num_values > MAX_CELL:
+        return 8 * chunk.num_values
+    opened = pyarrow.parquet.ParquetFile(file, read_dictionary=[chunk.path_in_schema])
+    unfolded = 0
+    for batch in opened.iter_batches(2**16, [row_group], [chunk.path_in_schema]):
+        values = batch.column(0)
+        while not pyarrow.types.is_dictionary(values.type):  # in a struct or a list
+            values = values.field(0) if pyarrow.types.is_struct(values.type) else values.flatten()
+        lengths = pyarrow.compute.binary_length(values.dictionary)
+        unfolded += pyarrow.compute.sum(lengths.take(values.indices)).as_py() or 0
+    return unfolded
 
 
 def _table(want: Wanted):

@@ -407,6 +407,9 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
     config["base_model_name_or_path"] = str(ROOT / "toy" / "qwen2_5_vl")
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     models.load_policy(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"r": 10**9}))
+    with pytest.raises(models.CannotLoad, match="says rank 1000000000"):
+        models.load_policy(str(tmp_path))
     listed = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
     for part in {"target_modules": "(.*a)*b"}, {"rank_pattern": {"(.*a)*b": 2}}:
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | part))
@@ -427,6 +430,23 @@ def edited(path: Path, part: str, **fields) -> None:
     whole = json.loads(path.read_text())
     whole[part] |= fields
     path.write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "said"),
+    [
+        ("text_config", {"hidden_size": 2**20}, "asks for [0-9,]+ weights"),
+        ("vision_config", {"intermediate_size": 2**30}, "asks for [0-9,]+ weights"),
+        ("text_config", {"vocab_size": 2**40}, "asks for [0-9,]+ weights"),
+        ("vision_config", {"depth": 10**9}, "asks for 1,000,000,000 layers"),
+        ("text_config", {"num_hidden_layers": 10**9, "layer_types": None}, "asks for 1,000,000,000 layers"),
+    ],
+)
+def test_a_configuration_larger_than_its_weights_takes_no_memory(part, wrong, said, tmp_path):
+    shutil.copytree(ROOT / "toy" / "qwen2_5_vl", tmp_path / "it")
+    edited(tmp_path / "it" / "config.json", part, **wrong)
+    with pytest.raises(models.CannotLoad, match=said):
+        models.load_policy(str(tmp_path / "it"))
 
 
 def test_dropout_of_attention_is_switched_off_too(tmp_path):
@@ -505,6 +525,28 @@ def test_a_pickle_unfolds_to_no_more_than_it_holds(tmp_path):
             layouts._read(tmp_path / "refs.p")
     (tmp_path / "refs.p").write_bytes(pickle.dumps(shared := [{"a": [1, "b"]}] * 100))
     assert layouts._read(tmp_path / "refs.p") == shared
+
+
+def test_a_parquets_dictionary_is_counted_as_often_as_it_is_named(tmp_path, monkeypatch):
+    """44 kB became 1.8 GB on the disk, as the footer says only what the pages hold."""
+    import pyarrow.parquet
+
+    long = ["x" * 9000, "yy"] * 2000
+    picture = {"bytes": b"z" * 700, "path": "p"}
+    table = {"problem": long, "image": [picture] * 4000, "id": [7] * 4000, "own": range(4000)}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    monkeypatch.setattr(layouts, "MAX_CELL", 2**14)
+    group = pyarrow.parquet.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0)
+    columns = [group.column(c) for c in range(group.num_columns)]
+    found = {c.path_in_schema: layouts._dictionary_bytes(tmp_path / "a.parquet", 0, c) for c in columns}
+    assert found["problem"] == 2000 * 9002 and found["image.bytes"] == 4000 * 700
+    assert found["image.path"] == 4000 and found["id"] == 8 * 4000
+    assert group.total_byte_size < 10**5  # what the footer says
+    layouts._bounded([tmp_path / "a.parquet"])
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**7)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(data.BadData, match="unpack to 2[0-9,]+ bytes"):
+        layouts._bounded([tmp_path / "a.parquet"])
 
 
 def test_an_arrow_file_that_points_outside_itself_is_refused(tmp_path):
