@@ -25,6 +25,7 @@ import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -96,6 +97,18 @@ class CannotLoad(OSError):
         super().__init__(f"could not load the {what} {name!r}: {why}")
         self.what = what
         self.name = name
+
+
+@contextmanager
+def _tokenizing(tokenizer):
+    """CannotLoad where a stranger's tokenizer.json has a pattern that tries for ever: its engine gives up with a panic,
+    which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CannotLoad("policy", tokenizer.name_or_path, f"its tokenizer gave up on a text ({error}).") from None
 
 
 def _require_rgb(images: Sequence[Image.Image]) -> None:
@@ -247,15 +260,16 @@ class Policy(nn.Module):
         texts = [text.encode("utf-8", "replace").decode("utf-8").replace("<|", "< |") for text in texts]
         parts = [[{"type": "image"}, {"type": "text", "text": text}] for text in texts]
         chats = [chat([{"role": "user", "content": content}]) for content in parts]
-        inputs = self.processor(
-            text=chats,
-            images=list(images),
-            padding=True,
-            padding_side="left",  # the last column is then every prompt's last token, after which sampling goes on
-            return_mm_token_type_ids=True,  # 1 at a picture's tokens; get_rope_index tells by it what lies on a grid
-            return_tensors="pt",
-            **resize,
-        ).to(self.device)
+        with _tokenizing(self.processor.tokenizer):
+            inputs = self.processor(
+                text=chats,
+                images=list(images),
+                padding=True,
+                padding_side="left",  # the last column is then every prompt's last token, after which sampling goes on
+                return_mm_token_type_ids=True,  # 1 at a picture's tokens: get_rope_index tells what lies on a grid
+                return_tensors="pt",
+                **resize,
+            ).to(self.device)
         inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(self.vlm.dtype)}
         # M-RoPE: three position numbers per token (time, height, width), so that image tokens lie on a grid. Text has
         # the same number on all three axes, and goes on after the picture from its largest:
@@ -378,7 +392,8 @@ class Policy(nn.Module):
     def tokens(self, text: str) -> list[int]:
         """A completion's text, as decode gives it, as tokens to be trained on: its end token is put behind it."""
         written = text.removeprefix("<think>") if self.opened.startswith("<think>") else text
-        return self.processor.tokenizer(written).input_ids + [self.eos_token_id]
+        with _tokenizing(self.processor.tokenizer):
+            return self.processor.tokenizer(written).input_ids + [self.eos_token_id]
 
     def save(self, folder: str | Path, state: dict[str, Tensor] | None = None, vlm: bool = True) -> None:
         """Write the Hugging Face format: from_pretrained loads the folder. LENS's context module and mask decoder lie

@@ -276,6 +276,19 @@ def test_a_template_that_does_not_end_is_not_waited_for(tmp_path, monkeypatch):
         models.load_policy(str(folder))
 
 
+def test_a_tokenizers_pattern_that_tries_for_ever_is_refused(tmp_path):
+    """Its engine gives up after a third of a second, as a panic that no `except Exception` catches."""
+    shutil.copytree(ROOT / "toy" / "qwen2_5_vl", tmp_path / "it")
+    file = tmp_path / "it" / "tokenizer.json"
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    whole["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "((a|a)+)+c"}
+    file.write_text(json.dumps(whole), encoding="utf-8")
+    policy = models.load_policy(str(tmp_path / "it"))
+    for tried in lambda: policy.encode([Image.new("RGB", (64, 64))], ["a" * 40]), lambda: policy.tokens("a" * 40):
+        with pytest.raises(models.CannotLoad, match="its tokenizer gave up"):
+            tried()
+
+
 @pytest.mark.parametrize("how", HURT)
 def test_a_checkpoint_that_lies_is_refused_and_runs_nothing(how, tmp_path):
     folder, mark = tmp_path / "it", tmp_path / "ran"
