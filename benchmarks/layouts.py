@@ -33,6 +33,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,26 @@ class PlainUnpickler(pickle.Unpickler):
         raise BadData(f"it asks for {module}.{name}, which plain annotations never do, and was not opened")
 
 
+@contextmanager
+def _memory_for(size: int):
+    """MemoryError for what takes a GiB and 200 times `size` bytes (RefCOCO's kind takes 4 to 8 times): a pickle's memo
+    may have a number that Python makes room for up to. Only where the system keeps such limits, as Linux does."""
+    try:
+        import resource
+
+        taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [v for v in (soft, hard, taken + 2**30 + 200 * size) if v != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def _unfolded(whole, size: int):
     """What a pickle of `size` bytes held. BadData where it unfolds to far more: a list may stand in itself, or 40 lists
     each twice in the next."""
@@ -252,7 +273,9 @@ def _read(path: Path, parse: Callable = json.loads, encodings: Sequence[str] = (
     raw = regular(path).read_bytes()
     try:
         if path.suffix == ".p":
-            return _unfolded(PlainUnpickler(io.BytesIO(raw), encoding="utf-8", errors="replace").load(), len(raw))
+            with _memory_for(len(raw)):
+                whole = PlainUnpickler(io.BytesIO(raw), encoding="utf-8", errors="replace").load()
+            return _unfolded(whole, len(raw))
         try:
             return parse(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
@@ -261,6 +284,8 @@ def _read(path: Path, parse: Callable = json.loads, encodings: Sequence[str] = (
                 line = raw[: error.start].count(b"\n") + 1
                 raise BadData(f"line {line} is not in UTF-8: save the file as UTF-8") from None
             return parse(raw.decode("cp1252"))
+    except MemoryError:
+        raise BadData(f"{path} asks for far more memory than its {len(raw):,} bytes can need: not opened.") from None
     except Exception as error:  # a pickle may raise anything
         why = f"cannot be read: {error}" if raw else "is empty"
         raise BadData(f"{path} {why}. Mend it, or fetch it again from a source that you trust.") from None

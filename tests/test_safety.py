@@ -215,6 +215,19 @@ def test_a_pickle_that_asks_for_all_memory_is_refused(tmp_path):
         layouts._read(tmp_path / "refs.p")
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no limit on memory here")
+def test_a_pickles_memo_does_not_grow_to_gigabytes(tmp_path):
+    """Ten bytes of PUT made room for 2^29 values, 4 GiB, and wrote to each."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrlimit(resource.RLIMIT_AS)
+    (tmp_path / "refs.p").write_bytes(b"\x80\x02]r\x00\x00\x00\x20.")
+    with pytest.raises(data.BadData, match="asks for far more memory than its 9 bytes"):
+        layouts._read(tmp_path / "refs.p")
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrlimit(resource.RLIMIT_AS)
+    assert after[0] - before[0] < 2**20 and after[1] == before[1]  # kB: not a GiB more
+
+
 # ---------------------------------------------------------------------------------------- a checkpoint from a stranger
 
 
