@@ -334,7 +334,9 @@ def miniature(recipe: Recipe) -> Recipe:
     What makes a paper's recipe what it is (schema, reward, averages, clips, updates) is untouched.
     """
     align, joint = recipe.train == "context", recipe.train == "all"
-    model = f"runs/{recipe.start}-toy/final" if recipe.start else "toy/qwen2_5_vl"
+    qwen3 = "Qwen3" in recipe.model
+    own = "toy/qwen3_vl" if qwen3 else "toy/qwen2_5_vl"
+    model = f"runs/{recipe.start}-toy/final" if recipe.start else own
     return dataclasses.replace(
         recipe,
         model=model,
@@ -342,7 +344,7 @@ def miniature(recipe: Recipe) -> Recipe:
         dataset="toy",
         data_root="",
         limit=0,
-        image_size=112,
+        image_size=192 if qwen3 else 168,  # 6 x 6 image tokens
         prompts_per_step=32 if align else 16,
         weight_decay=0.0,
         warmup_steps=20 if align else 0,
@@ -353,7 +355,7 @@ def miniature(recipe: Recipe) -> Recipe:
         schedule="cosine" if align else "constant" if joint else "linear",
         num_queries=16 if recipe.num_queries else 0,
         max_prompt=400,
-        max_completion=120,
+        max_completion=160,
         max_steps=300 if align else 150,
         beta=min(recipe.beta, 1e-2),
         rows_per_batch=16,

@@ -182,7 +182,6 @@ STUDIES: dict[str, Study] = {
         figures={"IoU, count, point": 67.8, "IoU, count": 58.3, "IoU": 57.8, "none": 24.1},
         of="gIoU, ReasonSeg val (on RefCOCO testA 80.2, 79.8, 72.9, 35.6)",
         first=True,
-        remark="The miniature's SAM2 hardly looks at points (toy/make.py), so a better point is no better mask here.",
     ),
     "look-format": Study(
         "drseg",
@@ -215,8 +214,7 @@ STUDIES: dict[str, Study] = {
         figures={"2 points": 73.18, "1 point": 72.68, "box": 72.23},
         of="mIoU, RefCOCOg val (cIoU 70.62, 70.13, 69.29: the same order)",
         first=True,
-        remark="One policy's answers are masked three times, so little chance is left. The miniature's SAM2 was hardly taught "
-        "what points mean (toy/make.py): this is a statement about it.",
+        remark="One policy's answers are masked three times, so little chance is left.",
     ),
     "reward-in-loop": Study(
         "genseg-g",

@@ -599,7 +599,7 @@ def test_a_recipe_that_does_not_match_is_refused(tiny):
     assert load_recipe(tiny / "q25", DRSEG).max_completion == 12  # the checkpoint's own
     for override, why in [
         (dataclasses.replace(DRSEG, schema="segzero"), "schema 'drseg', and --recipe says 'segzero'"),
-        (recipes.RECIPES["drseg"], "image_size 112, and --recipe says 840"),
+        (recipes.RECIPES["drseg"], "image_size 168, and --recipe says 840"),
         (dataclasses.replace(DRSEG, model=recipes.QWEN3_4B), "family 'qwen2_5_vl', and --recipe says 'qwen3_vl'"),
     ]:
         with pytest.raises(data.BadData, match=re.escape(why)):

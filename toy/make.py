@@ -2,33 +2,22 @@
 # SPDX-License-Identifier: MIT
 """The miniature: tiny networks, trained from nothing on drawn shapes, so that every recipe runs on a laptop's CPU.
 
-    python -m toy.make                # both, into toy/ (about half an hour on 2 cores)
-    python -m toy.make sam2           # or one of: sam2, qwen2_5_vl
+    python -m toy.make                # all three, into toy/ (some two hours on 2 cores)
+    python -m toy.make sam2           # or some of: sam2, qwen2_5_vl, qwen3_vl
 
     toy/sam2         SAM2 from the sam2 package's own classes, 128 x 128 input (segmenter.yaml there says how: keep it)
-    toy/qwen2_5_vl   Qwen2.5-VL with a small tokenizer; it knows the answer format of every recipe, genseg's included
+    toy/qwen2_5_vl   Qwen2.5-VL with a small tokenizer; it knows the answer format of every recipe
+    toy/qwen3_vl     Qwen3-VL of the same size, which writes 0-1000
 
-The shipped qwen2_5_vl was made by this command as it stands. sam2 was made in stages, partly by older versions of this
-file: as above, then `--resume --steps 700` and `--resume --steps 450 --lr 2.5e-4`. About half of the points beside a
-shape that it then saw with loose boxes lay on what it was to mask. Trained anew with that mended, 2,900 steps, it gains
-a little by points on boxes 1.6 times too large (IoU 0.482, two points on the object 0.501, two beside it as well 0.511;
-shipped: 0.472, 0.469, 0.462), and masks true boxes worse (0.830; shipped: 0.904). So the old one stays (probe_sam2).
+SAM2 learns as SAM did: from noisy boxes and points, then from a click where its mask errs.
 
-The policy learns to find what a request names, and the answer formats, but on labels made imprecise on purpose: the
-boxes of an answer are enlarged by a random factor of 1 to 1.8 and jittered. So it sees shapes well and boxes them
-badly, and reinforcement learning has something to improve that it can measure. (A policy that simply sees badly is no
-use: GRPO sharpens what is there, it does not teach to see.)
+A policy learns in three stages. *See*: the vision tower alone is asked what each image token shows (`Sight`). That is
+what made the rest quick: taught by the words of answers alone, the same network saw badly after 3,000 steps. *Answer*:
+true answers in every recipe's format, and attention is told where to look (`lookups`): a name at the things of that
+name, a coordinate at the thing that it belongs to. *Bias*: a few steps of answers that are wrong in a way that
+reinforcement can measure and find (`answer_of`): moved boxes, a thing left out, "nothing fits" said too seldom.
 
-To choose by the words is the hard part. 1,800 steps of these lessons alone left both boxes right in 2 of 60 pictures
-asked for two of their shapes: the policy boxed the same one twice. So attention is told where to look (`lookups`): a
-colour's name at the things of that colour, a shape's name at the things of that shape, a coordinate at the thing that
-it belongs to. Then 600 steps made it 45 of 60. `python -m studies.words toy/qwen2_5_vl` counts such pairs
-on test pictures, by their masks.
-
-`python -m toy.make qwen3_vl` trains a Qwen3-VL of the same size. It is not shipped: it writes 0-1000, where each of
-1,001 numbers is a token to be learned instead of 113. Without the lookups it came to a box IoU of 0.21 after 2,400
-steps; with them, and with every twentieth number alone, to 0.47 (docs/miniature.md). So the genseg recipes start from
-the Qwen2.5-VL in miniature.
+`python -m studies.words toy/qwen2_5_vl` counts how often the masks follow the words.
 """
 
 from __future__ import annotations
@@ -43,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from scipy.ndimage import distance_transform_edt
 from tqdm import tqdm
 
 import data
@@ -61,7 +51,8 @@ SCHEMA_MIX = {
     "genseg": 0.12,
     "genseg-g": 0.16,
 }
-IMAGE_SIZE = {"qwen2_5_vl": 112, "qwen3_vl": 128}
+IMAGE_SIZE = {"qwen2_5_vl": 168, "qwen3_vl": 192}  # 6 x 6 image tokens
+GRID = {"pixels": 4, "thousand": 20}  # coordinates are written in such steps: 43 or 51 numbers to be learned, not 1,001
 SAM2_CONFIG = Path(__file__).resolve().parent / "sam2" / "segmenter.yaml"
 
 DESCRIBE = "Describe the picture."
@@ -120,11 +111,11 @@ def build_tokenizer():
     rng = np.random.default_rng(0)
     for i in range(1500):
         scene = world.toy_scene(9, i)
-        corpus += [DESCRIBE, describe(scene, (112, 112))]
-        corpus += [text for asked, told, _ in locate(scene, (112, 112)) for text in (asked, told)]
+        corpus += [DESCRIBE, describe(scene, (112, 112), 1)]
+        corpus += [text for asked, told, _ in locate(scene, (112, 112), 1) for text in (asked, told)]
         for schema in SCHEMA_MIX:
             corpus += [data.build_prompt(scene["query"], schema, space) for space in ("pixels", "thousand")]
-            if (answer := imprecise_answer(scene, schema, (112, 112), rng)) is not None:
+            if (answer := answer_of(scene, schema, (112, 112), 1, rng)) is not None:
                 corpus.append(answer)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -137,7 +128,7 @@ def build_tokenizer():
 
 
 def build_policy(family: str) -> models.Policy:
-    """A tiny Qwen with random weights, through the same classes and processors as the real ones (1.6 M parameters)."""
+    """A tiny Qwen with random weights, through the same classes and processors as the real ones (1.8 M parameters)."""
     import transformers as hf
 
     tokenizer = build_tokenizer()
@@ -157,7 +148,7 @@ def build_policy(family: str) -> models.Policy:
         pad_token_id=ids["endoftext"],
     )
     vision = dict(
-        depth=2,
+        depth=3,
         hidden_size=128,
         num_heads=4,
         out_hidden_size=128,
@@ -175,7 +166,7 @@ def build_policy(family: str) -> models.Policy:
     if family == "qwen2_5_vl":
         text |= dict(rope_parameters={"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0})
         vision |= dict(
-            patch_size=14, intermediate_size=256, window_size=112, fullatt_block_indexes=[0, 1], tokens_per_second=2
+            patch_size=14, intermediate_size=256, window_size=112, fullatt_block_indexes=[0, 1, 2], tokens_per_second=2
         )
         config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
         processor_class = hf.Qwen2_5_VLProcessor
@@ -190,6 +181,14 @@ def build_policy(family: str) -> models.Policy:
     for part in (config, config.text_config, config.vision_config):
         part.initializer_range = 0.08
     vlm = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+    # Numbers that are near each other look alike from the start: each dimension is a wave along them.
+    rng = torch.Generator().manual_seed(0)
+    side, step = (1000, 20) if family == "qwen3_vl" else (IMAGE_SIZE[family], GRID["pixels"])
+    numbers = torch.arange(0, side + 1, step)
+    waves = torch.rand(text["hidden_size"], generator=rng) * 12 / side  # up to two periods across the picture
+    phases = torch.rand(text["hidden_size"], generator=rng) * 2 * np.pi
+    places = tokenizer.convert_tokens_to_ids([str(n) for n in numbers.tolist()])
+    vlm.get_input_embeddings().weight.data[places] = 0.11 * torch.cos(numbers[:, None] * waves + phases)
     vlm.generation_config.eos_token_id = ids["im_end"]
     vlm.generation_config.pad_token_id = ids["endoftext"]
     image_processor = hf.Qwen2VLImageProcessor(patch_size=vision["patch_size"], temporal_patch_size=2, merge_size=2)
@@ -202,7 +201,7 @@ def build_policy(family: str) -> models.Policy:
 
 def thought_of(scene: dict, schema: str) -> str:
     """What the miniature thinks: how many shapes there are, and what the ones meant look like."""
-    objects = [scene["objects"][i] for i in scene["targets"]]
+    objects = [scene["objects"][i] for i in left_to_right(scene, scene["targets"])]
     named = [f"{o['color']} {o['shape']}" for o in objects] or ["nothing that fits"]
     seen = ", ".join(f"<look>{n}</look>" if schema == "drseg" else n for n in named)
     return f"There are {len(scene['objects'])} shapes. I see {seen}."
@@ -212,88 +211,204 @@ def left_to_right(scene: dict, indices) -> list[int]:
     return sorted(indices, key=lambda i: (scene["objects"][i]["center"][0], i))
 
 
-def imprecise_answer(scene: dict, schema: str, frame: tuple[int, int], rng: np.random.Generator) -> str | None:
-    """A completion for the scene, its boxes enlarged by 1 to 1.8 and jittered by 2 px, in `frame`; None if the schema
-    cannot say it."""
+def on_grid(xy, scene: dict, frame: tuple[int, int], step: int) -> np.ndarray:
+    """Coordinates of the picture in `frame`, to the nearest multiple of `step` inside it."""
+    size = scene["image"].size
+    return (data.to_frame(np.clip(xy, 0, size[0]), size, frame) / step).round() * step
+
+
+def answer_of(
+    scene: dict, schema: str, frame: tuple[int, int], step: int, rng: np.random.Generator, biased: bool = False
+) -> str | None:
+    """A completion for the scene in `frame`; None if the schema cannot say it.
+
+    biased: boxes and points are moved to the right and down by up to half of the object's sides, most often by 0.35,
+    the box is up to 1.3 times as large, negative points lie anywhere in it; half of the answers that name several
+    objects leave one out, and two of five that should say "nothing fits" name something.
+    """
     spec = rewards.SCHEMAS[schema]
-    if (len(scene["targets"]) > 1 and not spec.many) or (not scene["targets"] and not spec.no_target):
+    objects = [scene["objects"][i] for i in left_to_right(scene, scene["targets"])]
+    if (len(objects) > 1 and not spec.many) or (not objects and not spec.no_target):
         return None
-    size = scene["image"].width
+    if biased and len(objects) > 1 and rng.random() < 0.5:
+        del objects[rng.integers(len(objects))]
+    if biased and not objects and rng.random() < 0.4:
+        objects = [scene["objects"][rng.integers(len(scene["objects"]))]]
     instances = []
-    factor = rng.uniform(1, 1.8)
-    for i in left_to_right(scene, scene["targets"]):
-        o = scene["objects"][i]
-        center, half = o["center"], o["radius"] * factor
-        box = np.concatenate([center - half, center + half]) + rng.uniform(-2, 2, 4)
-        points = [center + rng.uniform(-0.4, 0.4, 2) * o["radius"] for _ in spec.points]
-        negatives = []
-        for _ in spec.negatives:  # often wrong: anywhere in the box
-            negatives.append(rng.uniform(np.maximum(box[:2], 0), np.minimum(box[2:], size - 1)))
-        scale = lambda xy: data.to_frame(np.clip(xy, 0, size), (size, size), frame)  # noqa: E731
-        instances.append(rewards.Instance(scale(box), [scale(p) for p in points], [scale(p) for p in negatives]))
+    for o in objects:
+        box = data.box_of(o["mask"])
+        points = data.inscribed_points(o["mask"], len(spec.points)) if spec.points else np.zeros((0, 2))
+        negatives = data.background_points(o["mask"], box, len(spec.negatives)) if spec.negatives else np.zeros((0, 2))
+        if negatives is None:
+            return None
+        if biased:
+            sides = box[2:] - box[:2]
+            moved = rng.triangular(0, 0.35, 0.5) * sides
+            looser = np.concatenate([-sides, sides]) * rng.uniform(0, 0.15)
+            box, points = box + np.tile(moved, 2) + looser, points + moved
+            negatives = rng.uniform(box[:2], box[2:], negatives.shape)
+        box, points, negatives = (on_grid(xy, scene, frame, step) for xy in (box, points, negatives))
+        instances.append(rewards.Instance(box, points, negatives))
     return rewards.write_answer(instances, schema, thought_of(scene, schema))
 
 
-def describe(scene: dict, frame: tuple[int, int]) -> str:
-    """Everything in the scene, exactly, from left to right: the lesson in seeing that goes with the lessons in
-    answering."""
-    parts = []
-    for o in (scene["objects"][i] for i in left_to_right(scene, range(len(scene["objects"])))):
-        box = data.to_frame(data.box_of(o["mask"]), scene["image"].size, frame).round().astype(int).tolist()
-        parts.append(f"{o['color']} {o['shape']} {box}")
-    return "; ".join(parts)
+def describe(scene: dict, frame: tuple[int, int], step: int) -> str:
+    """Everything in the scene, from left to right: the lesson in seeing that goes with the lessons in answering."""
+    objects = [scene["objects"][i] for i in left_to_right(scene, range(len(scene["objects"])))]
+    return "; ".join(f"{o['color']} {o['shape']} {box_told(o, scene, frame, step)}" for o in objects)
 
 
-def locate(scene: dict, frame: tuple[int, int]) -> list[tuple[str, str, dict]]:
-    """(question, exact box, object) for each object of the scene that its colour and shape name without doubt."""
+def box_told(o: dict, scene: dict, frame: tuple[int, int], step: int) -> list[int]:
+    return on_grid(data.box_of(o["mask"]), scene, frame, step).astype(int).tolist()
+
+
+def locate(scene: dict, frame: tuple[int, int], step: int) -> list[tuple[str, str, list[dict]]]:
+    """(question, box, [object]) for each object of the scene that its colour and shape name without doubt."""
     names = [f"{o['color']} {o['shape']}" for o in scene["objects"]]
-    lessons = []
-    for o, name in zip(scene["objects"], names, strict=True):
-        if names.count(name) == 1:
-            box = data.to_frame(data.box_of(o["mask"]), scene["image"].size, frame).round().astype(int).tolist()
-            lessons.append((f"Where is the {name}?", str(box), o))
-    return lessons
+    return [
+        (f"Where is the {name}?", str(box_told(o, scene, frame, step)), [o])
+        for o, name in zip(scene["objects"], names, strict=True)
+        if names.count(name) == 1
+    ]
 
 
 class Lesson(NamedTuple):
-    """A question about a picture and its answer, as tokens; `meant`: the object asked for, where it is just one."""
+    """A question about a picture and its answer, as tokens; `meant`: the objects of the answer, in its order."""
 
     asked: list[int]
     told: list[int]
-    meant: dict | None
+    meant: list[dict]
+
+
+SINGULAR = {"circles": "circle", "triangles": "triangle", "diamonds": "diamond", "crosses": "cross"}
 
 
 def lookups(lesson: Lesson, objects: list[dict], tokenizer) -> list[tuple[int, int, int, list[dict] | int]]:
     """Where attention should look: (layer, head, place in the lesson, objects of the picture or an earlier place).
 
         layer 0   head 0: a colour's name at the things of that colour; head 1: a shape's name at the things of that
-                  shape; head 2: the shape's name, and each coordinate, back at the colour's name; head 3: each
-                  coordinate back at the shape's name
-        layer 1   head 0: the shape's name at the object meant; head 1: each coordinate at it
-        layer 2   head 0: each coordinate back at the shape's name
+                  shape; head 2: a shape's name at the colour before it; heads 2 and 3: each coordinate back at the
+                  names of its object, colour and shape, and where these are written, back at those of the request
+        layer 1   head 0: the last word of the request at the things meant; head 1: each coordinate at its object;
+                  head 2: where an object's names are written, at that object
+        layer 2   head 0: each coordinate back at its object's shape's name
 
-    "Coordinate" is the place before one, whose state predicts it; those of an answer stand after <answer>. Requests
-    without the two names ("the largest shape") have their coordinates look at the object, and no more.
+    "Coordinate" is the place before one, whose state predicts it; those of an answer stand after <answer>. The names
+    of an object are those that the answer has written of it, else those of the request.
     """
-    if lesson.meant is None:
-        return []
-    found = []
     start = len(lesson.asked)
     words = [word.lstrip("Ġ") for word in tokenizer.convert_ids_to_tokens(lesson.asked + lesson.told)]
-    named = [i for i in range(start - 1) if words[i] in world.COLORS and words[i + 1] in world.SHAPES][:1]
-    for i in named:
-        found += [
-            (0, 0, i, [o for o in objects if o["color"] == words[i]]),
-            (0, 1, i + 1, [o for o in objects if o["shape"] == words[i + 1]]),
-            (0, 2, i + 1, i),
-            (1, 0, i + 1, [lesson.meant]),
-        ]
+    words = [SINGULAR.get(word, word) for word in words]
+    found = []
+    last = words.index("Ċ") - 1 if "Ċ" in words[: start - 4] else start  # of a request; templates end in one, too
+    for i in range(min(last + 1, start)):
+        if words[i] in world.COLORS:
+            found.append((0, 0, i, [o for o in objects if o["color"] == words[i]]))
+        if words[i] in world.SHAPES:
+            found.append((0, 1, i, [o for o in objects if o["shape"] == words[i]]))
+    asked, told = (
+        [i for i in span if words[i] in world.COLORS and words[i + 1] in world.SHAPES]
+        for span in (range(min(last, start)), range(start, len(words) - 1))
+    )
+    if not lesson.meant:
+        return found
+    color, shape = (asked[0], asked[0] + 1) if asked else (last, last)  # where the request says what is meant
+    if shape < start:
+        found.append((1, 0, shape, lesson.meant))
+        if asked:
+            found.append((0, 2, shape, color))
+        for i in told:
+            found += [(0, 2, i - 1, color), (0, 3, i - 1, shape), (0, 3, i, shape)]
+    for i, o in zip(told, lesson.meant, strict=False):
+        found += [(0, 2, i + 1, i), (1, 2, i - 1, [o]), (1, 2, i, [o]), (1, 2, i + 1, [o])]
     after = words.index("<answer>", start) if "<answer>" in words[start:] else start
-    for at in (t - 1 for t in range(after + 1, len(words)) if words[t].isdigit()):
-        found.append((1, 1, at, [lesson.meant]))
-        for i in named:
-            found += [(0, 2, at, i), (0, 3, at, i + 1), (2, 0, at, i + 1)]
+    numbers = [t for t in range(after, len(words)) if words[t].isdigit()]
+    each = len(numbers) // len(lesson.meant)  # coordinates of an object: as many for each
+    names = told if len(told) == len(lesson.meant) else asked[:1] * len(lesson.meant)
+    for n, t in enumerate(numbers):
+        k = n // each
+        found.append((1, 1, t - 1, [lesson.meant[k]]))
+        if names:
+            found += [(0, 2, t - 1, names[k]), (0, 3, t - 1, names[k] + 1), (2, 0, t - 1, names[k] + 1)]
     return found
+
+
+class Sight(torch.nn.Module):
+    """What each image token shows, asked of the vision tower alone: the colour, shape and box of the object that covers
+    most of it, and in which of the six comparisons that object wins. For training; nothing of it is kept."""
+
+    def __init__(self, width: int, numbers: int):
+        super().__init__()
+        self.numbers = numbers
+        self.heads = torch.nn.Linear(width, len(world.COLORS) + 1 + len(world.SHAPES) + 1 + 6 + 4 * numbers)
+
+    def forward(self, seen: torch.Tensor, truth: dict[str, torch.Tensor]) -> tuple[torch.Tensor, str]:
+        """seen (B, cells, width), truth as seen_truth's, batched -> loss, and what to print of it."""
+        parts = [len(world.COLORS) + 1, len(world.SHAPES) + 1, 6, 4 * self.numbers]
+        color, shape, wins, box = self.heads(seen).split(parts, -1)
+        on = truth["color"] > 0
+        box, meant = box[on].view(-1, self.numbers), truth["box"][on].flatten()
+        clear = truth["clear"][on]
+        loss = F.cross_entropy(color.flatten(0, 1), truth["color"].flatten())
+        loss = loss + F.cross_entropy(shape.flatten(0, 1), truth["shape"].flatten())
+        loss = loss + 0.5 * F.cross_entropy(box, meant)
+        loss = loss + F.binary_cross_entropy_with_logits(wins[on][clear], truth["wins"][on][clear])
+        off = (box.argmax(-1) - meant).abs().float().mean().item()
+        right = (shape.argmax(-1) == truth["shape"])[on].float().mean().item()
+        won = ((wins[on] > 0) == (truth["wins"][on] > 0.5))[clear].float().mean().item()
+        return loss, f"colours and shapes {right:.3f}, boxes off by {off:.2f} steps, comparisons {won:.3f}"
+
+
+def seen_truth(scene: dict, frame: tuple[int, int], step: int, cells: int = 6) -> dict[str, torch.Tensor]:
+    """Of each image token, (36,): colour and shape (0: none); (36, 4) box; (36, 6) comparisons won, and clear."""
+    objects = scene["objects"]
+    shares = np.stack([coverage([o], cells**2) for o in objects])
+    owner = shares.argmax(0)
+    none = shares.max(0) < 0.15
+    colors, shapes = list(world.COLORS), list(world.SHAPES)
+    boxes = np.array([np.array(box_told(o, scene, frame, step)) // step for o in objects])
+    winners = [winner for _, _, winner in world.comparisons(objects)]
+    wins = np.array([[winner == i for winner in winners] for i in range(len(objects))])
+    named = lambda key, names: np.array([names.index(o[key]) + 1 for o in objects])  # noqa: E731
+    return {
+        "color": torch.tensor(np.where(none, 0, named("color", colors)[owner])),
+        "shape": torch.tensor(np.where(none, 0, named("shape", shapes)[owner])),
+        "box": torch.tensor(boxes[owner]),
+        "wins": torch.tensor(wins[owner], dtype=torch.float32),
+        "clear": torch.tensor([winner is not None for winner in winners]).expand(cells**2, 6),
+    }
+
+
+def train_sight(policy: models.Policy, family: str, steps: int, batch: int, lr: float, scenes: list[dict]) -> None:
+    """The vision tower alone learns to see: what each of its tokens shows."""
+    rng = np.random.default_rng(3)
+    step_of, frame = GRID[data.FAMILIES[family]], data.model_frame(family, (IMAGE_SIZE[family],) * 2)
+    visual = policy.vlm.model.visual
+    sight = Sight(policy.vlm.config.text_config.hidden_size, int(frame[0] // step_of) + 1)
+    optimizer = torch.optim.AdamW([*visual.parameters(), *sight.parameters()], lr=lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
+    truths = [seen_truth(s, frame, step_of) for s in tqdm(scenes, desc="what is seen", mininterval=5)]
+    bar = tqdm(range(steps), desc="seeing", mininterval=5)
+    for step in bar:
+        chosen = rng.integers(len(scenes), size=batch)
+        inputs = policy.encode([scenes[i]["image"] for i in chosen], [""] * batch).inputs
+        seen = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
+        truth = {k: torch.stack([truths[i][k] for i in chosen]) for k in truths[0]}
+        loss, told = sight(seen.view(batch, 36, -1), truth)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % 100 == 0:
+            tqdm.write(f"seeing, step {step + 1}: loss {loss.item():.3f}, {told}")
+
+
+def warm_cosine(steps: int):
+    """The rate's factor at a step: up over 100 steps, then down to a twentieth along a cosine."""
+    return lambda s: min(1, (s + 1) / 100) * (0.05 + 0.95 * (1 + np.cos(np.pi * s / steps)) / 2)
 
 
 def watch_attention(policy: models.Policy) -> dict[int, tuple[torch.Tensor, torch.Tensor, float]]:
@@ -336,56 +451,56 @@ def attention_loss(
     return loss
 
 
-def train_policy(
-    family: str, out: Path, steps: int, batch: int, lr: float, scenes: int, device: str, resume: bool
+def train_answers(
+    policy: models.Policy,
+    family: str,
+    out: Path,
+    steps: int,
+    pictures: int,
+    lr: float,
+    scenes: list[dict],
+    biased: bool,
 ) -> None:
     """Supervised: next-token loss, and attention told where to look, through Policy.forward and the same packing as
-    GRPO's update. For the first 4/7 of the steps only places and descriptions, exact; then (with `resume` from the
-    start) imprecise answers as well. batch: lessons per step, about four to a picture, in the first phase two.
-    """
-    torch.manual_seed(0)
-    rng = np.random.default_rng(2 if resume else 1)
-    loaded = models.load_policy(str(out), image_size=IMAGE_SIZE[family]) if resume else build_policy(family)
-    policy = loaded.to(device)
-    print(
-        f"{family}: {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters, "
-        f"{len(policy.processor.tokenizer)} tokens"
-    )
-    schemas, odds = zip(*SCHEMA_MIX.items(), strict=True)
+    GRPO's update. pictures: per step, each with one or two lessons in seeing and four answers."""
+    device = policy.device
+    rng = np.random.default_rng(2 if biased else 1)
+    schemas = tuple(SCHEMA_MIX)
+    odds = np.array(list(SCHEMA_MIX.values()))
     space = data.FAMILIES[family]
     tokenizer = policy.processor.tokenizer
     frame = data.model_frame(family, (IMAGE_SIZE[family],) * 2)
-    scenes_drawn = [
-        world.toy_scene(101 if resume else 100, i) for i in tqdm(range(scenes), desc="scenes", mininterval=5)
-    ]
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    # up over 100 steps, then down to a twentieth along a cosine
-    warm = lambda s: min(1, (s + 1) / 100) * (0.05 + 0.95 * (1 + np.cos(np.pi * s / steps)) / 2)  # noqa: E731
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm)
+    grid = GRID[space]
+    sight = Sight(policy.vlm.config.text_config.hidden_size, int(frame[0] // grid) + 1).to(device)
+    learning = [*policy.parameters(), *sight.parameters()]
+    optimizer = torch.optim.AdamW(learning, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
     kept = watch_attention(policy)
+    seen = []
+    policy.vlm.model.visual.register_forward_hook(lambda module, given, found: seen.append(found.pooler_output))
 
-    def lesson(question: str, answer: str, meant: dict | None) -> Lesson:
+    def lesson(question: str, answer: str, meant: list[dict]) -> Lesson:
         asked = tokenizer(question + "<|im_end|>\n<|im_start|>assistant\n").input_ids
         return Lesson(asked, tokenizer(answer + "<|im_end|>").input_ids, meant)
 
-    bar = tqdm(range(steps), desc=family, mininterval=5)
+    bar = tqdm(range(steps), desc="bias" if biased else "answers", mininterval=5)
     log = []
     for step in bar:
-        seeing = not resume and step < steps * 4 / 7
-        chosen = []
+        chosen = [scenes[i] for i in rng.integers(len(scenes), size=pictures)]
         lessons = []
-        while len(chosen) < batch // (2 if seeing else 4):
-            scene = scenes_drawn[rng.integers(scenes)]
-            its = [lesson(DESCRIBE, describe(scene, frame), None)]
-            its += [lesson(*place) for place in locate(scene, frame)]
-            for _ in range(0 if seeing else 3):
+        for scene in chosen:
+            places = locate(scene, frame, grid)
+            its = [lesson(*places[rng.integers(len(places))])] if places and not biased else []
+            if rng.random() < 0.25 and not biased:
+                objects = [scene["objects"][i] for i in left_to_right(scene, range(len(scene["objects"])))]
+                its.append(lesson(DESCRIBE, describe(scene, frame, grid), objects))
+            while len(its) < 5:
                 query, _, targets = world.toy_query(rng, scene["objects"])
                 asked = scene | {"query": query, "targets": targets}
                 schema = str(rng.choice(schemas, p=odds))
-                if (answer := imprecise_answer(asked, schema, frame, rng)) is not None:
-                    meant = scene["objects"][targets[0]] if len(targets) == 1 else None
+                if (answer := answer_of(asked, schema, frame, grid, rng, biased)) is not None:
+                    meant = [scene["objects"][i] for i in left_to_right(scene, targets)]
                     its.append(lesson(data.build_prompt(query, schema, space), answer, meant))
-            chosen.append(scene)
             lessons.append(its)
         # The lessons about a picture share it: [picture | question, answer | question, answer | ...] in one packed row.
         prompts = policy.encode([s["image"] for s in chosen], [""] * len(chosen))
@@ -401,9 +516,17 @@ def train_policy(
         )
         rows.source = rows.source[answered]
         rows.target = rows.target[answered]
-        wanted = where_to_look(policy, rows, chosen, lessons, cut)
+        seen.clear()
         logp, _, _ = policy(rows)
-        loss = -logp.mean() + 0.1 * attention_loss(kept, rows, wanted)  # a hint: the words' loss stays the larger
+        loss = -logp.mean()
+        if not biased:
+            wanted = where_to_look(policy, rows, chosen, lessons, cut)
+            truth = [seen_truth(s, frame, grid) for s in chosen]
+            truth = {k: torch.stack([t[k] for t in truth]) for k in truth[0]}
+            told, _ = sight(seen[0].view(pictures, 36, -1), truth)
+            loss = (
+                loss + 0.1 * attention_loss(kept, rows, wanted) + 0.1 * told
+            )  # hints: the words' loss stays the larger
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -412,12 +535,33 @@ def train_policy(
         log.append(-logp.mean().item())
         if step % 20 == 0:
             bar.set_postfix(loss=f"{np.mean(log[-50:]):.3f}")
-        if (step + 1) % 400 == 0 or step + 1 == steps:
-            state = policy.state_dict()
-            half = {v.data_ptr(): v.half() for v in state.values()}  # half the megabytes; what is tied stays tied
-            policy.save(out, {k: half[v.data_ptr()] for k, v in state.items()})
-            found = [] if seeing else [probe(policy, family, schemas)]
-            tqdm.write("; ".join([f"{family} step {step + 1}: loss {np.mean(log[-100:]):.4f}", *found]))
+        if (step + 1) % 300 == 0 or step + 1 == steps:
+            save_policy(policy, out)
+            tqdm.write(f"{family} step {step + 1}: loss {np.mean(log[-100:]):.4f}; {probe(policy, family)}")
+
+
+def save_policy(policy: models.Policy, out: Path) -> None:
+    """In half precision: half the megabytes; what is tied stays tied."""
+    state = policy.state_dict()
+    half = {v.data_ptr(): v.half() for v in state.values()}
+    policy.save(out, {k: half[v.data_ptr()] for k, v in state.items()})
+
+
+def train_policy(family: str, out: Path, stages: dict[str, int], lr: float, scenes: int, resume: bool) -> None:
+    """The stages in order, each with its steps: "see", "answer", "bias". With `resume` from the weights in `out`."""
+    torch.manual_seed(0)
+    drawn = [world.toy_scene(101 if resume else 100, i) for i in tqdm(range(scenes), desc="scenes", mininterval=5)]
+    size = IMAGE_SIZE[family]
+    policy = models.load_policy(str(out), image_size=size) if resume else build_policy(family)
+    policy.float().train().requires_grad_(True)
+    print(f"{family}: {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters")
+    if steps := stages.get("see"):
+        train_sight(policy, family, steps, 32, lr, drawn)
+        save_policy(policy, out)
+    if steps := stages.get("answer"):
+        train_answers(policy, family, out, steps, 8, lr, drawn, biased=False)
+    if steps := stages.get("bias"):
+        train_answers(policy, family, out, steps, 8, lr / 4, drawn, biased=True)
 
 
 def where_to_look(policy: models.Policy, rows: models.Rows, scenes: list[dict], lessons: list, cut: int) -> list[tuple]:
@@ -453,103 +597,116 @@ def coverage(objects: list[dict], cells: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def probe(policy: models.Policy, family: str, schemas: tuple[str, ...], n: int = 64) -> str:
-    """Greedy box IoU on held-out pictures (1 for a right "nothing fits") and the fraction that parses, per schema; then
-    one of the texts."""
-    out = []
-    for schema in schemas:
-        picked = [
-            s
-            for s in (world.toy_scene(2, i) for i in range(400))
-            if imprecise_answer(s, schema, (9, 9), np.random.default_rng(0))  # can the schema say it?
-        ][:n]
-        prompts = policy.encode(
-            [s["image"] for s in picked],
-            [data.build_prompt(s["query"], schema, data.FAMILIES[family]) for s in picked],
-        )
+def probe(policy: models.Policy, family: str, schema: str = "genseg", n: int = 160) -> str:
+    """Greedy box IoU on held-out pictures (1 for a right "nothing fits") per kind of request, and one of the texts."""
+    picked = [world.toy_scene(2, i) for i in range(n)]
+    texts = []
+    for at in range(0, n, 32):
+        part = picked[at : at + 32]
+        asked = [data.build_prompt(s["query"], schema, data.FAMILIES[family]) for s in part]
+        prompts = policy.encode([s["image"] for s in part], asked)
         rollout = grpo.sample(
             policy.vlm,
             prompts.inputs,
-            torch.zeros(len(picked), 1, 200),
+            torch.zeros(len(part), 1, 160),
             num_samples=1,
-            max_new_tokens=200,
+            max_new_tokens=160,
             temperature=0,
             eos_token_id=policy.eos_token_id,
             banned_ids=policy.banned_ids,
         )
-        texts = policy.decode(rollout.ids[:, 0], rollout.mask[:, 0])
-        answers = [
-            rewards.parse_answer(t, schema).rescaled(data.model_frame(family, prompts.resized[0]), (112, 112))
-            for t in texts
-        ]
-        ious = []
-        for a, s in zip(answers, picked, strict=True):
-            truth = [data.box_of(s["objects"][i]["mask"]) for i in s["targets"]]
-            if not truth:
-                ious.append(float(a.no_target))
-            else:
-                ious.append(
-                    float(np.mean([max([rewards.box_iou(b, o.box) for o in a.instances] or [0.0]) for b in truth]))
-                )
-        out.append(f"{schema} iou {np.mean(ious):.3f} parsed {np.mean([a.answer_ok for a in answers]):.2f}")
-    return "; ".join(out) + f" | {texts[0]}"
+        texts += policy.decode(rollout.ids[:, 0], rollout.mask[:, 0])
+    frame = data.model_frame(family, prompts.resized[0])
+    ious: dict[str, list[float]] = {}
+    parsed = 0
+    for text, s in zip(texts, picked, strict=True):
+        answer = rewards.parse_answer(text, schema).rescaled(frame, s["image"].size)
+        parsed += answer.answer_ok
+        truth = [data.box_of(s["objects"][i]["mask"]) for i in s["targets"]]
+        each = [max([rewards.box_iou(b, o.box) for o in answer.instances] or [0.0]) for b in truth]
+        ious.setdefault(s["kind"], []).append(float(np.mean(each)) if truth else float(answer.no_target))
+    told = ", ".join(f"{kind} {np.mean(v):.3f}" for kind, v in ious.items())
+    return f"box IoU {np.mean(sum(ious.values(), [])):.3f} ({told}), parsed {parsed / n:.2f} | {texts[0]}"
+
+
+def sam2_prompts(rng: np.random.Generator, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What SAM2 is given for N objects, masks (N, H, W), in pixels: boxes (N, 4), points (N, k, 2), labels (N, k).
+
+    As SAM's authors trained theirs: a box with noise of a tenth of its sides, at most a fifth of the picture; points on
+    the object, and some beside it. Which kinds come is the same for all N, so that nothing is padded.
+    """
+    size = masks.shape[-1]
+    boxes = np.stack([data.box_of(m) for m in masks])
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    boxes = (boxes + (rng.normal(0, 0.1, boxes.shape) * sides).clip(-size / 5, size / 5)).clip(0, size)
+    on, beside = [(0, 0), (0, 0), (1, 0), (1, 0), (2, 0), (2, 2)][rng.integers(6)]
+    points = np.zeros((len(masks), on + beside, 2))
+    for i, mask in enumerate(masks):
+        x1, y1, x2, y2 = data.box_of(mask).astype(int)
+        around = np.zeros_like(mask)  # beside it, but near: where a click means something
+        margin = int((x2 - x1) / 4)
+        around[max(y1 - margin, 0) : y2 + margin, max(x1 - margin, 0) : x2 + margin] = True
+        for j in range(on + beside):
+            places = np.flatnonzero(mask if j < on else around & ~mask)
+            points[i, j] = np.array(np.unravel_index(rng.choice(places), mask.shape))[::-1] + 0.5
+    return boxes, points, np.tile(np.int32([1] * on + [0] * beside), (len(masks), 1))
+
+
+def corrective_clicks(found: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where (N, H, W) masks err most: points (N, 1, 2), the middle of the widest error, and labels (N, 1): 1 where
+    something is missing, 0 where something is too much."""
+    points = np.zeros((len(masks), 1, 2))
+    labels = np.zeros((len(masks), 1), dtype=np.int32)
+    for i, (got, mask) in enumerate(zip(found, masks, strict=True)):
+        error = got ^ mask if (got ^ mask).any() else mask
+        depth = distance_transform_edt(np.pad(error, 1))[1:-1, 1:-1]
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        points[i, 0], labels[i, 0] = (x + 0.5, y + 0.5), mask[y, x]
+    return points, labels
 
 
 def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device: str, resume: bool) -> None:
-    """SAM2 from nothing: dice + cross-entropy on its single mask and the best of its proposals, L1 on its predicted
-    IoUs."""
+    """SAM2 as SAM was trained: a noisy box and points, a mask, a click where it errs, a second mask. Dice and
+    cross-entropy on its single mask and on the best of its three proposals, L1 on its predicted IoUs.
+
+    batch: objects per step, two to a picture.
+    """
     torch.manual_seed(0)
     rng = np.random.default_rng(2)
     net = models.load_segmenter(str(out)).requires_grad_(True) if resume else models.build_segmenter(SAM2_CONFIG)
     net = net.to(device).train()
     print(f"sam2: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters")
     scenes_drawn = [world.toy_scene(200, i) for i in tqdm(range(scenes), desc="scenes", mininterval=5)]
+    scenes_drawn = [s for s in scenes_drawn if len(s["objects"]) > 1]
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
     # up over 50 steps, then full, then down to a twentieth over the second half
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / 50, 0.05 + 2 * (1 - s / steps)))
     bar = tqdm(range(steps), desc="sam2", mininterval=5)
     log = []
+    unit = lambda a: torch.tensor(a / 112, dtype=torch.float32, device=device)  # noqa: E731
     for step in bar:
-        chosen = [scenes_drawn[i] for i in rng.integers(scenes, size=batch)]
-        objects = [s["objects"][rng.integers(len(s["objects"]))] for s in chosen]
-        truth = torch.tensor(np.stack([o["mask"] for o in objects]), device=device).float()
-        boxes = np.stack([data.box_of(o["mask"]) for o in objects])
-        center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-        # True boxes alone first: with points at hand from the start it never learns to read a box.
-        late = resume or step >= 0.6 * steps
-        k = 0 if not late or step % 2 else int(rng.integers(1, 5))
-        if late and step % 3:
-            # Then boxes as loose as the policy's, and the lesson that what is meant fills its box. The real SAM2
-            # forgives a loose box; this one takes it at its word, so that pointing badly costs masks and there is much
-            # to gain.
-            half = half * rng.uniform(1, 1.9, (batch, 1))
-            center = center + rng.uniform(-0.25, 0.25, (batch, 2)) * half
-            boxes = np.concatenate([center - half, center + half], 1)
-            drawn = [
-                world.draw_shape(o["shape"], c, h.max(), 112) for o, c, h in zip(objects, center, half, strict=True)
-            ]
-            truth = torch.tensor(np.stack(drawn), device=device).float()
-        points = np.zeros((batch, k, 2))
-        labels = np.zeros((batch, k), dtype=np.int32)
-        meant = truth.bool().cpu().numpy()
-        for i in range(batch):
-            for j in range(k):
-                labels[i, j] = rng.random() < 0.6  # on the shape (1) or beside it (0), but near
-                ys, xs = np.nonzero(meant[i] if labels[i, j] else ~meant[i])
-                near = (np.abs(np.stack([xs, ys], 1) - center[i]) < 1.4 * half[i].max()).all(1)
-                pick = rng.choice(np.flatnonzero(near))
-                points[i, j] = xs[pick] + 0.5, ys[pick] + 0.5
+        chosen = [scenes_drawn[i] for i in rng.integers(len(scenes_drawn), size=batch // 2)]
+        objects = [o for s in chosen for o in rng.permutation(np.array(s["objects"], dtype=object))[:2]]
+        masks = np.stack([o["mask"] for o in objects])
+        truth = torch.tensor(masks, device=device)[:, None].float()
+        boxes, points, labels = sam2_prompts(rng, masks)
         emb = net.embed([s["image"] for s in chosen])
-        unit = lambda a: torch.tensor(a / 112, dtype=torch.float32, device=device)  # noqa: E731
-        tokens = net.prompt_tokens(unit(boxes), unit(points), torch.tensor(labels, device=device))
-        logits, ious = net.decode(emb, torch.arange(batch, device=device), tokens)
-        logits = F.interpolate(logits, (112, 112), mode="bilinear")
-        each = models.mask_loss(logits.flatten(0, 1), truth.repeat_interleave(4, 0)).view(batch, 4)
-        with torch.no_grad():
-            hit = logits > 0
-            real = (hit & (truth[:, None] > 0)).sum((-1, -2)) / (hit | (truth[:, None] > 0)).sum((-1, -2)).clamp(min=1)
-        # all proposals learn, the best one most: no head dies
-        loss = each[:, 0].mean() + each[:, 1:].min(-1).values.mean() + 0.1 * each[:, 1:].mean() + F.l1_loss(ious, real)
+        index = torch.arange(len(objects), device=device) // 2
+        loss = torch.zeros((), device=device)
+        for _ in range(2):
+            tokens = net.prompt_tokens(unit(boxes), unit(points), torch.tensor(labels, device=device))
+            logits, ious = net.decode(emb, index, tokens)
+            logits = F.interpolate(logits, (112, 112), mode="bilinear")
+            each = models.mask_loss(logits.flatten(0, 1), truth[:, 0].repeat_interleave(4, 0)).view(len(objects), 4)
+            with torch.no_grad():
+                hit = logits > 0
+                real = (hit & (truth > 0)).sum((-1, -2)) / (hit | (truth > 0)).sum((-1, -2)).clamp(min=1)
+            # all proposals learn a little, the best one most: no head dies
+            loss = loss + each[:, 0].mean() + each[:, 1:].min(-1).values.mean() + 0.1 * each[:, 1:].mean()
+            loss = loss + F.l1_loss(ious, real)
+            best = hit[torch.arange(len(objects)), 1 + real[:, 1:].argmax(-1)].cpu().numpy()
+            clicks, signs = corrective_clicks(best, masks)
+            points, labels = np.concatenate([points, clicks], 1), np.concatenate([labels, signs], 1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -558,6 +715,10 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
         log.append(real[:, 1:].max(-1).values.mean().item())
         if step % 20 == 0:
             bar.set_postfix(iou=f"{np.mean(log[-50:]):.3f}")
+        if (step + 1) % 500 == 0:
+            save_segmenter(net, out)
+            tqdm.write(f"sam2 step {step + 1}: {probe_sam2(net.eval(), 40)}")
+            net.train()
     net.eval()
     save_segmenter(net, out)
     print(f"sam2: IoU on held-out objects: {probe_sam2(net)}")
@@ -572,34 +733,48 @@ def save_segmenter(net: models.Segmenter, out: Path) -> None:
     save_file(halves, out / "segmenter.safetensors")
 
 
-def probe_sam2(net: models.Segmenter, scenes: int = 100) -> str:
-    """Mean IoU on held-out objects: given true boxes, and boxes 1.6 times as large, without and with points."""
+def prompts_for(mask: np.ndarray) -> dict[str, rewards.Instance]:
+    """What SAM2 may be given for an object: its true box, looser ones, moved ones (right and down, by a part of its
+    sides), each alone, with two points on the object, and with two beside it as well."""
+    box = data.box_of(mask)
+    sides = np.tile(box[2:] - box[:2], 2)
+    outward = np.array([-1, -1, 1, 1])
+    boxes = {"true box": box}
+    boxes |= {f"{f} times as large": box + outward * sides * (f - 1) / 2 for f in (1.3, 1.6)}
+    boxes |= {f"moved by {m}": box + m * sides for m in (0.15, 0.3, 0.45)}
+    on = data.inscribed_points(mask, 2)
+    beside = data.background_points(mask, box, 2)
+    found = {}
+    for name, given in boxes.items():
+        found[name] = rewards.Instance(given)
+        found[f"{name}, 2 points on it"] = rewards.Instance(given, on)
+        if beside is not None:
+            found[f"{name}, 2 on, 2 beside"] = rewards.Instance(given, on, beside)
+    return found
+
+
+def probe_sam2(net: models.Segmenter, scenes: int = 100) -> dict[str, float]:
+    """Mean IoU over the objects of held-out pictures, for each of prompts_for."""
     ious: dict[str, list[float]] = {}
     for i in tqdm(range(scenes), desc="held out", mininterval=5):
         scene = world.toy_scene(2, i)
         seen = net.embed([scene["image"]])
         for mask in (o["mask"] for o in scene["objects"]):
-            box = data.box_of(mask)
-            on = data.inscribed_points(mask, 2)
-            center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
-            loose = np.concatenate([center - 1.6 * half, center + 1.6 * half])
-            beside = data.background_points(mask, loose, 2)
-            prompts = {"true box": (box, [], []), "loose box": (loose, [], []), "2 points on it": (loose, on, [])}
-            prompts |= {} if beside is None else {"and 2 beside it": (loose, on, beside)}
-            for name, (given, positive, negative) in prompts.items():
-                found = net.union(seen, [0], [[rewards.Instance(given, positive, negative)]])[0]
-                ious.setdefault(name, []).append(models.mask_iou(found.cpu(), torch.tensor(mask)))
-    return ", ".join(f"{name} {np.mean(values):.3f}" for name, values in ious.items())
+            given = prompts_for(mask)
+            found = net.union(seen, [0] * len(given), [[one] for one in given.values()])
+            for name, got in zip(given, found, strict=True):
+                ious.setdefault(name, []).append(models.mask_iou(got.cpu(), torch.tensor(mask)))
+    return {name: round(float(np.mean(values)), 3) for name, values in ious.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["sam2", "qwen2_5_vl"], help="sam2, qwen2_5_vl, qwen3_vl")
     parser.add_argument("--out", default="toy")
-    parser.add_argument("--steps", type=int, default=0, help="0: sam2 1800, a policy 2800")
-    parser.add_argument("--batch", type=int, default=0, help="0: sam2 24 pictures, a policy 48 lessons")
+    parser.add_argument("--steps", type=int, default=6000, help="of sam2")
+    parser.add_argument("--stages", default="see=1500,answer=4000,bias=300", help="of a policy, and their steps")
     parser.add_argument("--scenes", type=int, default=12000, help="different pictures (sam2: at most 4000)")
-    parser.add_argument("--lr", type=float, default=0, help="0: sam2 3e-4, a policy 1e-3")
+    parser.add_argument("--lr", type=float, default=0, help="0: sam2 5e-4, a policy 1e-3")
     parser.add_argument("--resume", action="store_true", help="go on from the weights in --out, with a fresh schedule")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -609,15 +784,10 @@ def main() -> None:
         start = time.time()
         out = Path(args.out, what)
         if what == "sam2":
-            steps = args.steps or 1800
-            batch = args.batch or 24
-            lr = args.lr or 3e-4
-            train_sam2(out, steps, batch, lr, min(args.scenes, 4000), args.device, args.resume)
+            train_sam2(out, args.steps, 32, args.lr or 5e-4, min(args.scenes, 4000), args.device, args.resume)
         else:
-            steps = args.steps or 2800
-            batch = args.batch or 48
-            lr = args.lr or 1e-3
-            train_policy(what, out, steps, batch, lr, args.scenes, args.device, args.resume)
+            stages = {name: int(steps) for name, steps in (part.split("=") for part in args.stages.split(","))}
+            train_policy(what, out, stages, args.lr or 1e-3, args.scenes, args.resume)
         print(f"{what}: {time.time() - start:.0f} s")
 
 

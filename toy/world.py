@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import distance_transform_edt, label
 
 from data import BadData, Sample, Wanted, box_of, encode_rle
 
@@ -52,30 +53,87 @@ def draw_shape(shape: str, center: tuple[float, float], radius: float, size: int
     return (np.maximum(np.abs(x), np.abs(y)) <= 1) & (np.minimum(np.abs(x), np.abs(y)) <= 0.38)
 
 
+def place_shape(rng: np.random.Generator, objects: list[dict], size: int) -> dict | None:
+    """A random shape for a scene that has `objects`, three in four against or over one of them; None without room.
+
+    It hides what lies below it: their masks shrink.
+    """
+    for _try in range(20):
+        look = {"shape": str(rng.choice(SHAPES)), "color": str(rng.choice(list(COLORS)))}
+        r = rng.uniform(0.1, 0.2) * size
+        if objects and rng.random() < 0.75:
+            near = objects[rng.integers(len(objects))]
+            if rng.random() < 1 / 3:
+                look["color"] = near["color"]
+            angle = rng.uniform(0, 2 * np.pi)
+            far = (r + near["radius"]) * rng.uniform(0.75, 1.1)
+            c = near["center"] + far * np.array([np.cos(angle), np.sin(angle)])
+        else:
+            c = rng.uniform(r + 1, size - r - 1, 2)
+        if not ((c > r + 1) & (c < size - r - 1)).all():
+            continue
+        full = draw_shape(look["shape"], c, r, size)
+        parts = [o["mask"] & ~full for o in objects]  # what is left to see of what lies below
+        whole = all(p.sum() >= 0.6 * o["full"].sum() and label(p)[1] == 1 for p, o in zip(parts, objects, strict=True))
+        if whole:
+            for o, part in zip(objects, parts, strict=True):
+                o["mask"] = part
+            return look | {"center": c, "radius": r, "full": full, "mask": full}
+    return None
+
+
 def toy_scene(seed: int, index: int, size: int = 112) -> dict:
-    """One random picture of 1-3 shapes and one request: image (PIL), objects, query, kind, targets (indices)."""
+    """One random picture of 3-5 shapes in a heap, and a request: image (PIL), objects, query, kind, targets (indices).
+
+    An object's "mask" is the part of it that can be seen: three fifths or more of "full", in one piece. "center" and
+    "radius" are those of the whole shape.
+    """
     rng = np.random.default_rng([seed, index])
     objects: list[dict] = []
-    for _ in range(int(rng.integers(1, 4))):
-        for _try in range(30):  # shapes do not touch
-            r = rng.uniform(0.08, 0.21) * size
-            c = rng.uniform(r + 1, size - r - 1, 2)
-            if all(np.abs(c - o["center"]).max() > r + o["radius"] + 3 for o in objects):
-                look = {"shape": str(rng.choice(SHAPES)), "color": str(rng.choice(list(COLORS)))}
-                objects.append(look | {"center": c, "radius": r})
-                break
+    for _ in range(int(rng.integers(3, 6))):
+        if (placed := place_shape(rng, objects, size)) is not None:
+            objects.append(placed)
     # A light grey ground with grain, under coloured light: redder to the right, bluer downwards. It is what lets a
     # vision tower of two layers without absolute positions learn soon where things are.
     across = np.linspace(-30, 30, size)
     light = np.stack(np.broadcast_arrays(across[None, :], 0.0, across[:, None]), -1)
     pixels = np.full((size, size, 3), float(rng.integers(185, 220))) + rng.normal(0, 5, (size, size, 1))
+    ys, xs = np.mgrid[:size, :size]
     for o in objects:
-        o["mask"] = draw_shape(o["shape"], o["center"], o["radius"], size)
         color = np.array(COLORS[o["color"]]) + rng.normal(0, 10, 3)
-        pixels[o["mask"]] = color + rng.normal(0, 5, (int(o["mask"].sum()), 1))
+        turn, wave = rng.uniform(0, np.pi), rng.uniform(5, 10)  # stripes of its own tell it from another of its colour
+        stripes = 14 * np.sin((xs * np.cos(turn) + ys * np.sin(turn)) * 2 * np.pi / wave)
+        rim = -35.0 * (distance_transform_edt(o["full"]) < 1.5)
+        paint = color + (stripes + rim + rng.normal(0, 5, (size, size)))[..., None]
+        pixels[o["full"]] = paint[o["full"]]
     query, kind, targets = toy_query(rng, objects)
     image = Image.fromarray((pixels + light).clip(0, 255).astype(np.uint8))
     return {"image": image, "objects": objects, "query": query, "kind": kind, "targets": targets}
+
+
+def comparisons(objects: list[dict]) -> list[tuple[str, str, int | None]]:
+    """The six requests that compare: (kind, query, index of the object that wins without doubt; None if none does).
+
+    Who wins must win by some pixels, and a size both as a whole and in what can be seen of it.
+    """
+    boxes = np.array([box_of(o["mask"]) for o in objects])
+    x, y = ((boxes[:, :2] + boxes[:, 2:]) / 2).T
+    radius = np.array([o["radius"] for o in objects])
+    seen = np.sqrt([float(o["mask"].sum()) for o in objects])
+    orders = {
+        ("size", "the largest shape"): [(-radius, 2.5), (-seen, 2.0)],
+        ("size", "the smallest shape"): [(radius, 2.5), (seen, 2.0)],
+        ("place", "the shape on the far left"): [(x, 8)],
+        ("place", "the shape on the far right"): [(-x, 8)],
+        ("place", "the shape at the top"): [(y, 8)],
+        ("place", "the shape at the bottom"): [(-y, 8)],
+    }
+    found = []
+    for (kind, query), measures in orders.items():
+        first = {int(np.argmin(values)) for values, _ in measures}
+        clear = len(objects) > 1 and all(np.diff(np.sort(v)[:2])[0] > margin for v, margin in measures)
+        found.append((kind, query, first.pop() if clear and len(first) == 1 else None))
+    return found
 
 
 def toy_query(rng: np.random.Generator, objects: list[dict]) -> tuple[str, str, list[int]]:
@@ -96,20 +154,9 @@ def toy_query(rng: np.random.Generator, objects: list[dict]) -> tuple[str, str, 
             options["all"].append((f"all {plural}", hits))
         elif len(hits) == 1 and word in IMPLICIT:
             options["implicit"].append((IMPLICIT[word], hits))
-    if len(objects) > 1:
-        orders = {
-            # x 4: radii must differ by 2 pixels, places by 8
-            ("size", "the largest shape"): [-o["radius"] * 4 for o in objects],
-            ("size", "the smallest shape"): [o["radius"] * 4 for o in objects],
-            ("place", "the shape on the far left"): [o["center"][0] for o in objects],
-            ("place", "the shape on the far right"): [-o["center"][0] for o in objects],
-            ("place", "the shape at the top"): [o["center"][1] for o in objects],
-            ("place", "the shape at the bottom"): [-o["center"][1] for o in objects],
-        }
-        for (kind, query), values in orders.items():
-            first, second = np.argsort(values)[:2]
-            if values[second] - values[first] > 8:
-                options[kind].append((query, [int(first)]))
+    for kind, query, winner in comparisons(objects):
+        if winner is not None:
+            options[kind].append((query, [winner]))
     kinds = [kind for kind, found in options.items() if found]
     weights = np.array([3.0 if kind == "all" else 1.0 for kind in kinds])
     kind = str(rng.choice(kinds, p=weights / weights.sum()))
