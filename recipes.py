@@ -348,10 +348,11 @@ def miniature(recipe: Recipe) -> Recipe:
         prompts_per_step=32 if align else 16,
         weight_decay=0.0,
         warmup_steps=20 if align else 0,
-        # LENS's joint stage goes gently: at 1.5e-4 its masks learned to take what stands out, whatever was asked for.
+        # LENS's joint stage goes gently: at 1.5e-4 its masks learned, in the miniature's first edition, to take what
+        # stands out, whatever was asked for.
         learning_rate=1e-3 if align else 5e-5 if joint else 1.5e-4,
-        # At a constant rate the last checkpoint is any of a swarm: gIoU differs by seven points between seeds, and
-        # genseg-g's "nothing fits" by ten between checkpoints (docs/results.md).
+        # At a constant rate the last checkpoint was any of a swarm there: gIoU differed by seven points between seeds,
+        # and genseg-g's "nothing fits" by ten between checkpoints (docs/results.md).
         schedule="cosine" if align else "constant" if joint else "linear",
         num_queries=16 if recipe.num_queries else 0,
         max_prompt=400,

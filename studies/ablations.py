@@ -38,6 +38,7 @@ RUNS = Path("runs/ablations")
 DOCS = ROOT / "docs"
 NOT_FIELDS = ("start", "prompts_mode")  # of an arm: what is no field of a recipe
 START_STEPS = 150  # of the stage before, where an arm has one
+EDITION = 2  # of the miniature (docs/miniature.md)
 
 # -------------------------------------------------------------------------------------------------------------- one run
 
@@ -259,14 +260,13 @@ def plot(name: str, study: Study, results: dict[str, list[dict]]) -> None:
     plt.close(figure)
 
 
-def section(name: str, study: Study, results: dict[str, list[dict]], commit: str) -> tuple[str, list[str]]:
-    """(verdict, lines) of a study's part of the page. commit: of the code that ran it."""
+def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -> tuple[str, list[str]]:
+    """(verdict, lines) of a study's part of the page. ran: which code ran it."""
     word, pairs = verdict(study, results)
     seeds = max(len(runs) for runs in results.values())
     lines = [f"## {name}", "", f"{study.place}: {study.claim}", ""]
     lines += [
-        f"`python -m studies.ablations {name} --seeds {seeds}`: recipe `{study.recipe}`, {study.steps} steps, "
-        f"commit {commit}.",
+        f"`python -m studies.ablations {name} --seeds {seeds}`: recipe `{study.recipe}`, {study.steps} steps, {ran}.",
         "",
     ]
     printed = f" | the paper's ({study.of})" if study.figures else ""
@@ -320,7 +320,8 @@ def page() -> str:
             missing.append(name)
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
-        word, lines = section(name, study, found["arms"], found["commit"])
+        first = "" if found.get("edition") == EDITION else ", **the miniature's first edition**"
+        word, lines = section(name, study, found["arms"], f"commit {found['commit']}{first}")
         verdicts.setdefault(word, []).append(f"[{name}](#{name})")
         sections += lines
     out = [
@@ -330,6 +331,8 @@ def page() -> str:
         "what agrees here shows that the mechanism works as described, not that its effect has the paper's size; what",
         "does not agree may need scale. Runs are paired by seed, a difference counts if its 95 % interval leaves",
         "out 0, and a claim is judged in the paper's whole order of arms. Held-out figures: 200 requests, greedy.",
+        "Some were run with the miniature's first edition, whose SAM2 took a box at its word and hardly looked at",
+        "points ([what changed](miniature.md)).",
         "",
         *(f"- {word}: {', '.join(names)}" for word, names in sorted(verdicts.items())),
     ]
@@ -352,7 +355,7 @@ def run(name: str, seeds: list[int], workers: int) -> None:
     ).stdout.strip()
     folder = DOCS / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"commit": commit, "code": code_version(), "arms": arms}
+    found = {"commit": commit, "edition": EDITION, "code": code_version(), "arms": arms}
     (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
     plot(name, study, arms)
 

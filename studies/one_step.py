@@ -32,7 +32,7 @@ def drawn(sample: data.Sample, boxes: dict[int, list[float]], scale: int = 6) ->
     picture = pictures.overlay(large, truth=truth, boxes=scale * np.array(list(boxes.values())))
     draw = ImageDraw.Draw(picture)
     for number, (_, y1, x2, _) in boxes.items():
-        place = (scale * x2 + 3, scale * y1)
+        place = (min(scale * x2 + 3, picture.width - 14), scale * y1)
         draw.text(place, str(number), "black", anchor="lm", stroke_width=2, stroke_fill="white", font_size=17)
     return picture
 
@@ -76,7 +76,7 @@ def main() -> None:
         "",
         "## 1. A picture and a request (`data.py`, `model.Policy.encode`)",
         "",
-        f"“{sample.query}”. The picture is {sample.width} × {sample.height}; the true box is {[round(v, 1) for v in sample.boxes[0].tolist()]}. The prompt "
+        f"“{sample.query}”. The picture is {sample.width} × {sample.height} (the policy sees it, and writes, at {recipe.image_size} × {recipe.image_size}); the true box is {[round(v, 1) for v in sample.boxes[0].tolist()]}. The prompt "
         f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The {len(boxes)} boxes written below, each with its completion's number, and the true outline:",
         "",
         "![the picture, with the boxes](one-step.png)",
@@ -85,7 +85,7 @@ def main() -> None:
         "",
         "Each is drawn by inverse CDF from its own seeded noise, parsed (`rewards.parse_answer`), taken to original pixels, and turned into a mask by SAM2",
         f"(`model.Segmenter.union`): one picture embedding, one batch of {len(boxes)} objects. `tiered` pays the mask's IoU (SAM-R1 §3.3): above 0.5, 0.7, 0.8 it is 2, 3, 4.",
-        "The miniature's SAM2 is rough: it takes what is meant to fill its box, so a box that fits loosely costs much of the mask, where the real SAM2 forgives it ([why](miniature.md)).",
+        "The miniature's SAM2 forgives a loose box, as the real one does; one that is moved by a third of its sides costs much of the mask ([a picture](miniature.md#sam2)).",
         "",
         "| | completion | mask IoU | " + " | ".join(parts[0][0]) + " | reward | advantage |",
         "|---|---|---|" + "---|" * (len(parts[0][0]) + 2),

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: MIT
 """What the miniature's SAM2 makes of boxes that are true, loose or moved, and of points with them.
 
-    python -m studies.sam2_prompts    # docs/sam2-prompts.jpg, and the mean IoU over 100 held-out pictures
+    python -m studies.sam2_prompts    # docs/sam2-prompts.jpg, and the mean IoU over 100 held-out pictures' objects
 
-One row per kind of points, one column per box; the object is the first of the test split's that lies below another.
+One row per kind of points, one column per box; the object is the first of the test split's of which more than 60 pixels
+are hidden.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ def main() -> None:
     measured = make.probe_sam2(net)
     for name, iou in measured.items():
         print(f"{name:42} {iou:.3f}")
-    scenes = (world.scene_of(3, i) for i in range(99))
+    scenes = (world.scene_of(world.TOY_SPLITS["test"][0], i) for i in range(99))
     scene, o = next((s, o) for s in scenes for o in s["objects"] if (o["mask"] != o["full"]).sum() > 60)
     mask = o["mask"]
     given = make.prompts_for(mask)

@@ -7,7 +7,6 @@ python -m studies.words runs/lens-toy/final      # or toy/qwen2_5_vl, before any
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -27,9 +26,10 @@ def words(folder: Path) -> str:
     Held-out pictures with two objects of different colour or shape. A pair counts as moved if the mask for "the A" has
     more IoU with A than with B, and the mask for "the B" more with B.
     """
-    trained = (folder / "recipe.json").exists()
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    recipe = load_recipe(folder) if trained else miniature(RECIPES["genseg" if kind == "qwen3_vl" else "drseg"])
+    if (folder / "recipe.json").exists():
+        recipe = load_recipe(folder)
+    else:
+        recipe = miniature(RECIPES["genseg" if folder.name == "qwen3_vl" else "drseg"])
     policy = models.load_policy(str(folder), image_size=recipe.image_size)
     segmenter = policy.segmenter or models.load_segmenter(recipe.segmenter)
     pairs = []

@@ -392,7 +392,7 @@ def test_lora(tmp_path, go, monkeypatch, dtype):
     folder, out, policy, rows = with_lora(tmp_path, go, monkeypatch, *more, "--max_steps", "2")
 
     # only the adapter learns; the rest is what it was, held in the compute dtype
-    start = models.load_policy("toy/qwen2_5_vl", image_size=112, dtype=kind)
+    start = models.load_policy("toy/qwen2_5_vl", image_size=168, dtype=kind)
     before, after = start.vlm.state_dict(), policy.vlm.state_dict()
     learned = {k: v for k, v in after.items() if "lora_" in k}
     base = {k.replace(".base_layer", ""): v for k, v in after.items() if k not in learned}

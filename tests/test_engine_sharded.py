@@ -59,7 +59,7 @@ def test_sharded_equals_whole(tmp_path):
     assert max((whole[k] - start[k]).abs().max() for k in start) > 1e-5
     for k in whole:
         torch.testing.assert_close(sharded[k], whole[k], rtol=1e-4, atol=1e-5, msg=k)
-    assert models.load_policy(str(tmp_path / "two" / "final"), image_size=112)  # as any folder
+    assert models.load_policy(str(tmp_path / "two" / "final"), image_size=168)  # as any folder
 
     # killed after the second step: taken up by two, and by one, it ends where it would have
     for processes in (2, 1):

@@ -233,7 +233,7 @@ def test_a_pickles_memo_does_not_grow_to_gigabytes(tmp_path):
 
 def test_a_request_is_text_and_no_token_of_the_template():
     """<|image_pad|> in a request asked for a second picture, <|im_end|> ended the user's turn."""
-    policy = models.load_policy("toy/qwen2_5_vl", image_size=112)
+    policy = models.load_policy("toy/qwen2_5_vl", image_size=168)
     picture = Image.new("RGB", (50, 40))
     special = set(policy.processor.tokenizer.all_special_ids) | set(policy.banned_ids)
 

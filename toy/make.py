@@ -2,27 +2,33 @@
 # SPDX-License-Identifier: MIT
 """The miniature: tiny networks, trained from nothing on drawn shapes, so that every recipe runs on a laptop's CPU.
 
-    python -m toy.make                # all three, into toy/ (some two hours on 2 cores)
+    python -m toy.make                # all three, into toy/ (some three hours of one core)
     python -m toy.make sam2           # or some of: sam2, qwen2_5_vl, qwen3_vl
 
     toy/sam2         SAM2 from the sam2 package's own classes, 128 x 128 input (segmenter.yaml there says how: keep it)
     toy/qwen2_5_vl   Qwen2.5-VL with a small tokenizer; it knows the answer format of every recipe
-    toy/qwen3_vl     Qwen3-VL of the same size, which writes 0-1000
+    toy/qwen3_vl     a Qwen3-VL of 2.1 M parameters, which writes 0-1000
 
 SAM2 learns as SAM did: from noisy boxes and points, then from a click where its mask errs.
 
 A policy learns in three stages. *See*: the vision tower alone is asked what each image token shows (`Sight`). That is
-what made the rest quick: taught by the words of answers alone, the same network saw badly after 3,000 steps. *Answer*:
-true answers in every recipe's format, and attention is told where to look (`lookups`): a name at the things of that
-name, a coordinate at the thing that it belongs to. *Bias*: a few steps of answers that are wrong in a way that
-reinforcement can measure and find (`answer_of`): moved boxes, a thing left out, "nothing fits" said too seldom.
+what made the rest quick: taught by the words of answers alone, a network of nearly this size saw badly after 2,600
+steps. *Answer*: true answers in every recipe's format, and attention is told where to look (`lookups`): a name at the
+things of that name, a coordinate at the thing that it belongs to. *Bias*: a few steps of answers that are wrong in a
+way that reinforcement can measure and find (`answer_of`): moved boxes, a thing left out, "nothing fits" said too
+seldom.
 
 `python -m studies.words toy/qwen2_5_vl` counts how often the masks follow the words.
+
+The shipped networks were made by these commands, but not in one go: sam2 with --resume from an older one; qwen2_5_vl as
+see=3000, answer=1200 (a coordinate's lookups alone), then with --resume answer=2400 and bias=300; qwen3_vl as see=2500,
+answer=2000, bias=300, each with --resume.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import time
 from pathlib import Path
@@ -52,6 +58,7 @@ SCHEMA_MIX = {
     "genseg-g": 0.16,
 }
 IMAGE_SIZE = {"qwen2_5_vl": 168, "qwen3_vl": 192}  # 6 x 6 image tokens
+SIDE = 6  # image tokens along a side
 GRID = {"pixels": 4, "thousand": 20}  # coordinates are written in such steps: 43 or 51 numbers to be learned, not 1,001
 SAM2_CONFIG = Path(__file__).resolve().parent / "sam2" / "segmenter.yaml"
 
@@ -74,6 +81,7 @@ SPECIAL = [
 ]
 
 
+@functools.cache
 def build_tokenizer():
     """Byte-level BPE on the miniature's own language; every number from 0 to 1000 is one token. Any other text still
     encodes."""
@@ -85,22 +93,8 @@ def build_tokenizer():
     # Tags, numbers and the words of requests are tokens of their own; the fixed phrases between them may merge into one
     # token each. That makes prompts and answers three times shorter than word by word, and everything here as much
     # faster.
-    names = "|".join(
-        [
-            *world.COLORS,
-            *world.SHAPES,
-            "the",
-            "all",
-            "thing",
-            "shapes?",
-            "largest",
-            "smallest",
-            "left",
-            "right",
-            "top",
-            "bottom",
-        ]
-    )
+    others = "the all thing shapes? largest smallest left right top bottom".split()
+    names = "|".join([*world.COLORS, *world.SHAPES, *others])
     content = rf"</?[a-z]+>|(?<![A-Za-z_0-9])[0-9]+| ?\b(?:{names})(?:es|s)?\b|\n"
     words = Regex(rf"{content}|(?:(?!{content}).)+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -128,7 +122,8 @@ def build_tokenizer():
 
 
 def build_policy(family: str) -> models.Policy:
-    """A tiny Qwen with random weights, through the same classes and processors as the real ones (1.8 M parameters)."""
+    """A tiny Qwen with random weights, through the same classes and processors as the real ones (1.8 M parameters; the
+    Qwen3-VL 2.1 M)."""
     import transformers as hf
 
     tokenizer = build_tokenizer()
@@ -224,7 +219,8 @@ def answer_of(
 
     biased: boxes and points are moved to the right and down by up to half of the object's sides, most often by 0.35,
     the box is up to 1.3 times as large, negative points lie anywhere in it; half of the answers that name several
-    objects leave one out, and two of five that should say "nothing fits" name something.
+    objects leave one out, and two of five that should say "nothing fits" name something. The thought stays the true
+    one, so that it may contradict the answer.
     """
     spec = rewards.SCHEMAS[schema]
     objects = [scene["objects"][i] for i in left_to_right(scene, scene["targets"])]
@@ -300,7 +296,8 @@ def lookups(lesson: Lesson, objects: list[dict], tokenizer) -> list[tuple[int, i
     words = [word.lstrip("Ġ") for word in tokenizer.convert_ids_to_tokens(lesson.asked + lesson.told)]
     words = [SINGULAR.get(word, word) for word in words]
     found = []
-    last = words.index("Ċ") - 1 if "Ċ" in words[: start - 4] else start  # of a request; templates end in one, too
+    # The end of the request's line; the last four tokens are the template's, which has newlines of its own.
+    last = words.index("Ċ") - 1 if "Ċ" in words[: start - 4] else start
     for i in range(min(last + 1, start)):
         if words[i] in world.COLORS:
             found.append((0, 0, i, [o for o in objects if o["color"] == words[i]]))
@@ -356,13 +353,13 @@ class Sight(torch.nn.Module):
         off = (box.argmax(-1) - meant).abs().float().mean().item()
         right = (shape.argmax(-1) == truth["shape"])[on].float().mean().item()
         won = ((wins[on] > 0) == (truth["wins"][on] > 0.5))[clear].float().mean().item()
-        return loss, f"colours and shapes {right:.3f}, boxes off by {off:.2f} steps, comparisons {won:.3f}"
+        return loss, f"shapes {right:.3f}, boxes off by {off:.2f} steps, comparisons {won:.3f}"
 
 
-def seen_truth(scene: dict, frame: tuple[int, int], step: int, cells: int = 6) -> dict[str, torch.Tensor]:
+def seen_truth(scene: dict, frame: tuple[int, int], step: int) -> dict[str, torch.Tensor]:
     """Of each image token, (36,): colour and shape (0: none); (36, 4) box; (36, 6) comparisons won, and clear."""
     objects = scene["objects"]
-    shares = np.stack([coverage([o], cells**2) for o in objects])
+    shares = np.stack([coverage([o], SIDE**2) for o in objects])
     owner = shares.argmax(0)
     none = shares.max(0) < 0.15
     colors, shapes = list(world.COLORS), list(world.SHAPES)
@@ -375,7 +372,7 @@ def seen_truth(scene: dict, frame: tuple[int, int], step: int, cells: int = 6) -
         "shape": torch.tensor(np.where(none, 0, named("shape", shapes)[owner])),
         "box": torch.tensor(boxes[owner]),
         "wins": torch.tensor(wins[owner], dtype=torch.float32),
-        "clear": torch.tensor([winner is not None for winner in winners]).expand(cells**2, 6),
+        "clear": torch.tensor([winner is not None for winner in winners]).expand(SIDE**2, 6),
     }
 
 
@@ -394,7 +391,7 @@ def train_sight(policy: models.Policy, family: str, steps: int, batch: int, lr: 
         inputs = policy.encode([scenes[i]["image"] for i in chosen], [""] * batch).inputs
         seen = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
         truth = {k: torch.stack([truths[i][k] for i in chosen]) for k in truths[0]}
-        loss, told = sight(seen.view(batch, 36, -1), truth)
+        loss, told = sight(seen.view(batch, SIDE**2, -1), truth)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(visual.parameters(), 1.0)
@@ -462,8 +459,7 @@ def train_answers(
     biased: bool,
 ) -> None:
     """Supervised: next-token loss, and attention told where to look, through Policy.forward and the same packing as
-    GRPO's update. pictures: per step, each with one or two lessons in seeing and four answers."""
-    device = policy.device
+    GRPO's update. pictures: per step, each with five lessons: up to two in seeing (none where biased), else answers."""
     rng = np.random.default_rng(2 if biased else 1)
     schemas = tuple(SCHEMA_MIX)
     odds = np.array(list(SCHEMA_MIX.values()))
@@ -471,13 +467,13 @@ def train_answers(
     tokenizer = policy.processor.tokenizer
     frame = data.model_frame(family, (IMAGE_SIZE[family],) * 2)
     grid = GRID[space]
-    sight = Sight(policy.vlm.config.text_config.hidden_size, int(frame[0] // grid) + 1).to(device)
+    sight = Sight(policy.vlm.config.text_config.hidden_size, int(frame[0] // grid) + 1)
     learning = [*policy.parameters(), *sight.parameters()]
     optimizer = torch.optim.AdamW(learning, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
     kept = watch_attention(policy)
     seen = []
-    policy.vlm.model.visual.register_forward_hook(lambda module, given, found: seen.append(found.pooler_output))
+    hook = policy.vlm.model.visual.register_forward_hook(lambda module, given, found: seen.append(found.pooler_output))
 
     def lesson(question: str, answer: str, meant: list[dict]) -> Lesson:
         asked = tokenizer(question + "<|im_end|>\n<|im_start|>assistant\n").input_ids
@@ -508,11 +504,10 @@ def train_answers(
         prompts.inputs |= {k: prompts.inputs[k][..., :cut] for k in ("input_ids", "attention_mask", "position_ids")}
         rows = policy.pack(
             prompts,
-            [(i, [torch.tensor(x.asked + x.told, device=device) for x in its]) for i, its in enumerate(lessons)],
+            [(i, [torch.tensor(x.asked + x.told) for x in its]) for i, its in enumerate(lessons)],
         )
         answered = torch.tensor(
-            [flag for its in lessons for x in its for flag in [False] * len(x.asked) + [True] * len(x.told)],
-            device=device,
+            [flag for its in lessons for x in its for flag in [False] * len(x.asked) + [True] * len(x.told)]
         )
         rows.source = rows.source[answered]
         rows.target = rows.target[answered]
@@ -523,10 +518,9 @@ def train_answers(
             wanted = where_to_look(policy, rows, chosen, lessons, cut)
             truth = [seen_truth(s, frame, grid) for s in chosen]
             truth = {k: torch.stack([t[k] for t in truth]) for k in truth[0]}
-            told, _ = sight(seen[0].view(pictures, 36, -1), truth)
-            loss = (
-                loss + 0.1 * attention_loss(kept, rows, wanted) + 0.1 * told
-            )  # hints: the words' loss stays the larger
+            sight_loss, _ = sight(seen[0].view(pictures, SIDE**2, -1), truth)
+            # hints: the words' loss stays the larger
+            loss = loss + 0.1 * attention_loss(kept, rows, wanted) + 0.1 * sight_loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -538,6 +532,7 @@ def train_answers(
         if (step + 1) % 300 == 0 or step + 1 == steps:
             save_policy(policy, out)
             tqdm.write(f"{family} step {step + 1}: loss {np.mean(log[-100:]):.4f}; {probe(policy, family)}")
+    hook.remove()
 
 
 def save_policy(policy: models.Policy, out: Path) -> None:
@@ -548,7 +543,8 @@ def save_policy(policy: models.Policy, out: Path) -> None:
 
 
 def train_policy(family: str, out: Path, stages: dict[str, int], lr: float, scenes: int, resume: bool) -> None:
-    """The stages in order, each with its steps: "see", "answer", "bias". With `resume` from the weights in `out`."""
+    """The stages in order, each with its steps: "see", "answer", "bias". With `resume` from the weights in `out`, on
+    other pictures."""
     torch.manual_seed(0)
     drawn = [world.toy_scene(101 if resume else 100, i) for i in tqdm(range(scenes), desc="scenes", mininterval=5)]
     size = IMAGE_SIZE[family]
@@ -597,8 +593,9 @@ def coverage(objects: list[dict], cells: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def probe(policy: models.Policy, family: str, schema: str = "genseg", n: int = 160) -> str:
+def probe(policy: models.Policy, family: str) -> str:
     """Greedy box IoU on held-out pictures (1 for a right "nothing fits") per kind of request, and one of the texts."""
+    schema, n = "genseg", 160
     picked = [world.toy_scene(2, i) for i in range(n)]
     texts = []
     for at in range(0, n, 32):
@@ -632,13 +629,13 @@ def probe(policy: models.Policy, family: str, schema: str = "genseg", n: int = 1
 def sam2_prompts(rng: np.random.Generator, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What SAM2 is given for N objects, masks (N, H, W), in pixels: boxes (N, 4), points (N, k, 2), labels (N, k).
 
-    As SAM's authors trained theirs: a box with noise of a tenth of its sides, at most a fifth of the picture; points on
-    the object, and some beside it. Which kinds come is the same for all N, so that nothing is padded.
+    Much as SAM's authors trained theirs: a box with noise of a tenth of its sides; points on the object, and some
+    beside it. Which kinds come is the same for all N, so that nothing is padded.
     """
     size = masks.shape[-1]
     boxes = np.stack([data.box_of(m) for m in masks])
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    boxes = (boxes + (rng.normal(0, 0.1, boxes.shape) * sides).clip(-size / 5, size / 5)).clip(0, size)
+    boxes = (boxes + rng.normal(0, 0.1, boxes.shape) * sides).clip(0, size)
     on, beside = [(0, 0), (0, 0), (1, 0), (1, 0), (2, 0), (2, 2)][rng.integers(6)]
     points = np.zeros((len(masks), on + beside, 2))
     for i, mask in enumerate(masks):
@@ -654,7 +651,7 @@ def sam2_prompts(rng: np.random.Generator, masks: np.ndarray) -> tuple[np.ndarra
 
 def corrective_clicks(found: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where (N, H, W) masks err most: points (N, 1, 2), the middle of the widest error, and labels (N, 1): 1 where
-    something is missing, 0 where something is too much."""
+    something is missing, 0 where something is too much. Where nothing errs, the middle of the object."""
     points = np.zeros((len(masks), 1, 2))
     labels = np.zeros((len(masks), 1), dtype=np.int32)
     for i, (got, mask) in enumerate(zip(found, masks, strict=True)):
@@ -693,7 +690,7 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
         emb = net.embed([s["image"] for s in chosen])
         index = torch.arange(len(objects), device=device) // 2
         loss = torch.zeros((), device=device)
-        for _ in range(2):
+        for again in (False, True):
             tokens = net.prompt_tokens(unit(boxes), unit(points), torch.tensor(labels, device=device))
             logits, ious = net.decode(emb, index, tokens)
             logits = F.interpolate(logits, (112, 112), mode="bilinear")
@@ -704,6 +701,8 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
             # all proposals learn a little, the best one most: no head dies
             loss = loss + each[:, 0].mean() + each[:, 1:].min(-1).values.mean() + 0.1 * each[:, 1:].mean()
             loss = loss + F.l1_loss(ious, real)
+            if again:
+                break
             best = hit[torch.arange(len(objects)), 1 + real[:, 1:].argmax(-1)].cpu().numpy()
             clicks, signs = corrective_clicks(best, masks)
             points, labels = np.concatenate([points, clicks], 1), np.concatenate([labels, signs], 1)
@@ -769,24 +768,26 @@ def probe_sam2(net: models.Segmenter, scenes: int = 100) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["sam2", "qwen2_5_vl"], help="sam2, qwen2_5_vl, qwen3_vl")
+    parser.add_argument("what", nargs="*", default=["sam2", *IMAGE_SIZE], help="sam2, qwen2_5_vl, qwen3_vl")
     parser.add_argument("--out", default="toy")
     parser.add_argument("--steps", type=int, default=6000, help="of sam2")
-    parser.add_argument("--stages", default="see=1500,answer=4000,bias=300", help="of a policy, and their steps")
+    parser.add_argument("--stages", default="see=3000,answer=3600,bias=300", help="of a policy, and their steps")
     parser.add_argument("--scenes", type=int, default=12000, help="different pictures (sam2: at most 4000)")
     parser.add_argument("--lr", type=float, default=0, help="0: sam2 5e-4, a policy 1e-3")
     parser.add_argument("--resume", action="store_true", help="go on from the weights in --out, with a fresh schedule")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cpu", help="of sam2; a policy is taught on the CPU")
     args = parser.parse_args()
     if unknown := set(args.what) - {"sam2", *IMAGE_SIZE}:
         parser.error(f"no network is called {', '.join(sorted(unknown))}")
+    stages = {name: int(steps) for name, steps in (part.split("=") for part in args.stages.split(","))}
+    if unknown := set(stages) - {"see", "answer", "bias"}:
+        parser.error(f"no stage is called {', '.join(sorted(unknown))}")
     for what in args.what:
         start = time.time()
         out = Path(args.out, what)
         if what == "sam2":
             train_sam2(out, args.steps, 32, args.lr or 5e-4, min(args.scenes, 4000), args.device, args.resume)
         else:
-            stages = {name: int(steps) for name, steps in (part.split("=") for part in args.stages.split(","))}
             train_policy(what, out, stages, args.lr or 1e-3, args.scenes, args.resume)
         print(f"{what}: {time.time() - start:.0f} s")
 
