@@ -104,7 +104,7 @@ def main() -> None:
         shot = io.BytesIO()
         figure.savefig(shot, dpi=80)
         plt.close(figure)
-        frames.append(Image.open(shot).convert("P", palette=Image.Palette.ADAPTIVE, colors=128))
+        frames.append(Image.open(shot).convert("RGB").quantize(256, dither=Image.Dither.NONE))
     pauses = [1500, *[450] * (len(frames) - 2), 3000]  # milliseconds
     frames[0].save(DOCS / "training.gif", save_all=True, append_images=frames[1:], duration=pauses, loop=0)
 
