@@ -22,7 +22,7 @@ seldom.
 
 The shipped networks were made by these commands, but not in one go: sam2 with --resume from an older one; qwen2_5_vl as
 see=3000, answer=1200 (a coordinate's lookups alone), then with --resume answer=2400 and bias=300; qwen3_vl as see=2500,
-answer=2000, bias=300, each with --resume.
+answer=2000, bias=300, each with --resume. made.txt has what they printed.
 """
 
 from __future__ import annotations
