@@ -287,6 +287,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (tmp_path / "whole", cut)
     ]
+    # The sampler's rounding, which nothing is trained on: the first step of a process may differ in its last digit.
+    gaps = [[r.pop("gap") for r in part] for part in rows]
+    assert gaps[0] == pytest.approx(gaps[1], abs=1e-8) and max(gaps[0]) < 1e-5
     assert [[(k, v) for k, v in r.items() if not k.startswith(timing)] for r in rows[0]] == [
         [(k, v) for k, v in r.items() if not k.startswith(timing)] for r in rows[1]
     ]
