@@ -292,7 +292,7 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
         if [run["curve"] for run in one] == [run["curve"] for run in other]
     ]
     told = [f"**{word}.** {study.remark}".strip()]
-    if same:
+    if same and not any("prompts_mode" in changes for changes in study.arms.values()):  # there, they are meant to be
         told.append(f"The runs of {'; '.join(same)} are the same to the last digit.")
     if word == "Undecided":
         widest = max(pair.high - pair.low for pair in pairs) / 2
