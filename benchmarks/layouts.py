@@ -666,8 +666,10 @@ def _dictionary_bytes(file: Path, row_group: int, chunk) -> int:
     unfolded = 0
     for batch in opened.iter_batches(2**16, [row_group], [chunk.path_in_schema]):
         values = batch.column(0)
-        while not pyarrow.types.is_dictionary(values.type):  # in a struct or a list
+        while pyarrow.types.is_nested(values.type):
             values = values.field(0) if pyarrow.types.is_struct(values.type) else values.flatten()
+        if not pyarrow.types.is_dictionary(values.type):  # no text, no bytes: nothing that could be long
+            return 0
         lengths = pyarrow.compute.binary_length(values.dictionary)
         unfolded += pyarrow.compute.sum(lengths.take(values.indices)).as_py() or 0
     return unfolded

@@ -222,8 +222,10 @@ def test_a_pickles_memo_does_not_grow_to_gigabytes(tmp_path):
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrlimit(resource.RLIMIT_AS)
     (tmp_path / "refs.p").write_bytes(b"\x80\x02]r\x00\x00\x00\x20.")
-    with pytest.raises(data.BadData, match="asks for far more memory than its 9 bytes"):
-        layouts._read(tmp_path / "refs.p")
+    try:
+        assert layouts._read(tmp_path / "refs.p") == []  # newer Pythons make no such room
+    except data.BadData as error:
+        assert "asks for far more memory than its 9 bytes" in str(error)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrlimit(resource.RLIMIT_AS)
     assert after[0] - before[0] < 2**20 and after[1] == before[1]  # kB: not a GiB more
 
