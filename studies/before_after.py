@@ -6,32 +6,31 @@
     python -m studies.before_after runs/drseg-film --film     # docs/training.gif, a frame per checkpoint-N
 
 The requests are chosen by rule: of the test split, the first of each kind that Dr. Seg can answer, and the second
-"all". What the mask leaves out is drawn pale. A black line is the written box, a dotted one the true outline, a +
-the written point.
+"all". What the mask leaves out is pale, what it takes in wrongly is hatched; a legend says the rest.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import re
 import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib import patheffects
+from matplotlib import lines, patches, patheffects
 from PIL import Image
 
 import data
 import model as models
+from engine import checkpoint
 from evaluate import Prediction, predict
 from recipes import RECIPES, Recipe, miniature, usable
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 KINDS = ("one", "all", "all", "size", "place", "implicit")
-HALO = [patheffects.withStroke(linewidth=3.5, foreground="white")]
+HALO = [patheffects.withStroke(linewidth=3, foreground="white")]  # of points
 
 
 def by_rule(recipe: Recipe) -> data.Samples:
@@ -50,37 +49,59 @@ def answers(folder: str | Path, samples: data.Samples, recipe: Recipe) -> list[P
     return predict(policy, models.load_segmenter(recipe.segmenter), samples, recipe, range(len(samples)))
 
 
-def draw(axis, sample: data.Sample, p: Prediction) -> float:
-    """One answer; returns the IoU of its mask."""
-    pixels = np.asarray(sample.image).astype(float)
-    pixels[~p.mask] = 0.3 * pixels[~p.mask] + 0.7 * 255
-    axis.imshow(pixels.astype(np.uint8), extent=(0, sample.width, sample.height, 0))
-    outline = axis.contour(
-        np.arange(sample.width) + 0.5, np.arange(sample.height) + 0.5, sample.mask, [0.5], colors="black"
-    )
-    outline.set(linestyle=":", linewidth=1.2)
-    for o in p.answer.instances:
+def draw(axis, image: Image.Image, truth: np.ndarray, mask: np.ndarray, objects: list) -> float:
+    """The mask that SAM2 made of `objects` (with box, points, negative_points, in pixels) on a picture, beside the
+    true one, both (H, W) bool; returns their IoU. The boxes after the first are dashed."""
+    h, w = truth.shape
+    pixels = np.asarray(image).astype(float)
+    pixels[~mask] = 0.3 * pixels[~mask] + 0.7 * 255
+    axis.imshow(pixels.astype(np.uint8), extent=(0, w, h, 0))
+    at = np.arange(w) + 0.5, np.arange(h) + 0.5
+    axis.contour(*at, truth, [0.5], colors="black", linestyles=":", linewidths=1.2)
+    if (mask & ~truth).any():
+        axis.contourf(*at, mask & ~truth, [0.5, 1.5], colors="none", hatches=["/////"])
+    for i, o in enumerate(objects):
         x1, y1, x2, y2 = o.box
-        axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="black", linewidth=1.5, path_effects=HALO)
-        for x, y in o.points:
-            axis.plot(x, y, "k+", markersize=7, path_effects=HALO)
-    axis.set(xlim=(0, sample.width), ylim=(sample.height, 0), xticks=[], yticks=[])
-    return models.mask_iou(*(torch.as_tensor(m) for m in (p.mask, sample.mask)))
+        axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], "-" if i == 0 else "--", color="black", linewidth=1.3)
+        for points, mark in ((o.points, "k+"), (o.negative_points, "kx")):
+            for x, y in points:
+                axis.plot(x, y, mark, markersize=7, path_effects=HALO)
+    axis.set(xlim=(-2, w + 2), ylim=(h + 2, -2), xticks=[], yticks=[])
+    axis.spines[:].set_color("lightgray")
+    return models.mask_iou(torch.as_tensor(mask), torch.as_tensor(truth))
+
+
+def legend(figure) -> None:
+    """What draw()'s marks mean, under the pictures."""
+    line = lambda style, label: lines.Line2D([], [], color="black", linestyle=style, label=label)  # noqa: E731
+    marks = [
+        patches.Patch(facecolor="seagreen", label="in the mask"),
+        patches.Patch(facecolor="#cfe3d8", label="left out"),
+        patches.Patch(facecolor="white", hatch="/////", label="in the mask, wrongly"),
+        line(":", "true outline"),
+        line("-", "written box (the second: dashed)"),
+        lines.Line2D([], [], color="black", marker="+", linestyle="", label="written point"),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False)
 
 
 def sheet(rows: dict[str, list[Prediction]], samples: data.Samples):
     """A figure with a row of answers per name."""
     n = len(samples)
     figure, axes = plt.subplots(
-        len(rows), n, figsize=(1.9 * n, 2.15 * len(rows) + 0.5), constrained_layout=True, squeeze=False
+        len(rows), n, figsize=(1.9 * n, 2.15 * len(rows) + 0.7), constrained_layout=True, squeeze=False
     )
     for row, (name, found) in zip(axes, rows.items(), strict=True):
-        ious = [draw(axis, s, p) for axis, s, p in zip(row, samples, found, strict=True)]
+        ious = [
+            draw(axis, s.image, s.mask, p.mask, p.answer.instances)
+            for axis, s, p in zip(row, samples, found, strict=True)
+        ]
         for axis, iou in zip(row, ious, strict=True):
             axis.set_xlabel(f"IoU {iou:.2f}", fontsize=10)
         row[0].set_ylabel(f"{name}\nmean IoU {np.mean(ious):.2f}", fontsize=11)
     for axis, sample in zip(axes[0], samples, strict=True):
         axis.set_title("\n".join(textwrap.wrap(f"“{sample.query}”", 19)), fontsize=10)
+    legend(figure)
     return figure
 
 
@@ -97,9 +118,9 @@ def main() -> None:
         rows = {name: answers(folder, samples, recipe) for name, folder in folders.items()}
         sheet(rows, samples).savefig(DOCS / "before-after.jpg", dpi=110, pil_kwargs={"quality": 88})
         return
-    folders = {int(re.search(r"\d+$", f.name)[0]): f for f in args.run.glob("checkpoint-*")} | {0: recipe.model}
     frames = []
-    for step, folder in sorted(folders.items()):
+    for folder in [recipe.model, *checkpoint.all_of(args.run)]:
+        step = 0 if folder == recipe.model else int(folder.name.removeprefix("checkpoint-"))
         figure = sheet({f"step {step}": answers(folder, samples, recipe)}, samples)
         shot = io.BytesIO()
         figure.savefig(shot, dpi=80)

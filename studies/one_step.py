@@ -8,16 +8,16 @@ python -m studies.one_step
 import dataclasses
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image, ImageDraw
+from matplotlib import patheffects
 
 import data
 import grpo
 import rewards
 import train
-from benchmarks import pictures
 from engine.run import build, full_copy
 from evaluate import to_answer
 from recipes import RECIPES, miniature, usable
@@ -25,16 +25,23 @@ from recipes import RECIPES, miniature, usable
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def drawn(sample: data.Sample, boxes: dict[int, list[float]], scale: int = 6) -> Image.Image:
-    """The picture, enlarged, with the true outline and the boxes, each one's number beside its upper right corner."""
-    large = sample.image.resize((sample.width * scale, sample.height * scale), Image.Resampling.NEAREST)
-    truth = np.kron(sample.mask, np.ones((scale, scale), dtype=bool))
-    picture = pictures.overlay(large, truth=truth, boxes=scale * np.array(list(boxes.values())))
-    draw = ImageDraw.Draw(picture)
-    for number, (_, y1, x2, _) in boxes.items():
-        place = (min(scale * x2 + 3, picture.width - 14), scale * y1)
-        draw.text(place, str(number), "black", anchor="lm", stroke_width=2, stroke_fill="white", font_size=17)
-    return picture
+def drawn(sample: data.Sample, boxes: dict[int, np.ndarray], rewards_of: dict[int, float]) -> None:
+    """docs/one-step.png: the picture, pale, the true outline dotted, and each box with its number, the redder the
+    fewer points its completion earned, the greener the more."""
+    figure, axis = plt.subplots(figsize=(6, 6), constrained_layout=True)
+    w, h = sample.width, sample.height
+    axis.imshow(0.5 + 0.5 * np.asarray(sample.image) / 255, extent=(0, w, h, 0))
+    axis.contour(np.arange(w) + 0.5, np.arange(h) + 0.5, sample.mask, [0.5], colors="black", linestyles=":")
+    color_of = plt.get_cmap("RdYlGn")
+    most = max(rewards_of.values())
+    for number, (x1, y1, x2, y2) in boxes.items():
+        color = color_of(0.1 + 0.85 * rewards_of[number] / most)
+        dark = [patheffects.withStroke(linewidth=3.5, foreground="black")]
+        axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, linewidth=2, path_effects=dark)
+        axis.text(x2, y1, f"{number}: {rewards_of[number]:g}", ha="right", va="bottom", fontweight="bold")
+    axis.set(xlim=(-2, w + 2), ylim=(h + 2, -4), xticks=[], yticks=[])
+    figure.savefig(DOCS / "one-step.png", dpi=90)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -66,7 +73,7 @@ def main() -> None:
         for t in texts
     ]
     boxes = {g: o.box for g, a in enumerate(answers, 1) for o in a.instances}
-    drawn(sample, boxes).save(DOCS / "one-step.png")
+    drawn(sample, boxes, {g: reward[0, g - 1].item() for g in boxes})
     L = S + sum(lengths)
     out = [
         "# One training step, with its numbers",
@@ -76,8 +83,8 @@ def main() -> None:
         "",
         "## 1. A picture and a request (`data.py`, `model.Policy.encode`)",
         "",
-        f"“{sample.query}”. The picture is {sample.width} × {sample.height} (the policy sees it, and writes, at {recipe.image_size} × {recipe.image_size}); the true box is {[round(v, 1) for v in sample.boxes[0].tolist()]}. The prompt "
-        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The {len(boxes)} boxes written below, each with its completion's number, and the true outline:",
+        f"“{sample.query}”. The picture is {sample.width} × {sample.height}; the policy sees it, and writes, at {recipe.image_size} × {recipe.image_size}, where the true box is {[round(v * recipe.image_size / sample.width) for v in sample.boxes[0].tolist()]}. The prompt "
+        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The {len(boxes)} boxes written below, each with its completion's number and reward, and, dotted, the true outline:",
         "",
         "![the picture, with the boxes](one-step.png)",
         "",

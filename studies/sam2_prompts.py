@@ -11,10 +11,9 @@ are hidden.
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
-import torch
 
 import model as models
+from studies.before_after import draw
 from toy import make, world
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -33,18 +32,8 @@ def main() -> None:
     figure, axes = plt.subplots(3, columns, figsize=(1.75 * columns, 6.6), constrained_layout=True)
     found = net.union(net.embed([scene["image"]]), [0] * len(given), [[one] for one in given.values()])
     for axis, (name, one), got in zip(axes.T.flat, given.items(), found, strict=True):
-        pixels = np.asarray(scene["image"]).astype(float)
-        pixels[~got.numpy()] = 0.3 * pixels[~got.numpy()] + 0.7 * 255
-        axis.imshow(pixels.astype(np.uint8), extent=(0, 112, 112, 0))
-        outline = axis.contour(np.arange(112) + 0.5, np.arange(112) + 0.5, mask, [0.5], colors="black")
-        outline.set(linestyle=":", linewidth=1.2)
-        x1, y1, x2, y2 = one.box
-        axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="black", linewidth=1.5)
-        for points, mark in ((one.points, "k+"), (one.negative_points, "kx")):
-            for x, y in points:
-                axis.plot(x, y, mark, markersize=7)
-        axis.set(xlim=(0, 112), ylim=(112, 0), xticks=[], yticks=[])
-        axis.set_xlabel(f"{models.mask_iou(got, torch.tensor(mask)):.2f}; on average {measured[name]:.2f}", fontsize=9)
+        iou = draw(axis, scene["image"], mask, got.numpy(), [one])
+        axis.set_xlabel(f"IoU {iou:.2f}; on average {measured[name]:.2f}", fontsize=8)
         if axis in axes[0]:
             axis.set_title(name, fontsize=10)
     for axis, name in zip(axes[:, 0], ("box alone", "+ two points on it", "+ two beside it"), strict=True):
