@@ -47,7 +47,7 @@ def test_who_wins_a_comparison_wins_clearly():
     """By hand: the smaller by a hair is no winner, and what is mostly hidden is not the largest."""
 
     def thing(x, y, radius, hide=0):
-        full = world.draw_shape("circle", (x, y), radius, 112)
+        full = world.draw_shape("circle", (x, y), radius)
         mask = full.copy()
         mask[:, : int(x - radius) + hide] = False
         return {"center": np.array([x, y]), "radius": radius, "full": full, "mask": mask}

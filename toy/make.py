@@ -105,11 +105,11 @@ def build_tokenizer():
     rng = np.random.default_rng(0)
     for i in range(1500):
         scene = world.toy_scene(9, i)
-        corpus += [DESCRIBE, describe(scene, (112, 112), 1)]
-        corpus += [text for asked, told, _ in locate(scene, (112, 112), 1) for text in (asked, told)]
+        corpus += [DESCRIBE, describe(scene, (world.SIDE, world.SIDE), 1)]
+        corpus += [text for asked, told, _ in locate(scene, (world.SIDE, world.SIDE), 1) for text in (asked, told)]
         for schema in SCHEMA_MIX:
             corpus += [data.build_prompt(scene["query"], schema, space) for space in ("pixels", "thousand")]
-            if (answer := answer_of(scene, schema, (112, 112), 1, rng)) is not None:
+            if (answer := answer_of(scene, schema, (world.SIDE, world.SIDE), 1, rng)) is not None:
                 corpus.append(answer)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -217,8 +217,8 @@ def answer_of(
 ) -> str | None:
     """A completion for the scene in `frame`; None if the schema cannot say it.
 
-    biased: boxes and points are moved to the right and down by up to half of the object's sides, most often by 0.35,
-    the box is up to 1.3 times as large, negative points lie anywhere in it; half of the answers that name several
+    biased: boxes and points are moved to the right and down by up to 0.4 of the object's sides, most often by 0.28,
+    the box is up to 1.3 times as large, negative points lie anywhere in it; four of five answers that name several
     objects leave one out, and two of five that should say "nothing fits" name something. The thought stays the true
     one, so that it may contradict the answer.
     """
@@ -226,7 +226,7 @@ def answer_of(
     objects = [scene["objects"][i] for i in left_to_right(scene, scene["targets"])]
     if (len(objects) > 1 and not spec.many) or (not objects and not spec.no_target):
         return None
-    if biased and len(objects) > 1 and rng.random() < 0.5:
+    if biased and len(objects) > 1 and rng.random() < 0.8:
         del objects[rng.integers(len(objects))]
     if biased and not objects and rng.random() < 0.4:
         objects = [scene["objects"][rng.integers(len(scene["objects"]))]]
@@ -239,7 +239,7 @@ def answer_of(
             return None
         if biased:
             sides = box[2:] - box[:2]
-            moved = rng.triangular(0, 0.35, 0.5) * sides
+            moved = rng.triangular(0, 0.28, 0.4) * sides
             looser = np.concatenate([-sides, sides]) * rng.uniform(0, 0.15)
             box, points = box + np.tile(moved, 2) + looser, points + moved
             negatives = rng.uniform(box[:2], box[2:], negatives.shape)
@@ -680,7 +680,7 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / 50, 0.05 + 2 * (1 - s / steps)))
     bar = tqdm(range(steps), desc="sam2", mininterval=5)
     log = []
-    unit = lambda a: torch.tensor(a / 112, dtype=torch.float32, device=device)  # noqa: E731
+    unit = lambda a: torch.tensor(a / world.SIDE, dtype=torch.float32, device=device)  # noqa: E731
     for step in bar:
         chosen = [scenes_drawn[i] for i in rng.integers(len(scenes_drawn), size=batch // 2)]
         objects = [o for s in chosen for o in rng.permutation(np.array(s["objects"], dtype=object))[:2]]
@@ -693,7 +693,7 @@ def train_sam2(out: Path, steps: int, batch: int, lr: float, scenes: int, device
         for again in (False, True):
             tokens = net.prompt_tokens(unit(boxes), unit(points), torch.tensor(labels, device=device))
             logits, ious = net.decode(emb, index, tokens)
-            logits = F.interpolate(logits, (112, 112), mode="bilinear")
+            logits = F.interpolate(logits, (world.SIDE, world.SIDE), mode="bilinear")
             each = models.mask_loss(logits.flatten(0, 1), truth[:, 0].repeat_interleave(4, 0)).view(len(objects), 4)
             with torch.no_grad():
                 hit = logits > 0

@@ -18,6 +18,7 @@ from scipy.ndimage import distance_transform_edt, label
 
 from data import BadData, Sample, Wanted, box_of, encode_rle
 
+SIDE = 112  # pixels of a picture, each way
 COLORS = {
     "red": (214, 50, 44),
     "green": (52, 158, 70),
@@ -40,9 +41,9 @@ IMPLICIT = {  # requests that name neither colour nor shape
 TOY_SPLITS = {"train": (1, 2000), "val": (2, 200), "test": (3, 500)}  # split -> (seed, number of scenes)
 
 
-def draw_shape(shape: str, center: tuple[float, float], radius: float, size: int) -> np.ndarray:
-    """(size, size) bool mask of a shape that fills the square center +- radius."""
-    ys, xs = np.mgrid[:size, :size] + 0.5
+def draw_shape(shape: str, center: tuple[float, float], radius: float) -> np.ndarray:
+    """(SIDE, SIDE) bool mask of a shape that fills the square center +- radius."""
+    ys, xs = np.mgrid[:SIDE, :SIDE] + 0.5
     x, y = (xs - center[0]) / radius, (ys - center[1]) / radius
     if shape == "circle":
         return x**2 + y**2 <= 1
@@ -53,14 +54,14 @@ def draw_shape(shape: str, center: tuple[float, float], radius: float, size: int
     return (np.maximum(np.abs(x), np.abs(y)) <= 1) & (np.minimum(np.abs(x), np.abs(y)) <= 0.38)
 
 
-def place_shape(rng: np.random.Generator, objects: list[dict], size: int) -> dict | None:
+def place_shape(rng: np.random.Generator, objects: list[dict]) -> dict | None:
     """A random shape for a scene that has `objects`, three in four against or over one of them; None without room.
 
     It hides what lies below it: their masks shrink.
     """
     for _try in range(20):
         look = {"shape": str(rng.choice(SHAPES)), "color": str(rng.choice(list(COLORS)))}
-        r = rng.uniform(0.1, 0.2) * size
+        r = rng.uniform(0.1, 0.2) * SIDE
         if objects and rng.random() < 0.75:
             near = objects[rng.integers(len(objects))]
             if rng.random() < 1 / 3:
@@ -69,10 +70,10 @@ def place_shape(rng: np.random.Generator, objects: list[dict], size: int) -> dic
             far = (r + near["radius"]) * rng.uniform(0.75, 1.1)
             c = near["center"] + far * np.array([np.cos(angle), np.sin(angle)])
         else:
-            c = rng.uniform(r + 1, size - r - 1, 2)
-        if not ((c > r + 1) & (c < size - r - 1)).all():
+            c = rng.uniform(r + 1, SIDE - r - 1, 2)
+        if not ((c > r + 1) & (c < SIDE - r - 1)).all():
             continue
-        full = draw_shape(look["shape"], c, r, size)
+        full = draw_shape(look["shape"], c, r)
         parts = [o["mask"] & ~full for o in objects]  # what is left to see of what lies below
         whole = all(p.sum() >= 0.6 * o["full"].sum() and label(p)[1] == 1 for p, o in zip(parts, objects, strict=True))
         if whole:
@@ -82,7 +83,7 @@ def place_shape(rng: np.random.Generator, objects: list[dict], size: int) -> dic
     return None
 
 
-def toy_scene(seed: int, index: int, size: int = 112) -> dict:
+def toy_scene(seed: int, index: int) -> dict:
     """One random picture of 3-5 shapes in a heap, and a request: image (PIL), objects, query, kind, targets (indices).
 
     An object's "mask" is the part of it that can be seen: three fifths or more of "full", in one piece. "center" and
@@ -91,20 +92,20 @@ def toy_scene(seed: int, index: int, size: int = 112) -> dict:
     rng = np.random.default_rng([seed, index])
     objects: list[dict] = []
     for _ in range(int(rng.integers(3, 6))):
-        if (placed := place_shape(rng, objects, size)) is not None:
+        if (placed := place_shape(rng, objects)) is not None:
             objects.append(placed)
     # A light grey ground with grain, under coloured light: redder to the right, bluer downwards. It is what lets a
     # vision tower of three layers (Qwen2.5-VL's has no absolute positions) learn soon where things are.
-    across = np.linspace(-30, 30, size)
+    across = np.linspace(-30, 30, SIDE)
     light = np.stack(np.broadcast_arrays(across[None, :], 0.0, across[:, None]), -1)
-    pixels = np.full((size, size, 3), float(rng.integers(185, 220))) + rng.normal(0, 5, (size, size, 1))
-    ys, xs = np.mgrid[:size, :size]
+    pixels = np.full((SIDE, SIDE, 3), float(rng.integers(185, 220))) + rng.normal(0, 5, (SIDE, SIDE, 1))
+    ys, xs = np.mgrid[:SIDE, :SIDE]
     for o in objects:
         color = np.array(COLORS[o["color"]]) + rng.normal(0, 10, 3)
         turn, wave = rng.uniform(0, np.pi), rng.uniform(5, 10)  # stripes of its own tell it from another of its colour
         stripes = 14 * np.sin((xs * np.cos(turn) + ys * np.sin(turn)) * 2 * np.pi / wave)
         rim = -35.0 * (distance_transform_edt(o["full"]) < 1.5)
-        paint = color + (stripes + rim + rng.normal(0, 5, (size, size)))[..., None]
+        paint = color + (stripes + rim + rng.normal(0, 5, (SIDE, SIDE)))[..., None]
         pixels[o["full"]] = paint[o["full"]]
     query, kind, targets = toy_query(rng, objects)
     image = Image.fromarray((pixels + light).clip(0, 255).astype(np.uint8))
@@ -170,10 +171,9 @@ scene_of = functools.lru_cache(512)(toy_scene)  # what is held out is drawn once
 class ToyWorld(Sequence):
     """The miniature's samples: drawn when asked for, the same ones every time."""
 
-    def __init__(self, split: str, size: int = 112):
+    def __init__(self, split: str):
         self.seed, self.length = TOY_SPLITS[split]
         self.split = split
-        self.size = size
 
     def __len__(self) -> int:
         return self.length
@@ -181,7 +181,7 @@ class ToyWorld(Sequence):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        scene = scene_of(self.seed, index, self.size)
+        scene = scene_of(self.seed, index)
         return scene_sample(scene, f"toy/{self.split}/{index}/{scene['kind']}")
 
 
