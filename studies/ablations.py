@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -30,7 +31,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from engine import checkpoint, journal
 from recipes import RECIPES, Recipe, miniature, usable
+from studies import claims
 from studies.claims import STUDIES, Study, points_in_box
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +42,11 @@ DOCS = ROOT / "docs"
 NOT_FIELDS = ("start", "prompts_mode")  # of an arm: what is no field of a recipe
 START_STEPS = 150  # of the stage before, where an arm has one
 EDITION = 2  # of the miniature (docs/miniature.md)
+TOLD = {  # how the page calls a metric
+    "answerable_giou": "gIoU, percent",
+    "giou_true_text": "gIoU on true text, percent",
+    "target_miou": "mean IoU with a target, percent",
+}
 
 # -------------------------------------------------------------------------------------------------------------- one run
 
@@ -54,10 +62,11 @@ def settings(study: Study, changes: dict) -> Recipe:
 
 
 def code_version() -> str:
-    """Eight characters that change with any file that a run depends on: the concepts, engine, benchmarks, the toy."""
-    digest = hashlib.sha256()
+    """Eight characters that change with any file that a run depends on (the concepts, engine, benchmarks, the toy), and
+    with the rewards that only a study has."""
+    digest = hashlib.sha256(inspect.getsource(claims.both_points_reward).encode())
     for pattern in ("*.py", "engine/*.py", "benchmarks/*.py", "toy/world.py", "toy/*/*"):
-        for path in sorted(ROOT.glob(pattern)):
+        for path in sorted(path for path in ROOT.glob(pattern) if path.parent.name != "__pycache__"):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:8]
 
@@ -85,7 +94,10 @@ def train_one(recipe: Recipe) -> None:
     if not (folder / "done").exists():
         from train import train  # torch and all that: not for listing the studies
 
-        train(recipe, folder, resume=any(folder.glob("checkpoint-*")))
+        try:
+            train(recipe, folder, resume=checkpoint.newest(folder) is not None)
+        except SystemExit as end:  # a pool would wait for ever for a worker that is gone
+            raise RuntimeError(str(end)) from end
         (folder / "done").touch()
 
 
@@ -121,6 +133,7 @@ def value_of(study: Study, changes: dict, recipe: Recipe) -> dict:
     held = json.loads((folder / "heldout.json").read_text(encoding="utf-8"))
     column = next(name for name in ("metric/mask_iou", "metric/box_iou") if name in rows[-1])
     result = {"seed": recipe.seed, "steps": len(rows), "curve": [round(row[column], 4) for row in rows]}
+    result["curve_of"] = f"{column.removeprefix('metric/').removesuffix('_iou')} IoU"
     result["collapsed"] = round(min(row["parsed"] for row in rows[len(rows) // 2 :]), 3)
     if study.metric == "spread of entropy":
         entropy = np.array([row["entropy"] for row in rows])
@@ -233,7 +246,7 @@ def verdict(study: Study, results: dict[str, list[dict]]) -> tuple[str, list[Dif
 
 
 def plot(name: str, study: Study, results: dict[str, list[dict]]) -> None:
-    """Left: what the sampled completions' IoU does in training, mean over seeds. Right: every seed's value after it."""
+    """Left: the completions' IoU in training, mean over seeds, smoothed. Right: what a seed ends with in each arm."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -241,21 +254,21 @@ def plot(name: str, study: Study, results: dict[str, list[dict]]) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), constrained_layout=True, width_ratios=(3, 2))
     styles = ["-", "--", "-.", ":"]
+    scale = 100 if study.metric in TOLD else 1
     for i, (label, runs) in enumerate(results.items()):
         n = min(len(run["curve"]) for run in runs)
         curves = np.array([run["curve"][:n] for run in runs]).mean(0)
-        width = max(n // 15, 1)
-        smooth = np.convolve(
-            np.pad(curves, (width // 2, width - 1 - width // 2), "edge"), np.ones(width) / width, "valid"
-        )
-        left.plot(range(1, n + 1), smooth, styles[i % 4], label=label, linewidth=1.8)
-        values = [run["after"] for run in runs]
-        right.plot(np.full(len(values), i) + np.linspace(-0.12, 0.12, len(values)), values, "o", markersize=4)
-        right.plot([i - 0.25, i + 0.25], [np.mean(values)] * 2, color="black", linewidth=1.5)
-    left.set(xlabel="training step", ylabel="IoU of sampled completions")
+        left.plot(range(1, n + 1), journal.smooth(curves, max(n // 15, 1)), styles[i % 4], label=label, linewidth=1.8)
+        right.plot([i - 0.25, i + 0.25], [scale * np.mean([run["after"] for run in runs])] * 2, color="black")
+    for seed in sorted({run["seed"] for runs in results.values() for run in runs}):
+        its = [[scale * run["after"] for run in runs if run["seed"] == seed] for runs in results.values()]
+        at = [i for i, values in enumerate(its) if values]
+        right.plot(at, [its[i][0] for i in at], "o-", markersize=4, linewidth=0.7, alpha=0.8)
+    what = next(iter(results.values()))[0].get("curve_of", "IoU")
+    left.set(xlabel="training step", ylabel=f"{what} in training, smoothed")
     left.legend(fontsize=8)
     right.set_xticks(range(len(results)), [label.replace(", ", ",\n") for label in results], fontsize=7)
-    right.set_ylabel(f"{study.metric}, each seed", fontsize=9)
+    right.set_ylabel(f"{TOLD.get(study.metric, study.metric)}:\na line per seed, black the mean", fontsize=8)
     figure.savefig(DOCS / "ablations" / f"{name}.png", dpi=90)
     plt.close(figure)
 
@@ -264,27 +277,31 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
     """(verdict, lines) of a study's part of the page. ran: which code ran it."""
     word, pairs = verdict(study, results)
     seeds = max(len(runs) for runs in results.values())
+    scale, digits = (100, 1) if study.metric in TOLD else (1, 3)
     lines = [f"## {name}", "", f"{study.place}: {study.claim}", ""]
-    lines += [
-        f"`python -m studies.ablations {name} --seeds {seeds}`: recipe `{study.recipe}`, {study.steps} steps, {ran}.",
-        "",
-    ]
+    command = f"`python -m studies.ablations {name} --seeds {seeds}`"
+    lines.append(f"{command}: recipe `{study.recipe}`, {study.steps} steps, {ran}.")
+    if starts := sorted({changes["start"] for changes in study.arms.values() if "start" in changes}):
+        lines.append(f"Arms that go on from `{'`, `'.join(starts)}` do so after {START_STEPS} steps of it.")
+    lines += [""]
     printed = f" | the paper's ({study.of})" if study.figures else ""
     lines += [
-        f"| | {study.metric} before | after, mean | each seed{printed} |",
+        f"| {TOLD.get(study.metric, study.metric)} | before | after, mean | each seed{printed} |",
         "|---|---|---|---" + "|---" * bool(printed) + "|",
     ]
     for label, runs in results.items():
-        values = [run["after"] for run in runs]
-        before = "–" if runs[0]["before"] is None else f"{runs[0]['before']:.3f}"
+        before = "–" if runs[0]["before"] is None else f"{scale * np.mean([run['before'] for run in runs]):.{digits}f}"
+        values = [scale * run["after"] for run in runs]
         theirs = f" | {study.figures.get(label, '–')}" if study.figures else ""
-        each = ", ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {label} | {before} | {np.mean(values):.3f} | {each}{theirs} |")
+        each = ", ".join(f"{value:.{digits}f}" for value in values)
+        lines.append(f"| {label} | {before} | {np.mean(values):.{digits}f} | {each}{theirs} |")
     lines += [""]
-    for pair in pairs:
+    beside = [label for label in results if study.order and label not in study.order]
+    for pair in pairs + [found for label in beside if (found := difference(results, study.order[-1], label))]:
         words = {"first": "better", "second": "worse", "open": "not told apart"}[pair.decided]
-        interval = f"95 % interval {pair.low:+.3f} to {pair.high:+.3f}"
-        lines.append(f"- {pair.first} against {pair.second}: {pair.mean:+.3f}, {interval}: {words}")
+        mean, low, high = (f"{scale * value:+.{digits}f}" for value in (pair.mean, pair.low, pair.high))
+        aside = " (no part of the claim's order)" if pair not in pairs else ""
+        lines.append(f"- {pair.first} against {pair.second}: {mean}, 95 % interval {low} to {high}: {words}{aside}")
     same = [
         f"{a} and {b}"
         for i, (a, one) in enumerate(results.items())
@@ -295,8 +312,8 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
     if same and not any("prompts_mode" in changes for changes in study.arms.values()):  # there, they are meant to be
         told.append(f"The runs of {'; '.join(same)} are the same to the last digit.")
     if word == "Undecided":
-        widest = max(pair.high - pair.low for pair in pairs) / 2
-        told.append(f"A difference of {widest:.3f} or more would have been seen.")
+        widest = scale * max(pair.high - pair.low for pair in pairs) / 2
+        told.append(f"The widest interval reaches {widest:.{digits}f} to either side.")
     lines += ["", " ".join(told), ""]
     landed = {label: [run["landed"] for run in runs if "landed" in run] for label, runs in results.items()}
     if all(landed.values()) and landed:
@@ -322,7 +339,8 @@ def page() -> str:
         found = json.loads(path.read_text(encoding="utf-8"))
         first = "" if found.get("edition") == EDITION else ", **the miniature's first edition**"
         word, lines = section(name, study, found["arms"], f"commit {found['commit']}{first}")
-        verdicts.setdefault(word, []).append(f"[{name}](#{name})")
+        group = f"{word} (our own question, not a paper's claim)" if study.ours else word
+        verdicts.setdefault(group, []).append(f"[{name}](#{name})")
         sections += lines
     out = [
         "# The papers' claims, asked of the miniature",
@@ -330,7 +348,9 @@ def page() -> str:
         "Written by `python -m studies.ablations --page` from the runs' own figures. Tiny networks on drawn shapes:",
         "what agrees here shows that the mechanism works as described, not that its effect has the paper's size; what",
         "does not agree may need scale. Runs are paired by seed, a difference counts if its 95 % interval leaves",
-        "out 0, and a claim is judged in the paper's whole order of arms. Held-out figures: 200 requests, greedy.",
+        "out 0, and a claim is judged in the paper's whole order of arms: it agrees in part if some neighbours there",
+        "are in the paper's order and the others not told apart. Held-out figures: 200 requests, greedy; gIoU is the",
+        "mean mask IoU over those that the recipe's format can answer.",
         "Some were run with the miniature's first edition, whose SAM2 took a box at its word and hardly looked at",
         "points ([what changed](miniature.md)).",
         "",

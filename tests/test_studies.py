@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,27 @@ def test_runs_are_named_by_settings_and_code(monkeypatch):
     assert ablations.folder_of(alone) != name
 
 
+def test_a_runs_name_is_of_its_code_alone(tmp_path, monkeypatch):
+    """Not of the byte code that Python keeps beside it, which would rename every run."""
+    shutil.copytree(ROOT / "toy", tmp_path / "toy", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(ablations, "ROOT", tmp_path)
+    before = ablations.code_version()
+    (tmp_path / "toy" / "__pycache__").mkdir()
+    (tmp_path / "toy" / "__pycache__" / "world.cpython-311.pyc").write_bytes(b"compiled")
+    assert ablations.code_version() == before
+    with open(tmp_path / "toy" / "world.py", "a") as file:
+        file.write("#")
+    assert ablations.code_version() != before
+
+
+def test_a_run_that_ends_by_itself_does_not_hang_the_others(tmp_path, monkeypatch):
+    """SystemExit takes a pool's worker with it, and the pool waits."""
+    monkeypatch.setattr(ablations, "RUNS", tmp_path)
+    recipe = dataclasses.replace(ablations.settings(STUDIES["raw"], {}), dataset="nothing")
+    with pytest.raises((RuntimeError, data.BadData), match="nothing"):
+        ablations.train_one(recipe)
+
+
 def test_the_page_says_what_the_runs_say(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "DOCS", tmp_path)
     (tmp_path / "ablations").mkdir()
@@ -113,8 +135,8 @@ def test_the_page_says_what_the_runs_say(tmp_path, monkeypatch):
     found = {"commit": "0", "code": "0", "arms": arms}
     (tmp_path / "ablations" / "raw.json").write_text(json.dumps(found), encoding="utf-8")
     page = ablations.page()
-    assert "| ranked | 0.300 | 0.500 | 0.400, 0.600, 0.500 | 67.8 |" in page
-    assert "+0.100, 95 % interval +0.100 to +0.100: better" in page and "- Agrees: [raw](#raw)" in page
+    assert "| ranked | 30.0 | 50.0 | 40.0, 60.0, 50.0 | 67.8 |" in page
+    assert "+10.0, 95 % interval +10.0 to +10.0: better" in page and "- Agrees: [raw](#raw)" in page
     assert "`python -m studies.ablations NAME`" in page and "tiers" in page.split("Not run")[1].split("\n")[0]
     ablations.plot("raw", STUDIES["raw"], arms)
     assert (tmp_path / "ablations" / "raw.png").stat().st_size > 5000
