@@ -81,6 +81,10 @@ class BadData(Exception):
         super().__init__(printable(message))
 
 
+class Lacks(BadData):
+    """Nothing is wrong with a sample, but it has less than a recipe needs."""
+
+
 class reading:
     """Whatever a reader raises inside this block becomes BadData that says where: files may hold anything."""
 
@@ -201,7 +205,7 @@ class Sample:
         if len(self.object_masks) == len(self.boxes):
             return [decode_rle(rle) for rle in self.object_masks]
         if (union := self.mask) is None:
-            raise BadData(
+            raise Lacks(
                 f"sample {self.id} has boxes alone, and the recipe needs points: give points, polygons, rle or mask"
             )
         parts = np.zeros((len(self.boxes), *union.shape), dtype=bool)

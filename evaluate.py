@@ -126,12 +126,12 @@ def predict(
     else:
         space = data.FAMILIES[policy.family]
         T = max_new_tokens or recipe.max_completion
-        asked = [data.build_prompt(s.query, recipe.schema, space) + VARIANTS[variant] for s in samples]
-        prompts = policy.encode(images, asked)
-        lengths = prompts.inputs["attention_mask"].sum(-1).tolist()
-        if max(lengths) > (most := 8 * recipe.max_prompt):  # a sentence may be a megabyte
-            worst = samples[int(np.argmax(lengths))].id
-            raise data.BadData(f"the prompt of sample {worst} has {max(lengths)} tokens, more than {most}.")
+        requests = [data.build_prompt(s.query, recipe.schema, space) + VARIANTS[variant] for s in samples]
+        prompts = policy.encode(images, requests)
+        tokens = prompts.inputs["attention_mask"].sum(-1).tolist()
+        if max(tokens) > (limit := 8 * recipe.max_prompt):  # a sentence may be a megabyte
+            worst = samples[int(np.argmax(tokens))].id
+            raise data.BadData(f"the prompt of sample {worst} has {max(tokens)} tokens, more than {limit}.")
         uniforms = torch.from_numpy(np.stack([np.random.default_rng([seed, i]).random((1, T)) for i in indices]))
         rollout = grpo.sample(
             policy.vlm,

@@ -680,7 +680,5 @@ def token_logprobs(
         checkpoint(_chunk_logprobs, h, lm_head_weight, t, temperature, banned, use_reentrant=False)
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
     ]
-    if not pieces:
-        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
     logp, entropy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return logp, entropy

@@ -90,12 +90,11 @@ TEMPLATE_SECONDS = 10  # that a chat template may take
 
 
 class CannotLoad(OSError):
-    """A network that cannot be had, in one sentence. `what` is "policy" or "segmenter", `name` what was asked for."""
+    """A network that cannot be had, in one sentence. `what` is "policy" or "segmenter"; name: what was asked for."""
 
     def __init__(self, what: str, name: str, why: str):
         super().__init__(f"could not load the {what} {name!r}: {why}")
         self.what = what
-        self.name = name
 
 
 @contextmanager
@@ -518,14 +517,8 @@ def widen_thin(image: Image.Image, ratio: int = 150) -> Image.Image:
 
 def config_of(name: str):
     """The Hugging Face configuration of what load_policy would load. CannotLoad if there is none."""
-    from transformers import AutoConfig
-
-    folder = find(name)
-    lora = Path(folder, "adapter_config.json")
     try:
-        if lora.exists():
-            folder = find(json.loads(lora.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return _config_of(_base_of(find(name)))
     except Exception as error:
         raise CannotLoad("policy", name, f"{_sentence(error)}.") from error
 
@@ -546,12 +539,9 @@ def load_policy(
     """
     from transformers import PROCESSOR_MAPPING, AutoModelForImageTextToText  # slow to import
 
-    name = find(name)
-    lora = Path(name, "adapter_config.json")
-    base = name
+    base = name = find(name)
     try:
-        if lora.exists():
-            base = find(json.loads(lora.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        base = _base_of(name)
         config = _config_of(base)
         if config.model_type not in FAMILIES:
             why = f"it is a {config.model_type}, and what works here is {', '.join(FAMILIES)}."
@@ -565,7 +555,7 @@ def load_policy(
         vlm, found = AutoModelForImageTextToText.from_pretrained(base, **how, **own)
         if found["missing_keys"]:  # transformers would go on with random numbers in their place
             raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys'])[:2])}")
-        if lora.exists():
+        if base != name:
             add_lora(vlm, folder=name)
         for module in vlm.modules():  # dropout would make the log-probabilities of sampling and of training differ
             if isinstance(module, nn.Dropout):
@@ -587,6 +577,14 @@ def load_policy(
     except Exception as error:  # four libraries read a stranger's files here, and each fails in its own ways
         raise CannotLoad("policy", base, f"{_sentence(error)}.") from error
     return policy.to(device)
+
+
+def _base_of(folder: str) -> str:
+    """Where the model lies that a folder's LoRA belongs to; the folder itself if it holds none."""
+    lora = Path(folder, "adapter_config.json")
+    if not lora.exists():
+        return folder
+    return find(json.loads(lora.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def _config_of(base: str):

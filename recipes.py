@@ -132,6 +132,12 @@ class Recipe:
         return self.prompts_per_step * self.num_samples
 
     @property
+    def held_out(self) -> tuple[str, str]:
+        """(dataset, root) of what is scored: eval_dataset with its root, else the training set's own."""
+        own = (self.dataset, self.data_root)
+        return (self.eval_dataset or own[0], self.eval_data_root or ("" if self.eval_dataset else own[1]))
+
+    @property
     def needs_reference(self) -> bool:
         """Is there a KL term? (LENS's alignment samples nothing that it could hold on to.)"""
         return self.beta > 0 and self.train != "context"
@@ -450,7 +456,7 @@ def check(recipe: Recipe) -> None:
         raise data.BadData(f"--tiers {recipe.tiers} and --tier_rewards {recipe.tier_rewards} differ in number.")
     if len(set(recipe.components)) < len(recipe.components):
         raise data.BadData(f"--components {recipe.components} names one twice.")
-    parts = {"look"}.union(*(kind or () for kind in rewards.MAXIMUM.get(recipe.reward, (recipe.weights,))))
+    parts = set().union(*(kind or () for kind in rewards.MAXIMUM.get(recipe.reward, (recipe.weights,))))
     if unknown := sorted(recipe.weights.keys() - parts):
         raise data.BadData(f"--weights.{unknown[0]}: {recipe.reward} has no such part, but {', '.join(sorted(parts))}.")
     if (recipe.train == "context" or recipe.segmenter_use == "loss") and not recipe.num_queries:
@@ -549,7 +555,7 @@ def to_target(sample: data.Sample, recipe: Recipe) -> rewards.Target:
     points = sample.positive_points(min(k, sample.points.shape[1] or k)) if k else np.zeros((len(sample.boxes), 0, 2))
     mask = sample.mask if recipe.segmenter_use != "evaluation" else None
     if mask is None and recipe.segmenter_use != "evaluation":
-        raise data.BadData(f"sample {sample.id} has no mask, which {recipe.name} needs: give polygons, rle or mask")
+        raise data.Lacks(f"sample {sample.id} has no mask, which {recipe.name} needs: give polygons, rle or mask")
     return rewards.Target(
         boxes=data.to_frame(sample.boxes, size, frame),
         points=data.to_frame(points, size, frame),

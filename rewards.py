@@ -82,7 +82,7 @@ class Answer:
     looks: list[str] = dataclasses.field(default_factory=list)  # what stands in each <look> of the thought
     # none if malformed (but Schema.keeps_boxes, and a box that was read leniently)
     instances: list[Instance] = dataclasses.field(default_factory=list)
-    boxes: int = 0  # how many boxes were written, also in an answer that is otherwise malformed
+    boxes_written: int = 0  # how many, also in an answer that is otherwise malformed
     no_target: bool = False  # a valid answer that says that nothing fits
     think_ok: bool = False  # the whole is think-then-answer, to the letter: a newline at either end is too much
     answer_ok: bool = False  # the answer is valid in the schema
@@ -165,7 +165,7 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
             value = None
         _read_objects(value, spec, answer)
         if not answer.answer_ok:  # what looks like a box is one, for whoever is to be charged for boxes
-            answer.boxes = max(answer.boxes, len(_FOUR_NUMBERS.findall(found[0])))
+            answer.boxes_written = max(answer.boxes_written, len(_FOUR_NUMBERS.findall(found[0])))
     if lenient and not answer.answer_ok:
         if four := _FOUR_NUMBERS.search(found[0] if found else text):
             answer.instances = [Instance([float(v) for v in four.groups()])]
@@ -206,7 +206,7 @@ def _read_objects(value: object, spec: Schema, answer: Answer) -> None:
             instances.append(Instance(box, positive, [] if left_out else negative))
         elif spec.keeps_boxes and box is not None:
             instances.append(Instance(box))
-    answer.boxes = boxes
+    answer.boxes_written = boxes
     answer.key_score = (boxes + points) / len(objects)
     answer.answer_ok = valid and (spec.many or len(objects) == 1)
     answer.instances = instances if answer.answer_ok or spec.keeps_boxes else []
@@ -353,7 +353,6 @@ class Matched:
     written: np.ndarray  # (n,) which written object
     true: np.ndarray  # (n,) ... goes with which true one
     iou: np.ndarray  # (n,)
-    l1: np.ndarray  # (n,)
     distance: np.ndarray  # (n,)
     hits: np.ndarray  # (n, 3) the three criteria, 0 or 1, or how well each is met
     larger: int  # max(N, M)
@@ -390,7 +389,7 @@ def match(
     N, M = len(boxes), len(true_boxes)
     if not N or not M:
         none = np.zeros(0)
-        return Matched(none.astype(int), none.astype(int), none, none, none, np.zeros((0, 3)), max(N, M))
+        return Matched(none.astype(int), none.astype(int), none, none, np.zeros((0, 3)), max(N, M))
     iou = box_ious(boxes, true_boxes, extra)
     l1 = np.abs(boxes[:, None] - true_boxes[None]).mean(-1)
     distance = point_distances(points, true_points)
@@ -401,7 +400,7 @@ def match(
         hits = np.stack([iou > 0.5, l1 < max_l1, (distance < max_distance) & inside], -1).astype(float)
     rows, cols = linear_sum_assignment(3 - hits.sum(-1))
     pairs = (rows, cols)
-    return Matched(rows, cols, iou[pairs], l1[pairs], distance[pairs], hits[pairs], max(N, M))
+    return Matched(rows, cols, iou[pairs], distance[pairs], hits[pairs], max(N, M))
 
 
 # ---------------------------------------------------------------------------------------------------------- repetition
@@ -440,6 +439,14 @@ def echoes_placeholder(text: str) -> bool:
     """
     words = " " + re.sub(r"[\W\d_]+", " ", text.lower()) + " "  # letters of every script stay
     return any(f" {p} " in words for p in PLACEHOLDERS)
+
+
+DRSEG_STOPS = ".!?…。！？｡．"
+
+
+def says_new_things(text: str) -> bool:
+    """The non_repeat part of Dr. Seg and GenSeg-R1: at most one sentence is said again, and no placeholder copied."""
+    return count_repeats(text, DRSEG_STOPS, fold=True) < 2 and not echoes_placeholder(text)
 
 
 # ------------------------------------------------------------------------------------------------------------- rewards
@@ -511,9 +518,6 @@ def looks_somewhere(answer: Answer, released: bool = False) -> bool:
     (released: anywhere in the text)."""
     looks = all_between(answer.text, "<look>", "</look>") if released else answer.looks
     return any(character.isalnum() for look in looks for character in look)
-
-
-DRSEG_STOPS = ".!?…。！？｡．"
 
 
 def drseg_metrics(answer: Answer, target: Target, released: bool = False) -> tuple[float, float, float]:
@@ -622,12 +626,11 @@ def drseg_reward(
     x = drseg_metrics(answer, target, released)
     q = queue.percentiles(x) if queue is not None else x
     q = [q[j] for j in components]
-    fresh = count_repeats(answer.text, DRSEG_STOPS, fold=True) < 2 and not echoes_placeholder(answer.text)
     parts = {"look": looks_somewhere(answer, released)} if look else {}
     parts |= {
         "think": answer.think_ok,
         "answer": answer.key_score if released else answer.answer_ok,  # released: 0-2, per key
-        "non_repeat": fresh,
+        "non_repeat": says_new_things(answer.text),
         "accuracy": sum(round(v, 1) for v in q) if released else sum(q) / max(len(q), 1),  # released: one decimal each
     }
     return _weighted(parts, weights)
@@ -669,9 +672,8 @@ def genseg_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None
         spatial = [answer.no_target] * 3
     else:
         spatial = pairs.hits.sum(0) / max(pairs.larger, 1)
-    fresh = count_repeats(answer.text, DRSEG_STOPS, fold=True) < 2 and not echoes_placeholder(answer.text)
     parts = {"think": answer.think_ok, "format": answer.answer_ok}
-    parts |= dict(zip(("box_iou", "box_l1", "point"), spatial)) | {"non_repeat": fresh}
+    parts |= dict(zip(("box_iou", "box_l1", "point"), spatial)) | {"non_repeat": says_new_things(answer.text)}
     return _weighted(parts, weights)
 
 
@@ -688,7 +690,7 @@ def genseg_g_reward(
     21 with a target, -10 to 16 without."""
     parts = genseg_reward(answer, target)
     if target.no_target:
-        verdict = -1.0 if answer.boxes else float(answer.no_target)
+        verdict = -1.0 if answer.boxes_written else float(answer.no_target)
         parts |= {"mask_iou": 0.0, "negative": 0.0, "no_target": verdict}
     else:
         iou = _mask_share(mask_iou) if answer.instances else 0.0

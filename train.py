@@ -28,7 +28,6 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import itertools
 import json
 import sys
 import time
@@ -62,22 +61,13 @@ from recipes import ABOUT, RECIPES, Recipe, miniature
 # -------------------------------------------------------------------------------- load: what a step is a function of
 
 
-def step_samples(order: list[int], recipe: Recipe, step: int) -> list[int]:
-    """The samples of a step, over all processes: one permutation per epoch, epochs follow without a gap.
+def read_order(order: list[int], recipe: Recipe, step: int, place: int) -> Iterator[int]:
+    """The sample at a place of a step, over all processes, then its stand-ins: those that follow it in its epoch's
+    order, around. One permutation per epoch; epochs follow without a gap.
 
     The place in the data is a function of the step alone: there is no sampler to save, and no short last batch. With
     order [10, 11, 12] and two prompts a step, steps 0 to 2 may take [11, 10], [12, 10], [12, 11].
     """
-    first = step * recipe.prompts_per_step
-    last = first + recipe.prompts_per_step - 1
-    epochs = range(first // len(order), last // len(order) + 1)
-    shuffled = np.concatenate([np.random.default_rng([recipe.seed, epoch]).permutation(order) for epoch in epochs])
-    at = first - epochs[0] * len(order)
-    return shuffled[at : at + recipe.prompts_per_step].tolist()
-
-
-def stand_ins(order: list[int], recipe: Recipe, step: int, place: int) -> Iterator[int]:
-    """The sample at a place of a step, then those that follow it in its epoch's order, around."""
     at = step * recipe.prompts_per_step + place
     shuffled = np.random.default_rng([recipe.seed, at // len(order)]).permutation(order)
     yield from np.roll(shuffled, -(at % len(order))).tolist()
@@ -90,9 +80,8 @@ def draw(run: Run, step: int, places: Sequence[int]) -> list[tuple[int, data.Sam
     function of its number. SystemExit where more is broken than may be.
     """
     drawn = []
-    chosen = step_samples(run.order, run.recipe, step)
     for place in places:
-        for index in itertools.chain([chosen[place]], stand_ins(run.order, run.recipe, step, place)):
+        for index in read_order(run.order, run.recipe, step, place):
             if index in run.broken:
                 continue
             try:
@@ -524,8 +513,7 @@ def score(run: Run, when: str) -> None:
     if recipe.eval_samples:
         with run.writing() as writer:
             if run.accelerator.is_main_process:
-                name = recipe.eval_dataset or recipe.dataset
-                root = recipe.eval_data_root or ("" if recipe.eval_dataset else recipe.data_root)
+                name, root = recipe.held_out
                 held = data.load(name, root or None, recipe.eval_split)
                 chosen, bad = readable(held, list(range(len(held)))[: recipe.eval_samples])  # all, as evaluate.py asks
                 if (bad or held.skipped) and when == "before":

@@ -268,8 +268,8 @@ def _unfolded(whole, size: int):
     return whole
 
 
-def _read(path: Path, parse: Callable = json.loads, encodings: Sequence[str] = ("utf-8-sig", "cp1252")):
-    """A pickle or text (JSON); Windows-1252 where it is not UTF-8 (some of ReasonSeg's are not)."""
+def _read(path: Path, parse: Callable = json.loads, windows: bool = True):
+    """A pickle or text (JSON). windows: Windows-1252 where it is not UTF-8 (some of ReasonSeg's are not)."""
     raw = regular(path).read_bytes()
     try:
         if path.suffix == ".p":
@@ -280,7 +280,7 @@ def _read(path: Path, parse: Callable = json.loads, encodings: Sequence[str] = (
             return parse(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             # Windows-1252 has single accents and quotes; Chinese or UTF-16 would become letters that nobody wrote.
-            if "cp1252" not in encodings or re.search(rb"[\xa1-\xff]{2}", raw):
+            if not windows or re.search(rb"[\xa1-\xff]{2}", raw):
                 line = raw[: error.start].count(b"\n") + 1
                 raise BadData(f"line {line} is not in UTF-8: save the file as UTF-8") from None
             return parse(raw.decode("cp1252"))
@@ -488,7 +488,8 @@ def coco(want: Wanted) -> Makers:
         category = {str(c["id"]): c["name"] for c in file["categories"]}
         if len(category) < len({(str(c["id"]), c["name"]) for c in file["categories"]}):
             raise BadData("two categories have the same id: which is meant?")
-        beyond = {f(int(c) for c in category if c.isdigit()) + n for f, n in ((min, -1), (max, 1)) if "1" in category}
+        numbers = [int(c) for c in category if c.isdigit()]
+        beyond = {min(numbers) - 1, max(numbers) + 1} if 1 in numbers else set()
         first = {name: c for c, name in reversed(category.items())}
         things = {str(c["id"]) for c in file["categories"] if c.get("isthing", 1)}
         found = file["annotations"]
@@ -870,7 +871,7 @@ def json_lines(want: Wanted) -> Makers:
         raise BadData(f"{path} is not the split {want.split!r}. {advice}.")
     path = path or _find(want.root, "GroundingSuite-Eval.jsonl" if suite else f"{want.split}.jsonl")
     entries, wrong = [], []
-    for n, line in enumerate(_read(path, lambda text: text.split("\n"), ("utf-8-sig",)), 1):
+    for n, line in enumerate(_read(path, lambda text: text.split("\n"), windows=False), 1):
         if not line.strip() or len(wrong) == 10:
             continue
         try:

@@ -11,7 +11,8 @@ evaluate.py --overlap_with prints these counts too, and the metrics on both part
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import tyro
 from tqdm import tqdm
@@ -19,10 +20,16 @@ from tqdm import tqdm
 import data
 
 
-def seen(training: Iterable[data.Sample]) -> tuple[set[str], set[str]]:
-    """The picture ids and the expressions of a training set."""
-    pairs = [(sample.image_id, sample.query.strip()) for sample in tqdm(training, "reading the training set")]
-    return {picture for picture, _ in pairs}, {query for _, query in pairs}
+def seen(training: Sequence[data.Sample]) -> tuple[set[str], set[str]]:
+    """The picture ids and the expressions of a training set; what cannot be read of it counts as not there."""
+    pictures: set[str] = set()
+    queries: set[str] = set()
+    for i in tqdm(range(len(training)), "reading the training set"):
+        with suppress(data.BadData):
+            sample = training[i]
+            pictures.add(sample.image_id)
+            queries.add(sample.query.strip())
+    return pictures, queries
 
 
 def overlap(tested: Iterable[tuple[str, str]], pictures: set[str], queries: set[str]) -> dict[str, int]:

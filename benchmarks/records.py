@@ -10,6 +10,7 @@ OUT/predictions.N.jsonl       ... by process N of several; merged at the end, or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -48,8 +49,10 @@ def choose(samples: data.Samples, make_up: Sequence[int], limit: int, seed: int)
     chosen = np.arange(len(samples))
     rng = np.random.default_rng(seed)
     if any(make_up):
-        empty = np.array([sample.no_target for sample in samples], dtype=bool)
-        kinds = np.flatnonzero(~empty), np.flatnonzero(empty)
+        kinds: tuple[list[int], list[int]] = [], []
+        for i in range(len(samples)):
+            with contextlib.suppress(data.BadData):  # of no kind, then
+                kinds[samples[i].no_target].append(i)
         if any(len(kind) < n for kind, n in zip(kinds, make_up, strict=True)):
             raise data.BadData(f"--make_up {tuple(make_up)} is more than there are: {tuple(map(len, kinds))}.")
         chosen = np.concatenate([rng.permutation(kind)[:n] for kind, n in zip(kinds, make_up, strict=True)])

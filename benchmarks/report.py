@@ -148,11 +148,9 @@ def render(**what) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate, which JSON may hold, has no bytes
 
 
-def histogram(
-    scores: Sequence[float], before: Sequence[float] | None, left_out: int, of_boxes: int, bins: int = 20
-) -> dict:
-    """Counts per IoU bin, as bars up to 130 high; the last bin holds 1 too. of_boxes: scores without a true mask."""
-    after, old = (np.histogram(s if s is not None else [], bins, (0, 1))[0] for s in (scores, before))
+def histogram(scores: Sequence[float], before: Sequence[float] | None, left_out: int, of_boxes: int) -> dict:
+    """Counts per twentieth of IoU, as bars up to 130 high; the last holds 1 too. of_boxes: how many lack a mask."""
+    after, old = (np.histogram(s if s is not None else [], 20, (0, 1))[0] for s in (scores, before))
     scale = 130 / max(after.max(), old.max(), 1)
     bars = [
         {"x": 20 + 19 * i, "height": round(scale * a, 1), "before": round(scale * b, 1), "count": int(a)}

@@ -35,9 +35,6 @@ def allowed(recipe: Recipe, n: int) -> float:
     return max(recipe.allow_bad, 0.01 * n)
 
 
-LACKING = "polygons, rle or mask"  # how a message ends that says what a recipe needs
-
-
 def deep(sample: data.Sample) -> None:
     """Hold a sample against its picture and its masks; BadData. What data.check_truth leaves out, as it costs more: the
     picture is opened, each box is compared with the box of its own mask, and points must lie on the mask."""
@@ -78,8 +75,8 @@ def _own_boxes(sample: data.Sample) -> None:
                 "its centre, where a corner is wanted": (1.5 * low - high / 2, (low + high) / 2),
                 "y before x": (low[::-1], high[::-1]),
             }
-            ious = {what: _overlap(np.concatenate(guess), drawn) for what, guess in guesses.items()}
-            likely, given = max(ious, key=ious.get), _overlap(box, drawn)
+            ious = {what: rewards.box_iou(np.concatenate(guess), drawn) for what, guess in guesses.items()}
+            likely, given = max(ious, key=ious.get), rewards.box_iou(box, drawn)
             known = ious[likely] > max(0.9, given + 0.05)
             if given < 0.5 or known:
                 guess = f": is it {likely}?" if known else ""
@@ -96,10 +93,8 @@ def _along_rows(mask: np.ndarray) -> bool:
     return height != width and here > 3 * max(1, height / width) * there  # bands from top to bottom: height / width
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """IoU of two boxes."""
-    both = np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))
-    return float(both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both))
+class Lacking(str):
+    """A line about data that are right, and have less than a recipe needs."""
 
 
 ODD = re.compile(  # a file's name, a cell's nothing, an answer, HTML, UTF-8 read as something else
@@ -204,7 +199,7 @@ def check_rewards(
             answer.text = oracle_answer(sample, recipe.schema, frame, digits=0)
             parts = recipes.reward_parts(recipe, answer, target, 1.0, None)  # raw: in a young queue any answer ranks 1
         except data.BadData as error:
-            bad.append(f"{at}: {error}")
+            bad.append((Lacking if isinstance(error, data.Lacks) else str)(f"{at}: {error}"))
             continue
         most = rewards.maximum(recipe.reward, sample.no_target, **recipes.reward_options(recipe))
         if not rewards.points_inside(target.points, target.boxes).all():  # not every reward looks at that
@@ -232,14 +227,18 @@ def examine(
         closely = sorted(np.random.default_rng(recipe.seed).choice(order, CLOSELY, replace=False).tolist())
     traits: list[tuple] = []
     good, bad = check_rewards(samples, closely, recipe, main, traits)
-    bad += broken
-    looked_at = len(closely) + len(broken)
+    # What is wrong, and among how many: what cannot be read shows in all that were walked through.
+    counts = [(bad + broken, len(closely) + len(broken))]
+    if closely is not order:
+        counts = [(broken, len(order) + sum(left.values()) + len(broken)), (bad, len(closely))]
+    bad = bad + broken
     order = sorted(set(order) - (set(closely) - set(good)))
     if main:
         why = "; ".join(f"{n} ({reason})" for reason, n in left.items())
         print(
             f"{recipe.name}: {len(order)} of {data.plural(len(samples), 'sample')}; left out: {why or 'none'}; "
-            f"broken, or failed the reward check: {len(bad)}{'' if closely is order else f' of {looked_at}'}"
+            "broken, or failed the reward check: "
+            + (str(len(bad)) if closely is order else " and ".join(f"{len(wrong)} of {n}" for wrong, n in counts))
         )
         if said is None:
             if samples.skipped:
@@ -250,14 +249,15 @@ def examine(
                 print(f"  skipped: {line}")
         for line in [line for line in bad if line not in (said or ())][:10]:
             print(f"  wrong: {line}")
-    if len(bad) > allowed(recipe, looked_at):
-        lacking = [line for line in bad if line.endswith(LACKING)]
-        if len(lacking) == len(bad):
-            raise SystemExit(f"{recipe.name} needs more than these data have: {lacking[0]}")
+    for wrong, looked_at in counts:
+        if len(wrong) <= allowed(recipe, looked_at):
+            continue
+        if all(isinstance(line, Lacking) for line in wrong):
+            raise SystemExit(f"{recipe.name} needs more than these data have: {wrong[0]}")
         root = ["--data_root", recipe.data_root] * bool(recipe.data_root)
         look = shlex.join(["--dataset", recipe.dataset, *root, "--split", recipe.split])
         raise SystemExit(
-            f"{len(bad)} of {data.plural(looked_at, 'sample')} do not earn the maximum "
+            f"{len(wrong)} of {data.plural(looked_at, 'sample')} do not earn the maximum "
             "with their own ground truth (see above): a frame, a point or a mask is wrong in the data. "
             + (f"Look at them with: python data.py --check {look} (or train" if said is None else "Mend them (or train")
             + " without them: --allow_bad N)"
@@ -269,7 +269,7 @@ def examine(
         )
     if main and segmenter and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
         ious, earned = [], []
-        drawn = (samples[i] for i in order)
+        drawn = (samples[i] for i in good)
         for sample in itertools.islice((s for s in drawn if not s.no_target), 32):
             size = (sample.width, sample.height)
             target = recipes.to_target(sample, recipe)

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,16 +92,17 @@ def tell(bar, row: dict[str, float], shown: Shown) -> None:
 def what_next(final: Path, recipe: Recipe) -> str:
     """The commands that a run's last lines name."""
     asked = ["python", "evaluate.py", "--model", str(final)]
-    root = recipe.eval_data_root or ("" if recipe.eval_dataset else recipe.data_root)
-    where = ["--dataset", (recipe.eval_dataset or recipe.dataset).split(",")[0], *(["--data_root", root] * bool(root))]
+    name, root = recipe.held_out
+    where = ["--dataset", name.split(",")[0], *(["--data_root", root] * bool(root))]
     photo = ["--image", "PHOTO.jpg", "--query", "what to find"]
     return f"next:\n  {shlex.join([*asked, *where, '--split', recipe.eval_split])}\n  {shlex.join([*asked, *photo])}"
 
 
 def go_on() -> str:
-    """The command that was typed, with --resume."""
+    """The command that was typed, with --resume; of the launcher's own options, the number of processes."""
     given = [a for a in sys.argv[1:] if a != "--resume"]
-    launcher = "accelerate launch" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "python"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    launcher = f"accelerate launch --num_processes {processes}" if processes > 1 else "python"
     return f"{launcher} train.py {shlex.join(given)} --resume"
 
 
@@ -110,17 +112,23 @@ def open_tracker(accelerator: Accelerator, recipe: Recipe) -> None:
     accelerator.init_trackers("runs", config=plain)  # TensorBoard takes no tuples
 
 
+def smooth(y: Sequence[float], width: int) -> np.ndarray:
+    """The mean over `width` neighbours of each value; the first and last stand in for what lies beyond them."""
+    padded = np.pad(np.array(y, dtype=float), (width // 2, width - 1 - width // 2), "edge")
+    return np.convolve(padded, np.ones(width) / width, "valid")
+
+
 def plot_curves(rows: list[dict], path: Path) -> None:
-    """curves.png, by step: reward, its parts, what is measured but not rewarded, lengths, the optimizer's numbers."""
+    """curves.png, by step: what is measured, the reward and its parts, lengths, the optimizer's numbers."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     panels = {  # title: (unit of the axis, columns)
+        "measured": ("0 to 1", [k for k in rows[-1] if k.startswith("metric/")]),
         "reward": ("sum of its parts", ["reward"]),
         "parts": ("weighted", [k for k in rows[-1] if k.startswith("reward/") and not k.endswith("_std")]),
-        "measured": ("0 to 1", [k for k in rows[-1] if k.startswith("metric/")]),
         "length": ("tokens", ["length", "length_max"]),
         "entropy, KL": ("nats per token", ["entropy", "kl"]),
         "gradient norm": ("before clipping", ["grad_norm"]),
@@ -133,14 +141,12 @@ def plot_curves(rows: list[dict], path: Path) -> None:
             if key in rows[-1]:
                 same.setdefault(tuple(r.get(key, np.nan) for r in rows), []).append(key.split("/")[-1])
         for y, names in same.items():
-            width = max(len(y) // 25, 1)
-            padded = np.pad(np.array(y, dtype=float), (width // 2, width - 1 - width // 2), "edge")
-            (line,) = axis.plot(steps, np.convolve(padded, np.ones(width) / width, "valid"), label=" = ".join(names))
+            (line,) = axis.plot(steps, smooth(y, max(len(y) // 25, 1)), label=" = ".join(names))
             axis.plot(steps, y, color=line.get_color(), alpha=0.2, linewidth=0.8)
         axis.set(title=title, xlabel="step", ylabel=unit)
         if len(keys) > 1:
-            axis.legend(fontsize=8)
-    figure.suptitle(path.parent.resolve().name, parse_math=False)
+            axis.legend(fontsize=8, framealpha=0.5)
+    figure.suptitle(f"{path.parent.resolve().name} (bold: smoothed)", parse_math=False)
     path.unlink(missing_ok=True)  # a link is not followed
     figure.savefig(path, dpi=90)
     plt.close(figure)

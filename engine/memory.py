@@ -82,29 +82,33 @@ def prompts_at_once(recipe: Recipe, config, gpus: int, sharded: bool, room: floa
 def fit(recipe: Recipe, config, gpus: int, sharded: bool, room: float) -> tuple[Recipe, list[str]]:
     """The recipe, sampling as many prompts at once as `room` GiB hold where it does not say; and what is to be said."""
     fits = prompts_at_once(recipe, config, gpus, sharded, room)
-    said = []
+    said = [w for w in [warning(recipe, config, gpus, sharded, room)] if w]
     if not recipe.prompts_at_once and fits < recipe.prompts_per_step // gpus:
         recipe = dataclasses.replace(recipe, prompts_at_once=fits)
-        said = [f"this GPU has room for {fits} prompt{'s' * (fits > 1)} at a time while sampling (--prompts_at_once)"]
-    return recipe, said + [w for w in [warning(recipe, config, gpus, sharded, room)] if w]
+        few = f"this GPU has room for {fits} prompt{'s' * (fits > 1)} at a time while sampling (--prompts_at_once)"
+        said = [few, *said]
+    return recipe, said
 
 
 def warning(recipe: Recipe, config, gpus: int, sharded: bool, room: float) -> str:
-    """A sentence where a GPU of `room` GiB is too small, with what would fit; else ''."""
-    need = peak(parts(recipe, config, gpus, sharded), recipe.park)
+    """A sentence where a GPU of `room` GiB is too small, with what would fit; else ''. Where the recipe leaves open how
+    many prompts it samples at once, one must fit."""
+    least = dataclasses.replace(recipe, prompts_at_once=recipe.prompts_at_once or 1)
+    need = peak(parts(least, config, gpus, sharded), recipe.park)
     if need <= FITS * room:
         return ""
-    ways: dict[str, dict] = {"--prompts_at_once 1": {}} if recipe.prompts_at_once > 1 else {}
+    few = "--prompts_at_once 1 " if recipe.prompts_at_once > 1 else ""  # every way below samples one at a time
+    ways: dict[str, dict] = {few: {}} if few else {}
     short = {"max_row_tokens": 4096} if recipe.max_row_tokens > 4096 else {}
-    ways |= {"--max_row_tokens 4096": short} if short else {}
-    ways["--park True"] = {"park": True}
+    ways |= {f"{few}--max_row_tokens 4096": short} if short else {}
+    ways[f"{few}--park True"] = {"park": True}
     if recipe.train == "policy" and not recipe.num_queries:
-        ways["--lora_rank 64"] = {"lora_rank": 64}
-        ways["--lora_rank 64 --max_row_tokens 4096"] = {"lora_rank": 64} | short
+        ways[f"{few}--lora_rank 64"] = {"lora_rank": 64}
+        ways[f"{few}--lora_rank 64 --max_row_tokens 4096"] = {"lora_rank": 64} | short
     said = f"{recipe.name} needs about {need:.0f} GiB on each GPU, and there are {room:.0f}"
     for option, fields in ways.items():
         other = dataclasses.replace(recipe, prompts_at_once=1, **fields)
         less = peak(parts(other, config, gpus, sharded and not other.lora_rank), other.park)
         if less <= FITS * room:
-            return f"{said}. With {option} it is about {less:.0f} (docs/memory.md)."
+            return f"{said}. With {option.strip()} it is about {less:.0f} (docs/memory.md)."
     return f"{said}. More GPUs, or a smaller --model, would fit (docs/memory.md)."

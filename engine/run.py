@@ -432,7 +432,8 @@ def frozen_copies(
     """(reference, replica), each a frozen VLM, or None where it is not needed (see the top of this file)."""
     reference = replica = None
     if recipe.needs_reference and not recipe.lora_rank:
-        reference = build_reference(recipe, accelerator.device)
+        # Parked, it comes to the GPU only for its turn (train.at_work).
+        reference = build_reference(recipe, torch.device("cpu") if recipe.park else accelerator.device)
     elif recipe.needs_reference and Path(recipe.model, "adapter_config.json").exists():
         # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
         raise SystemExit(

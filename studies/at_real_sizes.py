@@ -11,7 +11,7 @@ update       one packed group, forward and backward, in percent of the matmul ce
              (float32 weights under autocast, checkpointing); with compiled layers
 drseg, samr1, lens-align, lens, lora
              two training steps through train.training_step: seconds by stage, GiB at the start and at the peak;
-             lens is saved and resumed as well
+             lens is saved and resumed as well (but for the policy's weights, which are made anew)
 """
 
 from __future__ import annotations
@@ -38,20 +38,7 @@ from studies import bench
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.cuda.is_available()
 SECONDS = {"decode": 90, "update": 150, "drseg": 90, "samr1": 90, "lens-align": 90, "lens": 150, "lora": 120}
-B7 = bench.Size(  # Qwen/Qwen2.5-VL-7B-Instruct
-    text=dict(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        rope_parameters=bench.MROPE | {"mrope_section": [16, 24, 24]},
-    ),
-    vision=dict(depth=32, hidden_size=1280, num_heads=16, out_hidden_size=3584, intermediate_size=3420)
-    | {"fullatt_block_indexes": [7, 15, 23, 31]},
-    dtype=torch.bfloat16,
-)
+B7 = bench.real_size(recipes.QWEN25_7B)
 TINY = dataclasses.replace(
     bench.SIZES["quick"],
     text=bench.SIZES["quick"].text
@@ -160,6 +147,7 @@ def random_networks(size: bench.Size, mini: bool) -> None:
         return made.eval().requires_grad_(False)
 
     models.load_segmenter_here = models.load_segmenter
+    models.config_of = lambda name: bench.config_of(size)  # what the memory is counted from
     models.load_policy = policy
     models.load_segmenter = segmenter
 

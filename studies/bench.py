@@ -43,7 +43,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import grpo
 import model as models
 import train
-from recipes import RECIPES
+from recipes import QWEN25_3B, RECIPES
+from studies.memory import TEXT, VISION
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,6 +63,7 @@ class Size:
     T: int = 200  # tokens of every completion
     dtype: torch.dtype = torch.float32
     runs: int = 5
+    tied: bool = True  # the output matrix is the embedding
 
 
 MROPE = {"rope_type": "default", "rope_theta": 1e6}
@@ -80,24 +82,38 @@ MINI = Size(
     vision=dict(depth=4, hidden_size=256, num_heads=4, out_hidden_size=512, intermediate_size=768)
     | {"fullatt_block_indexes": [3]},
 )
+
+
+def real_size(hub_id: str) -> Size:
+    """A Qwen2.5-VL of the Hub, by its sizes alone."""
+    text = TEXT[hub_id] | {"rope_parameters": MROPE | {"mrope_section": [16, 24, 24]}}
+    vision = VISION | {"out_hidden_size": text["hidden_size"]}
+    return Size(text, vision, dtype=torch.bfloat16, tied=hub_id == QWEN25_3B)
+
+
 SIZES = {
     "mini": MINI,
     "quick": dataclasses.replace(MINI, side=336, words=6, T=32, runs=3),
-    "3b": Size(  # Qwen/Qwen2.5-VL-3B-Instruct
-        text=dict(
-            vocab_size=151936,
-            hidden_size=2048,
-            intermediate_size=11008,
-            num_hidden_layers=36,
-            num_attention_heads=16,
-            num_key_value_heads=2,
-            rope_parameters=MROPE | {"mrope_section": [16, 24, 24]},
-        ),
-        vision=dict(depth=32, hidden_size=1280, num_heads=16, out_hidden_size=2048, intermediate_size=3420)
-        | {"fullatt_block_indexes": [7, 15, 23, 31]},
-        dtype=torch.bfloat16,
-    ),
+    "3b": real_size(QWEN25_3B),
 }
+
+
+def config_of(size: Size):
+    """The Hugging Face configuration of a Qwen2.5-VL of this size, with the miniature's tokens."""
+    import transformers as hf
+
+    tokenizer = hf.AutoTokenizer.from_pretrained(ROOT / "toy" / "qwen2_5_vl")
+    token = lambda name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")  # noqa: E731
+    ids = {"bos_token_id": token("endoftext"), "eos_token_id": token("im_end"), "pad_token_id": token("endoftext")}
+    return hf.Qwen2_5_VLConfig(
+        text_config=dict(max_position_embeddings=32768, tie_word_embeddings=size.tied, **ids, **size.text),
+        vision_config=dict(patch_size=14, spatial_merge_size=2, window_size=112, tokens_per_second=2, **size.vision),
+        tie_word_embeddings=size.tied,
+        image_token_id=token("image_pad"),
+        video_token_id=token("video_pad"),
+        vision_start_token_id=token("vision_start"),
+        vision_end_token_id=token("vision_end"),
+    )
 
 
 def build_policy(size: Size) -> models.Policy:
@@ -105,25 +121,16 @@ def build_policy(size: Size) -> models.Policy:
     import transformers as hf
 
     processor = hf.AutoProcessor.from_pretrained(ROOT / "toy" / "qwen2_5_vl")
-    token = lambda name: processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>")  # noqa: E731
-    ids = {"bos_token_id": token("endoftext"), "eos_token_id": token("im_end"), "pad_token_id": token("endoftext")}
-    config = hf.Qwen2_5_VLConfig(
-        text_config=dict(max_position_embeddings=32768, tie_word_embeddings=True, **ids, **size.text),
-        vision_config=dict(patch_size=14, spatial_merge_size=2, window_size=112, tokens_per_second=2, **size.vision),
-        image_token_id=token("image_pad"),
-        video_token_id=token("video_pad"),
-        tie_word_embeddings=True,
-        vision_start_token_id=token("vision_start"),
-        vision_end_token_id=token("vision_end"),
-    )
+    config = config_of(size)
     torch.manual_seed(0)
     with torch.device(DEVICE):
         vlm = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=size.dtype)
-    vlm.generation_config = hf.GenerationConfig(**ids)
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    vlm.generation_config = hf.GenerationConfig(**{name: getattr(config.text_config, name) for name in ids})
     policy = models.Policy(vlm, processor, image_size=size.side)
     # Never sampled, by any side: what would ask for pictures, and the end.
     never = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad", "im_end")
-    policy.banned_ids = [token(name) for name in never]
+    policy.banned_ids = processor.tokenizer.convert_tokens_to_ids([f"<|{name}|>" for name in never])
     return policy.eval()
 
 

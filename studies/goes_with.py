@@ -44,7 +44,7 @@ def imports(file: str) -> dict[str, str]:
 
 
 def mentioned(node: ast.AST, file: str, known: dict[str, dict[str, ast.stmt]]) -> set[tuple[str, str]]:
-    """(file, name) of what a statement mentions; annotations count only in dataclasses, which evaluate nothing else."""
+    """(file, name) of what a statement mentions."""
     found = set()
     for part in ast.walk(node):
         if isinstance(part, ast.Name) and part.id in known[file]:

@@ -254,6 +254,10 @@ def test_the_memory_page_is_what_is_computed_and_within_a_tenth_of_what_was_meas
     assert memory.fit(lora, config, 1, False, 24.0)[1][-1].endswith(
         "With --max_row_tokens 4096 it is about 21 (docs/memory.md)."
     )
+    # what is advised fits as it is said
+    many = dataclasses.replace(lora, prompts_at_once=16)
+    (said,) = memory.fit(many, config, 1, False, 24.0)[1]
+    assert "With --prompts_at_once 1 --max_row_tokens 4096 it is about 21" in said
     lora = dataclasses.replace(lora, max_row_tokens=4096)
     for room, fits in ((24.0, 3), (32.0, 8), (48.0, 0)):
         chosen, said = memory.fit(lora, config, 1, False, room)

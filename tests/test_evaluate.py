@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -625,6 +626,12 @@ def test_choose_and_overlap(tmp_path, capsys):
     )
     with pytest.raises(data.BadData, match="more than there are"):
         records.choose(world, (9999, 0), 0, 0)
+
+    def broken():
+        raise data.BadData("no picture")
+
+    mended = data.Samples([broken, *(partial(world.__getitem__, i) for i in range(40))], [])
+    assert 0 not in records.choose(mended, (20, 2), 0, 0)  # of neither kind
     asked = dict(model="oracle", recipe="genseg", toy=True, segmenter="none", limit=8, output_dir=str(tmp_path))
     out = run(capsys, **asked, overlap_with="toy", overlap_split="val")
     kept = json.loads((tmp_path / "metrics.json").read_text())
@@ -634,10 +641,13 @@ def test_choose_and_overlap(tmp_path, capsys):
 
 def test_overlap_by_hand(capsys):
     tested = [("1", "the red cup"), ("1", "a dog "), ("2", "a dog"), ("3", "A dog")]
-    there = overlap.seen(
-        dataclasses.replace(sample_of(np.eye(3, dtype=bool)), image_id=i, query=q)
-        for i, q in [("1", "a dog"), ("9", "x")]
-    )
+    sample = sample_of(np.eye(3, dtype=bool))
+    made = [partial(dataclasses.replace, sample, image_id=i, query=q) for i, q in [("1", "a dog"), ("9", "x")]]
+
+    def broken():
+        raise data.BadData("no picture")
+
+    there = overlap.seen(data.Samples([made[0], broken, made[1]], []))
     counted = dict(
         pictures=3, pictures_shared=1, expressions=4, expressions_on_shared_pictures=2, expressions_verbatim=2
     )

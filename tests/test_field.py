@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image, ImageFilter
 
 import data
 import evaluate
+import model as models
 import recipes
 import rewards
 from benchmarks import check as sheet
@@ -583,6 +585,30 @@ def test_what_only_many_samples_show(tmp_path, capsys):
         assert "1 query that may be no request" in said(line(1, *RED), line(1, *RED) | {"query": query})
     fine = ("a cup (red)", "the café & bar", "none of the cups", "[left] the man in null shirt", "Â la carte", "?b2")
     assert "look:" not in said(*(line(1, *RED) | {"query": query} for query in fine))
+
+
+def test_few_broken_among_many_do_not_stop_a_run(monkeypatch, capsys):
+    """All are read, some looked at closely: each count is held against its own number. One of 300 was one of 21."""
+    monkeypatch.setattr(check, "CLOSELY", 20)
+    toy, recipe = data.load("toy", None, "train"), recipes.miniature(recipes.RECIPES["samr1"])
+    makers = [partial(toy.__getitem__, i) for i in range(300)]
+    makers[7] = partial(_raise, data.BadData("no picture"))
+    examined = partial(check.examine, data.Samples(makers, []), models.load_segmenter("toy/sam2"), recipe, True)
+    order = examined()
+    assert 7 not in order and "reward check: 1 of 300 and 0 of 20" in capsys.readouterr().out
+    # a picture that nobody looked at closely is not opened for the ceiling of the masks either
+    kept = sorted(np.random.default_rng(recipe.seed).choice(order, 20, replace=False).tolist())
+    unseen = next(i for i in order if i not in kept)
+    makers[unseen] = lambda: dataclasses.replace(toy[unseen], open=partial(_raise, data.BadData("half a picture")))
+    assert unseen in examined()
+    for i in order[:9]:
+        makers[i] = partial(_raise, data.BadData("no picture"))
+    with pytest.raises(SystemExit, match="10 of 300 samples"):
+        examined()
+
+
+def _raise(error):
+    raise error
 
 
 def test_what_is_held_out_is_not_trained_on(tmp_path):

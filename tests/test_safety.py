@@ -110,6 +110,12 @@ def test_what_cannot_be_is_refused_in_a_sentence(line, capsys):
     assert "Traceback" not in said
 
 
+def test_a_weight_for_what_a_reward_does_not_have_is_refused():
+    samr1 = recipes.RECIPES["samr1"]
+    with pytest.raises(data.BadData, match="samr1 has no such part"):  # it was taken, and did nothing
+        recipes.check(dataclasses.replace(samr1, weights=samr1.weights | {"look": 5.0}))
+
+
 @pytest.mark.parametrize("asked", [{"temperature": -1.0}, {"batch_size": -3}, {"limit": -1}, {"make_up": (-1, 5)}])
 def test_evaluation_refuses_what_cannot_be(asked):
     with pytest.raises(data.BadData, match=f"--{next(iter(asked))} -"):
@@ -473,8 +479,9 @@ def edited(path: Path, part: str, **fields) -> None:
 def test_a_configuration_larger_than_its_weights_takes_no_memory(part, wrong, said, tmp_path):
     shutil.copytree(ROOT / "toy" / "qwen2_5_vl", tmp_path / "it")
     edited(tmp_path / "it" / "config.json", part, **wrong)
-    with pytest.raises(models.CannotLoad, match=said):
-        models.load_policy(str(tmp_path / "it"))
+    for read in (models.load_policy, models.config_of):  # the second is what a GPU's memory is counted from
+        with pytest.raises(models.CannotLoad, match=said):
+            read(str(tmp_path / "it"))
 
 
 def test_dropout_of_attention_is_switched_off_too(tmp_path):

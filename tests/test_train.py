@@ -118,12 +118,13 @@ def test_end_token_is_trained_and_nothing_after_it():
     assert (weights[ended] > 0).all()
 
 
-def test_step_samples_read_every_epoch_whole():
+def test_steps_read_every_epoch_whole():
     recipe = replace(recipes.miniature(recipes.DRSEG), prompts_per_step=4)
     order = list(range(100, 110))
-    seen = [i for step in range(5) for i in train.step_samples(order, recipe, step)]
+    of_step = lambda order, step: [next(train.read_order(order, recipe, step, place)) for place in range(4)]  # noqa: E731
+    seen = [i for step in range(5) for i in of_step(order, step)]
     assert sorted(seen[:10]) == order and sorted(seen[10:]) == order and seen[:10] != seen[10:]
-    few = [train.step_samples([1, 2, 3], recipe, step) for step in range(3)]  # fewer samples than prompts per step
+    few = [of_step([1, 2, 3], step) for step in range(3)]  # fewer samples than prompts per step
     assert sorted(few[0] + few[1] + few[2]) == sorted([1, 2, 3] * 4)
 
 
