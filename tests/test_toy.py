@@ -74,7 +74,7 @@ def lesson_of(policy, question: str, answer: str, meant: list[dict]) -> make.Les
 @pytest.mark.parametrize("schema", make.SCHEMA_MIX)
 def test_lookups_stand_where_the_words_and_coordinates_are(policy, schema, kind):
     scene, tokenizer = first_of(kind), policy.processor.tokenizer
-    meant = [scene["objects"][i] for i in make.left_to_right(scene, scene["targets"])]
+    meant = make.left_to_right(scene, scene["targets"])
     answer = make.answer_of(scene, schema, FRAME, 4, np.random.default_rng(0))
     if answer is None:
         assert kind == "all" and not rewards.SCHEMAS[schema].many
@@ -130,7 +130,7 @@ def test_true_answers_are_true_and_biased_ones_are_not(schema):
                 continue
             answer = rewards.parse_answer(text, schema).rescaled(FRAME, (112, 112))
             assert answer.answer_ok
-            objects = [scene["objects"][k] for k in make.left_to_right(scene, scene["targets"])]
+            objects = make.left_to_right(scene, scene["targets"])
             if not biased:
                 assert len(answer.instances) == len(objects) and answer.no_target == (not objects)
                 for o, its in zip(objects, answer.instances, strict=True):

@@ -31,6 +31,7 @@ import argparse
 import functools
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +60,15 @@ SCHEMA_MIX = {
 }
 IMAGE_SIZE = {"qwen2_5_vl": 168, "qwen3_vl": 192}  # 6 x 6 image tokens
 SIDE = 6  # image tokens along a side
+PICTURES = 8  # of a step's lessons
 GRID = {"pixels": 4, "thousand": 20}  # coordinates are written in such steps: 43 or 51 numbers to be learned, not 1,001
+
+
+def writes_in(family: str) -> tuple[tuple[int, int], int]:
+    """(frame, step) of the coordinates that a family's policy writes."""
+    return data.model_frame(family, (IMAGE_SIZE[family],) * 2), GRID[data.FAMILIES[family]]
+
+
 SAM2_CONFIG = Path(__file__).resolve().parent / "sam2" / "segmenter.yaml"
 
 DESCRIBE = "Describe the picture."
@@ -178,7 +187,7 @@ def build_policy(family: str) -> models.Policy:
     vlm = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     # Numbers that are near each other look alike from the start: each dimension is a wave along them.
     rng = torch.Generator().manual_seed(0)
-    side, step = (1000, 20) if family == "qwen3_vl" else (IMAGE_SIZE[family], GRID["pixels"])
+    (side, _), step = writes_in(family)
     numbers = torch.arange(0, side + 1, step)
     waves = torch.rand(text["hidden_size"], generator=rng) * 12 / side  # up to two periods across the picture
     phases = torch.rand(text["hidden_size"], generator=rng) * 2 * np.pi
@@ -196,14 +205,16 @@ def build_policy(family: str) -> models.Policy:
 
 def thought_of(scene: dict, schema: str) -> str:
     """What the miniature thinks: how many shapes there are, and what the ones meant look like."""
-    objects = [scene["objects"][i] for i in left_to_right(scene, scene["targets"])]
+    objects = left_to_right(scene, scene["targets"])
     named = [f"{o['color']} {o['shape']}" for o in objects] or ["nothing that fits"]
     seen = ", ".join(f"<look>{n}</look>" if schema == "drseg" else n for n in named)
     return f"There are {len(scene['objects'])} shapes. I see {seen}."
 
 
-def left_to_right(scene: dict, indices) -> list[int]:
-    return sorted(indices, key=lambda i: (scene["objects"][i]["center"][0], i))
+def left_to_right(scene: dict, indices: Sequence[int] | None = None) -> list[dict]:
+    """The scene's objects, or those of these indices."""
+    chosen = scene["objects"] if indices is None else [scene["objects"][i] for i in sorted(indices)]
+    return sorted(chosen, key=lambda o: o["center"][0])
 
 
 def on_grid(xy, scene: dict, frame: tuple[int, int], step: int) -> np.ndarray:
@@ -223,7 +234,7 @@ def answer_of(
     one, so that it may contradict the answer.
     """
     spec = rewards.SCHEMAS[schema]
-    objects = [scene["objects"][i] for i in left_to_right(scene, scene["targets"])]
+    objects = left_to_right(scene, scene["targets"])
     if (len(objects) > 1 and not spec.many) or (not objects and not spec.no_target):
         return None
     if biased and len(objects) > 1 and rng.random() < 0.8:
@@ -250,7 +261,7 @@ def answer_of(
 
 def describe(scene: dict, frame: tuple[int, int], step: int) -> str:
     """Everything in the scene, from left to right: the lesson in seeing that goes with the lessons in answering."""
-    objects = [scene["objects"][i] for i in left_to_right(scene, range(len(scene["objects"])))]
+    objects = left_to_right(scene)
     return "; ".join(f"{o['color']} {o['shape']} {box_told(o, scene, frame, step)}" for o in objects)
 
 
@@ -379,12 +390,12 @@ def seen_truth(scene: dict, frame: tuple[int, int], step: int) -> dict[str, torc
 def train_sight(policy: models.Policy, family: str, steps: int, batch: int, lr: float, scenes: list[dict]) -> None:
     """The vision tower alone learns to see: what each of its tokens shows."""
     rng = np.random.default_rng(3)
-    step_of, frame = GRID[data.FAMILIES[family]], data.model_frame(family, (IMAGE_SIZE[family],) * 2)
+    frame, grid = writes_in(family)
     visual = policy.vlm.model.visual
-    sight = Sight(policy.vlm.config.text_config.hidden_size, int(frame[0] // step_of) + 1)
+    sight = Sight(policy.vlm.config.text_config.hidden_size, int(frame[0] // grid) + 1)
     optimizer = torch.optim.AdamW([*visual.parameters(), *sight.parameters()], lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
-    truths = [seen_truth(s, frame, step_of) for s in tqdm(scenes, desc="what is seen", mininterval=5)]
+    truths = [seen_truth(s, frame, grid) for s in tqdm(scenes, desc="what is seen", mininterval=5)]
     bar = tqdm(range(steps), desc="seeing", mininterval=5)
     for step in bar:
         chosen = rng.integers(len(scenes), size=batch)
@@ -448,25 +459,41 @@ def attention_loss(
     return loss
 
 
+def lessons_about(scene: dict, family: str, tokenizer, rng: np.random.Generator, biased: bool) -> list[Lesson]:
+    """Five about one picture: up to two in seeing (none where biased), else answers in a format drawn by SCHEMA_MIX."""
+    frame, grid = writes_in(family)
+
+    def lesson(question: str, answer: str, meant: list[dict]) -> Lesson:
+        asked = tokenizer(question + "<|im_end|>\n<|im_start|>assistant\n").input_ids
+        return Lesson(asked, tokenizer(answer + "<|im_end|>").input_ids, meant)
+
+    places = locate(scene, frame, grid)
+    its = [lesson(*places[rng.integers(len(places))])] if places and not biased else []
+    if rng.random() < 0.25 and not biased:
+        its.append(lesson(DESCRIBE, describe(scene, frame, grid), left_to_right(scene)))
+    while len(its) < 5:
+        query, _, targets = world.toy_query(rng, scene["objects"])
+        asked = scene | {"query": query, "targets": targets}
+        schema = str(rng.choice(list(SCHEMA_MIX), p=list(SCHEMA_MIX.values())))
+        if (answer := answer_of(asked, schema, frame, grid, rng, biased)) is not None:
+            prompt = data.build_prompt(query, schema, data.FAMILIES[family])
+            its.append(lesson(prompt, answer, left_to_right(scene, targets)))
+    return its
+
+
 def train_answers(
     policy: models.Policy,
     family: str,
     out: Path,
     steps: int,
-    pictures: int,
     lr: float,
     scenes: list[dict],
     biased: bool,
 ) -> None:
     """Supervised: next-token loss, and attention told where to look, through Policy.forward and the same packing as
-    GRPO's update. pictures: per step, each with five lessons: up to two in seeing (none where biased), else answers."""
+    GRPO's update. A step has PICTURES pictures with their lessons."""
     rng = np.random.default_rng(2 if biased else 1)
-    schemas = tuple(SCHEMA_MIX)
-    odds = np.array(list(SCHEMA_MIX.values()))
-    space = data.FAMILIES[family]
-    tokenizer = policy.processor.tokenizer
-    frame = data.model_frame(family, (IMAGE_SIZE[family],) * 2)
-    grid = GRID[space]
+    frame, grid = writes_in(family)
     sight = Sight(policy.vlm.config.text_config.hidden_size, int(frame[0] // grid) + 1)
     learning = [*policy.parameters(), *sight.parameters()]
     optimizer = torch.optim.AdamW(learning, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
@@ -474,30 +501,11 @@ def train_answers(
     kept = watch_attention(policy)
     seen = []
     hook = policy.vlm.model.visual.register_forward_hook(lambda module, given, found: seen.append(found.pooler_output))
-
-    def lesson(question: str, answer: str, meant: list[dict]) -> Lesson:
-        asked = tokenizer(question + "<|im_end|>\n<|im_start|>assistant\n").input_ids
-        return Lesson(asked, tokenizer(answer + "<|im_end|>").input_ids, meant)
-
     bar = tqdm(range(steps), desc="bias" if biased else "answers", mininterval=5)
     log = []
     for step in bar:
-        chosen = [scenes[i] for i in rng.integers(len(scenes), size=pictures)]
-        lessons = []
-        for scene in chosen:
-            places = locate(scene, frame, grid)
-            its = [lesson(*places[rng.integers(len(places))])] if places and not biased else []
-            if rng.random() < 0.25 and not biased:
-                objects = [scene["objects"][i] for i in left_to_right(scene, range(len(scene["objects"])))]
-                its.append(lesson(DESCRIBE, describe(scene, frame, grid), objects))
-            while len(its) < 5:
-                query, _, targets = world.toy_query(rng, scene["objects"])
-                asked = scene | {"query": query, "targets": targets}
-                schema = str(rng.choice(schemas, p=odds))
-                if (answer := answer_of(asked, schema, frame, grid, rng, biased)) is not None:
-                    meant = [scene["objects"][i] for i in left_to_right(scene, targets)]
-                    its.append(lesson(data.build_prompt(query, schema, space), answer, meant))
-            lessons.append(its)
+        chosen = [scenes[i] for i in rng.integers(len(scenes), size=PICTURES)]
+        lessons = [lessons_about(scene, family, policy.processor.tokenizer, rng, biased) for scene in chosen]
         # The lessons about a picture share it: [picture | question, answer | question, answer | ...] in one packed row.
         prompts = policy.encode([s["image"] for s in chosen], [""] * len(chosen))
         cut = prompts.inputs["input_ids"][0].tolist().index(policy.vlm.config.vision_end_token_id) + 1
@@ -518,7 +526,7 @@ def train_answers(
             wanted = where_to_look(policy, rows, chosen, lessons, cut)
             truth = [seen_truth(s, frame, grid) for s in chosen]
             truth = {k: torch.stack([t[k] for t in truth]) for k in truth[0]}
-            sight_loss, _ = sight(seen[0].view(pictures, SIDE**2, -1), truth)
+            sight_loss, _ = sight(seen[0].view(PICTURES, SIDE**2, -1), truth)
             # hints: the words' loss stays the larger
             loss = loss + 0.1 * attention_loss(kept, rows, wanted) + 0.1 * sight_loss
         optimizer.zero_grad()
@@ -555,9 +563,9 @@ def train_policy(family: str, out: Path, stages: dict[str, int], lr: float, scen
         train_sight(policy, family, steps, 32, lr, drawn)
         save_policy(policy, out)
     if steps := stages.get("answer"):
-        train_answers(policy, family, out, steps, 8, lr, drawn, biased=False)
+        train_answers(policy, family, out, steps, lr, drawn, biased=False)
     if steps := stages.get("bias"):
-        train_answers(policy, family, out, steps, 8, lr / 4, drawn, biased=True)
+        train_answers(policy, family, out, steps, lr / 4, drawn, biased=True)
 
 
 def where_to_look(policy: models.Policy, rows: models.Rows, scenes: list[dict], lessons: list, cut: int) -> list[tuple]:
