@@ -229,7 +229,7 @@ def answer_of(
     """A completion for the scene in `frame`; None if the schema cannot say it.
 
     biased: boxes and points are moved to the right and down by up to 0.4 of the object's sides, most often by 0.28,
-    the box is up to 1.3 times as large, negative points lie anywhere in it; four of five answers that name several
+    the box is up to 1.3 times as large, negative points lie anywhere in it; two of three answers that name several
     objects leave one out, and two of five that should say "nothing fits" name something. The thought stays the true
     one, so that it may contradict the answer.
     """
@@ -237,7 +237,7 @@ def answer_of(
     objects = left_to_right(scene, scene["targets"])
     if (len(objects) > 1 and not spec.many) or (not objects and not spec.no_target):
         return None
-    if biased and len(objects) > 1 and rng.random() < 0.8:
+    if biased and len(objects) > 1 and rng.random() < 0.65:
         del objects[rng.integers(len(objects))]
     if biased and not objects and rng.random() < 0.4:
         objects = [scene["objects"][rng.integers(len(scene["objects"]))]]
