@@ -41,7 +41,7 @@ RUNS = Path("runs/ablations")
 DOCS = ROOT / "docs"
 NOT_FIELDS = ("start", "prompts_mode")  # of an arm: what is no field of a recipe
 START_STEPS = 150  # of the stage before, where an arm has one
-EDITION = 2  # of the miniature (docs/miniature.md)
+EDITIONS = {1: "**the miniature's first edition**", 2: "**the second edition's first bias**"}  # 3: as it is shipped
 TOLD = {  # how the page calls a metric
     "answerable_giou": "gIoU, percent",
     "giou_true_text": "gIoU on true text, percent",
@@ -337,10 +337,11 @@ def page() -> str:
             missing.append(name)
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
-        first = "" if found.get("edition") == EDITION else ", **the miniature's first edition**"
-        word, lines = section(name, study, found["arms"], f"commit {found['commit']}{first}")
+        older = EDITIONS.get(found.get("edition", 1), "")
+        ran = f"commit {found['commit']}" + f", {older}" * bool(older)
+        word, lines = section(name, study, found["arms"], ran)
         group = f"{word} (our own question, not a paper's claim)" if study.ours else word
-        verdicts.setdefault(group, []).append(f"[{name}](#{name})")
+        verdicts.setdefault(group, []).append(f"[{name}](#{name})" + "\\*" * bool(older))
         sections += lines
     out = [
         "# The papers' claims, asked of the miniature",
@@ -351,11 +352,13 @@ def page() -> str:
         "out 0, and a claim is judged in the paper's whole order of arms: it agrees in part if some neighbours there",
         "are in the paper's order and the others not told apart. Held-out figures: 200 requests, greedy; gIoU is the",
         "mean mask IoU over those that the recipe's format can answer.",
-        "Some were run with the miniature's first edition, whose SAM2 took a box at its word and hardly looked at",
-        "points ([what changed](miniature.md)).",
+        "Where an earlier edition is named, its commit has the weights that it ran on: the first edition's SAM2 took a",
+        "box at its word and hardly looked at points; in the second edition's first bias boxes were moved further",
+        "([what changed](miniature.md)).",
         "",
         *(f"- {word}: {', '.join(names)}" for word, names in sorted(verdicts.items())),
     ]
+    out += ["- \\* on an earlier edition"] if any("*" in name for names in verdicts.values() for name in names) else []
     if missing:
         out.append(f"- Not run: {', '.join(missing)} (`python -m studies.ablations NAME`)")
     return "\n".join([*out, "", *sections])
@@ -375,7 +378,7 @@ def run(name: str, seeds: list[int], workers: int) -> None:
     ).stdout.strip()
     folder = DOCS / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"commit": commit, "edition": EDITION, "code": code_version(), "arms": arms}
+    found = {"commit": commit, "edition": max(EDITIONS) + 1, "code": code_version(), "arms": arms}
     (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
     plot(name, study, arms)
 

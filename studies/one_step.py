@@ -26,8 +26,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def drawn(sample: data.Sample, boxes: dict[int, np.ndarray], rewards_of: dict[int, float]) -> None:
-    """docs/one-step.png: the picture, pale, the true outline dotted, and each box with its number, the redder the
-    fewer points its completion earned, the greener the more."""
+    """docs/one-step.png: the picture, pale, the true outline dotted, and each box with its number, from red to green by
+    what its completion earned."""
     figure, axis = plt.subplots(figsize=(6, 6), constrained_layout=True)
     w, h = sample.width, sample.height
     axis.imshow(0.5 + 0.5 * np.asarray(sample.image) / 255, extent=(0, w, h, 0))
@@ -38,7 +38,7 @@ def drawn(sample: data.Sample, boxes: dict[int, np.ndarray], rewards_of: dict[in
         color = color_of(0.1 + 0.85 * rewards_of[number] / most)
         dark = [patheffects.withStroke(linewidth=3.5, foreground="black")]
         axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, linewidth=2, path_effects=dark)
-        axis.text(x2, y1, f"{number}: {rewards_of[number]:g}", ha="right", va="bottom", fontweight="bold")
+        axis.text(x2, y1, str(number), ha="right", va="bottom", fontweight="bold")
     axis.set(xlim=(-2, w + 2), ylim=(h + 2, -4), xticks=[], yticks=[])
     figure.savefig(DOCS / "one-step.png", dpi=90)
     plt.close(figure)
@@ -84,7 +84,7 @@ def main() -> None:
         "## 1. A picture and a request (`data.py`, `model.Policy.encode`)",
         "",
         f"“{sample.query}”. The picture is {sample.width} × {sample.height}; the policy sees it, and writes, at {recipe.image_size} × {recipe.image_size}, where the true box is {[round(v * recipe.image_size / sample.width) for v in sample.boxes[0].tolist()]}. The prompt "
-        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The {len(boxes)} boxes written below, each with its completion's number and reward, and, dotted, the true outline:",
+        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The {len(boxes)} boxes written below, each with its completion's number, the greener the more it earned, and, dotted, the true outline:",
         "",
         "![the picture, with the boxes](one-step.png)",
         "",
