@@ -311,6 +311,9 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
     told = [f"**{word}.** {study.remark}".strip()]
     if same and not any("prompts_mode" in changes for changes in study.arms.values()):  # there, they are meant to be
         told.append(f"The runs of {'; '.join(same)} are the same to the last digit.")
+    lowest = {label: min(run.get("collapsed", 1.0) for run in runs) for label, runs in results.items()}
+    if fell := [f"{share:.0%} ({label})" for label, share in lowest.items() if share < 0.5]:
+        told.append(f"In the second half of training a step's completions parsed as seldom as {', '.join(fell)}.")
     if word == "Undecided":
         widest = scale * max(pair.high - pair.low for pair in pairs) / 2
         told.append(f"The widest interval reaches {widest:.{digits}f} to either side.")
