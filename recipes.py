@@ -358,7 +358,7 @@ def miniature(recipe: Recipe) -> Recipe:
         # stands out, whatever was asked for.
         learning_rate=1e-3 if align else 5e-5 if joint else 1.5e-4,
         # At a constant rate the last checkpoint was any of a swarm there: gIoU differed by seven points between seeds,
-        # and genseg-g's "nothing fits" by ten between checkpoints (docs/results.md).
+        # and genseg-g's "nothing fits" by fourteen between checkpoints (docs/first-edition.md).
         schedule="cosine" if align else "constant" if joint else "linear",
         num_queries=16 if recipe.num_queries else 0,
         max_prompt=400,

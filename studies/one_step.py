@@ -84,7 +84,7 @@ def main() -> None:
         "## 1. A picture and a request (`data.py`, `model.Policy.encode`)",
         "",
         f"“{sample.query}”. The picture is {sample.width} × {sample.height}; the policy sees it, and writes, at {recipe.image_size} × {recipe.image_size}, where the true box is {[round(v * recipe.image_size / sample.width) for v in sample.boxes[0].tolist()]}. The prompt "
-        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The {len(boxes)} boxes written below, each with its completion's number, the greener the more it earned, and, dotted, the true outline:",
+        f"has {S} tokens, of which {int((batch.prompts.inputs['mm_token_type_ids'] > 0).sum())} are the picture's. The picture shows the {len(boxes)} boxes that can be read in the completions below, each with its completion's number and greener the more it earned; dotted is the true outline:",
         "",
         "![the picture, with the boxes](one-step.png)",
         "",
@@ -143,7 +143,7 @@ def main() -> None:
         "A ratio of 1 still has a gradient: it is π over its own detached value, so its slope is that of log π, times the advantage. And the loss is no measure of error. Advantages",
         "sum to 0 within a group, weighted by tokens to a little more or less, before the update as after; what rises, if all goes well, is the reward.",
         "",
-        f"The log-probabilities of sampling and of the packed update differ by {first['gap']:.1e} on average: that is float rounding (`gap` in `metrics.jsonl`, which is of a step's last update, adds how far the policy has moved).",
+        f"The log-probabilities of sampling and of the packed update differ by {first['gap']:.1e} on average: that is float rounding. (`gap` in `metrics.jsonl` is taken at a step's last update; where a step has two, as here, it also holds how far the first one moved the policy.)",
         "",
     ]
     (DOCS / "one-step.md").write_text("\n".join(out), encoding="utf-8")
