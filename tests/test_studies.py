@@ -18,6 +18,7 @@ from scipy import stats
 import data
 import recipes
 import rewards
+import train
 from engine.check import check_rewards
 from studies import ablations, best_of, claims
 from studies.claims import STUDIES
@@ -122,10 +123,16 @@ def test_a_runs_name_is_of_its_code_alone(tmp_path, monkeypatch):
 
 def test_a_run_that_ends_by_itself_does_not_hang_the_others(tmp_path, monkeypatch):
     """SystemExit takes a pool's worker with it, and the pool waits."""
+
+    def ends(*_, **__):
+        raise SystemExit("step 3: the loss is not finite")
+
     monkeypatch.setattr(ablations, "RUNS", tmp_path)
-    recipe = dataclasses.replace(ablations.settings(STUDIES["raw"], {}), dataset="nothing")
-    with pytest.raises((RuntimeError, data.BadData), match="nothing"):
+    monkeypatch.setattr(train, "train", ends)
+    recipe = ablations.settings(STUDIES["raw"], {})
+    with pytest.raises(RuntimeError, match="the loss is not finite"):
         ablations.train_one(recipe)
+    assert not (ablations.folder_of(recipe) / "done").exists()
 
 
 def test_the_page_says_what_the_runs_say(tmp_path, monkeypatch):
