@@ -100,6 +100,7 @@ class Recipe:
     num_queries: int = 0  # K context queries (0: no context module)
     connector: Literal["transformer", "mlp"] = "transformer"  # Table 4
     collapse: bool = False  # released form: K states become one prompt token
+    text_step: int = 1  # alignment: coordinates in the true texts are multiples of this; the miniature writes no others
     seg_weight: float = 1.0  # lambda of L = L_GRPO + lambda L_seg (Eq. 7)
     focal: bool = False  # L_seg with focal loss (the paper's example) in place of cross-entropy (its code)
     tune_decoder: bool = True  # train SAM2's mask decoder in the joint stage (Table A3)
@@ -361,6 +362,7 @@ def miniature(recipe: Recipe) -> Recipe:
         # and genseg-g's "nothing fits" by fourteen between checkpoints (docs/first-edition.md).
         schedule="cosine" if align else "constant" if joint else "linear",
         num_queries=16 if recipe.num_queries else 0,
+        text_step=4,  # a number that this policy never learned tells the queries nothing (docs/miniature.md)
         max_prompt=400,
         max_completion=160,
         max_steps=300 if align else 150,
@@ -406,6 +408,7 @@ RANGES = {
     "seed": "[0, 1e18]",
     "num_queries": "[0, 1e5]",
     "seg_weight": "[0, inf)",
+    "text_step": "[1, inf)",
     "prompts_at_once": "[0, 1e5]",
     "lora_rank": "[0, 1e5]",
     "allow_bad": "[0, 1e9]",

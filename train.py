@@ -194,7 +194,7 @@ def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.
     """LENS's alignment: one completion per prompt, written from the ground truth (an empty thought, the answer)."""
     texts = []
     for sample, size in zip(batch.samples, batch.prompts.resized, strict=True):
-        texts.append(oracle_answer(sample, recipe.schema, data.model_frame(policy.family, size), digits=0))
+        texts.append(oracle_answer(sample, recipe.schema, data.model_frame(policy.family, size), recipe.text_step))
     tokens = [policy.tokens(text) for text in texts]
     ids = torch.zeros(len(tokens), 1, max(map(len, tokens)), dtype=torch.long, device=policy.device)
     mask = torch.zeros_like(ids, dtype=torch.bool)

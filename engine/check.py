@@ -196,7 +196,7 @@ def check_rewards(
             target = recipes.to_target(sample, recipe)
             answer = rewards.parse_answer(oracle_answer(sample, recipe.schema, frame), recipe.schema)
             # Repetition is judged on whole numbers, as a model writes them: "." ends a sentence, and decimals coincide.
-            answer.text = oracle_answer(sample, recipe.schema, frame, digits=0)
+            answer.text = oracle_answer(sample, recipe.schema, frame, step=1)
             parts = recipes.reward_parts(recipe, answer, target, 1.0, None)  # raw: in a young queue any answer ranks 1
         except data.BadData as error:
             bad.append((Lacking if isinstance(error, data.Lacks) else str)(f"{at}: {error}"))

@@ -16,8 +16,8 @@ import data
 import rewards
 
 
-def oracle_answer(sample: data.Sample, schema: str, frame: tuple[float, float], digits: int | None = None) -> str:
-    """The ground truth as a completion in `schema`, in `frame` (w, h), rounded to `digits` decimals (None: in full).
+def oracle_answer(sample: data.Sample, schema: str, frame: tuple[float, float], step: int = 0) -> str:
+    """The ground truth as a completion in `schema`, in `frame` (w, h), coordinates to multiples of `step` (0: in full).
 
     Raises rewards.CannotSay where the schema has no words for it: no target, or several objects where it has one;
     data.BadData for a count beyond 10,000.
@@ -37,7 +37,9 @@ def oracle_answer(sample: data.Sample, schema: str, frame: tuple[float, float], 
     negative = sample.negative_points(len(spec.negatives)) if spec.negatives else None
     negative = np.zeros((len(boxes), 0, 2)) if negative is None else negative
     parts = [[data.to_frame(xy, size, frame) for xy in part] for part in (boxes, positive, negative)]
-    return rewards.write_answer([rewards.Instance(*o) for o in zip(*parts, strict=True)], schema, digits=digits)
+    if step:
+        parts = [[np.round(xy / step) * step for xy in part] for part in parts]
+    return rewards.write_answer([rewards.Instance(*o) for o in zip(*parts, strict=True)], schema, digits=None)
 
 
 def true_mask(sample: data.Sample, objects: Sequence[rewards.Instance]) -> np.ndarray:

@@ -34,6 +34,7 @@ from engine import checkpoint, journal
 from engine.check import check_rewards
 from engine.run import build, build_reference, full_copy, learning_rate_factor
 from toy import world
+from toy.make import writes_in
 from train import load_batch, oracle_rollout, update
 
 ROOT = Path(__file__).parents[1]
@@ -190,6 +191,13 @@ def test_alignment_trains_the_context_module_alone():
     rollout = oracle_rollout(policy, batch, recipe)
     text = policy.decode(rollout.ids[0], rollout.mask[0])[0]
     assert text.startswith("<think></think><answer>") and rewards.parse_answer(text, "lens").think_ok
+    # What the policy was never taught to write it does not know how to read (toy.make.GRID): within half a step of the
+    # truth, never beside the grid.
+    _, step = writes_in(policy.family)
+    for p, (target, size) in enumerate(zip(batch.targets, batch.prompts.resized, strict=True)):
+        box = rewards.parse_answer(policy.decode(rollout.ids[p], rollout.mask[p])[0], "lens").instances[0].box
+        truth = data.to_frame(target.boxes[0], target.frame, data.model_frame(policy.family, size))
+        assert not np.any(np.asarray(box) % step) and np.abs(box - truth).max() <= step / 2
     found, values, _ = gradients((recipe, accelerator, policy, segmenter, batch, rollout), torch.zeros(3, 1))
     assert {n.split(".")[0] for n in found} == {"context"} and values["seg_loss"] > 0
 
