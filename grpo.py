@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
 # SPDX-License-Identifier: MIT
-"""GRPO from the equations up: sampling, group advantages, the clipped surrogate, k3 KL, two ways to average tokens.
+"""GRPO from the equations up: group advantages, two ways to average tokens, k3 KL, the clipped surrogate; then what it
+takes to compute them fast: log-probabilities in pieces, a group in one row, and (half of this file) sampling.
 
-What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object, no engine. These
-are functions of tensors (`sample` takes the model, too); docs/copying.md says what to take with each. This is a whole
-step, on a text model of random weights; train.py takes the same step with pictures, several prompts' rows at a time.
+What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object. These are
+functions of tensors (`sample` takes the model, too); docs/copying.md says what to take with each. This is a whole step,
+on a text model of random weights; train.py takes the same step with pictures, several prompts' rows at a time.
 
     >>> import transformers
     >>> _ = torch.manual_seed(0)
@@ -33,10 +34,10 @@ step, on a text model of random weights; train.py takes the same step with pictu
     >>> torch.allclose(logp, rollout.logp[1][rollout.mask[1]], atol=1e-4)  # what the sampler said of its tokens
     True
 
-old_logp is what the first update's own forward gives: as long as no optimizer step lies between sampling and it. For a
-second update on the same rollout keep it; with several optimizer steps over one rollout score all of it first. ref_logp
-is what a frozen reference gives (none here: no KL). A temperature or banned_ids that `sample` is given, token_logprobs
-has to be given, too: the last line tells.
+old_logp: in the first update on a rollout, logp.detach(); a second update needs the same again, so keep it. Whoever
+makes several optimizer steps over the parts of one rollout scores all of it before the first. ref_logp is what a frozen
+reference gives (none here: no KL). A temperature or banned_ids that `sample` is given, token_logprobs has to be given,
+too: the last line tells.
 
 Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, M
 completion tokens in a row, d hidden width, V vocabulary. A `mask` here is of tokens; `visible` says which token may
@@ -56,6 +57,186 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+# ----------------------------------------------------------------------------------------------------------- advantages
+
+
+def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
+    """A_i = (r_i - mean(r)) / (std(r) + eps) within each group: rewards (P, G) -> advantages (P, G).
+
+    LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one. A group whose rewards are all
+    equal has nothing to compare and gets exactly 0. That is decided by its range: the standard deviation of equal
+    floats may come out as 1e-17, and dividing by it and a tiny eps would turn rounding into a training signal.
+
+    Rewards of one axis, (G,), are one group: give several groups as (P, G), a group a row. Whole numbers give float32,
+    floats their own type. ValueError for a reward that is not a finite number, and for other shapes.
+
+    >>> group_advantages(torch.tensor([[6.0, 2.0, 2.0, 2.0]]))  # one right answer among four
+    tensor([[ 1.4999, -0.5000, -0.5000, -0.5000]])
+    """
+    if rewards.ndim not in (1, 2):
+        raise ValueError(f"rewards {tuple(rewards.shape)}: (P, G) is meant, a group a row")
+    if not torch.isfinite(rewards).all():
+        raise ValueError(f"a reward is not a finite number: {rewards.tolist()}")
+    dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
+    r = rewards.double()
+    if r.shape[-1] < 2:  # nobody to compare with
+        return torch.zeros_like(rewards, dtype=dtype)
+    A = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + eps)
+    same = r.amax(-1, keepdim=True) == r.amin(-1, keepdim=True)
+    return A.masked_fill(same, 0.0).to(dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------- the loss
+
+
+def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
+    """The weight of every token in the step's loss: mask (P, G, T) bool -> weights (P, G, T) float32, summing to 1.
+
+    "sequence": mean over completions of the mean over their tokens, 1 / (P G |o_i|)   (GRPO; LENS Eq. 12).
+    "token":    sum over the group's tokens / their number, then mean over groups, 1 / (P sum_i |o_i|) (SAM-R1 Eq. 4)
+
+    Call it ONCE per optimizer step, with all prompts that this process holds, and slice it for micro-batches: then the
+    gradient does not depend on how the step is cut, which is what per-micro-batch means get wrong. A completion (or,
+    under "token", a group) without tokens weighs nothing, and what it would have weighed goes to the others. Over
+    processes the mean of their losses is the loss over all prompts if each holds as many completions (groups) that
+    have a token; `sample` writes none without.
+
+    >>> mask = torch.tensor([[[True, True, True], [True, False, False]]])  # completions of three tokens and of one
+    >>> token_weights(mask, "sequence")[0, :, 0], token_weights(mask, "token")[0, :, 0]  # of their first tokens
+    (tensor([0.1667, 0.5000]), tensor([0.2500, 0.2500]))
+    """
+    if mask.ndim != 3:
+        raise ValueError(f"mask {tuple(mask.shape)} must be (P, G, T): which completions are a group matters")
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("mask must be of bools, or of 0 and 1: which tokens belong to a completion")
+    m = mask.double()
+    length = m.sum(-1, keepdim=True)  # |o_i|: (P, G, 1)
+    if average == "sequence":
+        w = m / length.clamp(min=1) / (length > 0).sum().clamp(min=1)
+    elif average == "token":
+        total = length.sum(-2, keepdim=True)  # (P, 1, 1)
+        w = m / total.clamp(min=1) / (total > 0).sum().clamp(min=1)
+    else:
+        raise ValueError(f"average must be 'sequence' or 'token', not {average!r}")
+    return w.float()
+
+
+def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(policy || reference) per token, float32: exp(d) - d - 1, d = log pi_ref - log pi.
+
+    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative (near 0, exp(d) - d - 1 would be rounding: hence expm1). For tokens that
+    this very policy drew, its value is unbiased; its gradient, as a term of the loss, is that of KL(reference ||
+    policy), as in all code that adds k3 to a loss. d is clamped at +-20 so that exp cannot overflow, and the value at
+    10, so that one token cannot own the gradient (where a clamp acts, the gradient is 0).
+    """
+    d = (ref_logp.float() - logp.float()).clamp(-20, 20)
+    return (d.expm1() - d).clamp(0, 10)
+
+
+def grpo_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    ref_logp: Tensor | None,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    beta: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped GRPO objective as a loss: the sum over tokens of weights * (-min(rho A, clip(rho) A) + beta kl).
+
+    logp, old_logp, ref_logp, weights: one shape, (P, G, T), or the same slice of each, or (M,), tokens in one line.
+    Log-probabilities of the sampled tokens under the policy now; under the policy that drew them (if no optimizer step
+    has been made since: the first update's own logp, detached); under the reference (None: no KL). Only logp carries
+    gradient. advantages: one per completion, (P, G), that is, logp's shape without its last axis; or one per token, of
+    logp's shape. weights come from token_weights, so micro-batches simply add up, and the metrics (weighted sums: kl,
+    ratio, clipped_low, clipped_high) do too. Padding has weight 0; its log-probabilities must be finite.
+
+    clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2): a token that did well may grow by more than a token that
+    did badly may shrink, so rare good tokens are not held back. With one update per rollout rho is identically 1 and
+    neither clip ever acts. The log of rho is clamped at +-20, so that exp cannot overflow; there the gradient is 0.
+
+    ValueError for other shapes, which would broadcast to a number, and a wrong one; for weights that are bools (a mask
+    is no weight); for beta > 0 without a reference; for bounds that are none.
+    """
+    if old_logp is None:
+        raise ValueError("old_logp is missing: in the first update on a rollout it is logp.detach()")
+    for name, given in (("old_logp", old_logp), ("ref_logp", ref_logp), ("weights", weights)):
+        if given is not None and given.shape != logp.shape:
+            raise ValueError(f"{name} {tuple(given.shape)}, but logp {tuple(logp.shape)}")
+        if given is not None and not given.is_floating_point():
+            raise ValueError(f"{name} are {given.dtype}: floats are meant (weights come from token_weights)")
+    if advantages.shape not in (logp.shape, logp.shape[:-1]):
+        raise ValueError(
+            f"advantages {tuple(advantages.shape)}, but logp {tuple(logp.shape)}: one per completion or token"
+        )
+    if not (beta >= 0 and 0 <= clip_low < 1 and clip_high >= 0):
+        raise ValueError(f"beta {beta}, clip_low {clip_low} or clip_high {clip_high} is out of range")
+    if beta > 0 and ref_logp is None:
+        raise ValueError(f"beta {beta} weighs the KL to a reference: give ref_logp")
+    A = advantages.float()
+    if A.shape != logp.shape:
+        A = A[..., None]  # one scalar per completion, shared by its tokens
+    logp = logp.float()
+    rho = (logp - old_logp.detach().float()).clamp(-20, 20).exp()  # rho_it = pi_theta / pi_old
+    clipped = rho.clamp(1 - clip_low, 1 + clip_high)
+    loss = -torch.minimum(rho * A, clipped * A)
+    metrics = {
+        "ratio": rho,
+        "clipped_low": (rho < 1 - clip_low) & (A < 0),  # tokens whose gradient the clip has cut
+        "clipped_high": (rho > 1 + clip_high) & (A > 0),
+    }
+    if ref_logp is not None:
+        metrics["kl"] = k3_kl(logp, ref_logp.detach())
+        loss = loss + beta * metrics["kl"]
+    return (weights * loss).sum(), {name: (weights * value.detach()).sum() for name, value in metrics.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- log-probabilities
+
+
+def _chunk_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, banned: Tensor
+) -> tuple[Tensor, Tensor]:
+    logits = F.linear(hidden, weight).float().index_fill(-1, banned, -torch.inf) / temperature
+    logp = logits.log_softmax(-1)
+    p = logp.detach()
+    entropy = -(p.exp() * p.masked_fill(p == -torch.inf, 0.0)).sum(-1)  # 0 * -inf is nan: banned tokens have no share
+    return logp.gather(-1, targets[:, None])[:, 0], entropy
+
+
+def token_logprobs(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    banned_ids: Sequence[int] = (),
+    chunk: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of its distribution (nats), without ever holding all logits.
+
+    hidden (M, d): the state that PREDICTS the target, that is, of the token before it (predicting_states);
+    lm_head_weight (V, d); targets (M,). Returns logp (M,) and entropy (M,), float32; entropy carries no gradient.
+    temperature > 0 and banned_ids as in `sample`: what could not be drawn has no probability here either. (There is no
+    top_p: with it, what was sampled was drawn from a narrower distribution than what is trained.) The output layer is
+    one matrix, as in Qwen: no bias, no scale, no cap on the logits.
+
+    Logits exist for `chunk` tokens at a time, in forward and, by recomputation, in backward: with their gradient, 256
+    tokens at V = 152,000 take 0.8 GiB, 1,600 of them at once would take 4.6.
+    """
+    if len(hidden) != len(targets) or not temperature > 0:
+        raise ValueError(f"{len(hidden)} states for {len(targets)} targets, at temperature {temperature}")
+    banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=hidden.device)
+    pieces = [
+        checkpoint(_chunk_logprobs, h, lm_head_weight, t, temperature, banned, use_reentrant=False)
+        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    ]
+    logp, entropy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return logp, entropy
+
+
 # -------------------------------------------------------------------------------------------------------- who sees whom
 
 
@@ -71,10 +252,10 @@ def pack_group(prompt_ids: Tensor, completions: Sequence[Tensor]) -> tuple[Tenso
      o_2      full     .    tri     8 x 1,200.
 
     A model loaded with attn_implementation="sdpa" takes it as attention_mask=visible[None, None]. (With "eager" it
-    would add the bools to its scores, without a word: give it 0 and -inf.) That replaces a sliding window, and a layer
-    that is no attention ignores it: require_plain_attention refuses such models. predicting_states says which states
-    predict the completions' tokens, token_logprobs scores them. Check that what comes out agrees with Rollout.logp;
-    it will not while dropout is on.
+    would add the bools to its scores, without a word: give it 0 and -inf.) It takes the place of a model's own sliding
+    window, and layers that are no attention do not see it: require_plain_attention refuses models with either.
+    predicting_states says which states predict the completions' tokens, token_logprobs scores them. Check that what
+    comes out agrees with Rollout.logp; it will not while dropout is on.
     """
     S = len(prompt_ids)
     device = prompt_ids.device
@@ -502,183 +683,3 @@ def sample(
     end = torch.isin(ids, ends)
     mask = end.cumsum(-1) - end.long() == 0
     return Rollout(ids.where(mask, 0).view(P, G, T), mask.view(P, G, T), logp.where(mask, 0.0).view(P, G, T))
-
-
-# ----------------------------------------------------------------------------------------------------------- advantages
-
-
-def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
-    """A_i = (r_i - mean(r)) / (std(r) + eps) within each group: rewards (P, G) -> advantages (P, G).
-
-    LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one. A group whose rewards are all
-    equal has nothing to compare and gets exactly 0. That is decided by its range: the standard deviation of equal
-    floats may come out as 1e-17, and dividing by it and a tiny eps would turn rounding into a training signal.
-
-    Rewards of one axis, (G,), are one group: give several groups as (P, G), a group a row. Whole numbers give float32,
-    floats their own type. ValueError for a reward that is not a finite number, and for other shapes.
-
-    >>> group_advantages(torch.tensor([[6.0, 2.0, 2.0, 2.0]]))  # one right answer among four
-    tensor([[ 1.4999, -0.5000, -0.5000, -0.5000]])
-    """
-    if rewards.ndim not in (1, 2):
-        raise ValueError(f"rewards {tuple(rewards.shape)}: (P, G) is meant, a group a row")
-    if not torch.isfinite(rewards).all():
-        raise ValueError(f"a reward is not a finite number: {rewards.tolist()}")
-    dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
-    r = rewards.double()
-    if r.shape[-1] < 2:  # nobody to compare with
-        return torch.zeros_like(rewards, dtype=dtype)
-    A = (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + eps)
-    same = r.amax(-1, keepdim=True) == r.amin(-1, keepdim=True)
-    return A.masked_fill(same, 0.0).to(dtype)
-
-
-# ------------------------------------------------------------------------------------------------------------- the loss
-
-
-def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
-    """The weight of every token in the step's loss: mask (P, G, T) bool -> weights (P, G, T) float32, summing to 1.
-
-    "sequence": mean over completions of the mean over their tokens, 1 / (P G |o_i|)   (GRPO; LENS Eq. 12).
-    "token":    sum over the group's tokens / their number, then mean over groups, 1 / (P sum_i |o_i|) (SAM-R1 Eq. 4)
-
-    Call it ONCE per optimizer step, with all prompts that this process holds, and slice it for micro-batches: then the
-    gradient does not depend on how the step is cut, which is what per-micro-batch means get wrong. A completion (or,
-    under "token", a group) without tokens weighs nothing, and what it would have weighed goes to the others. Over
-    processes the mean of their losses is the loss over all prompts if each holds as many completions (groups) that
-    have a token; `sample` writes none without.
-
-    >>> mask = torch.tensor([[[True, True, True], [True, False, False]]])  # completions of three tokens and of one
-    >>> token_weights(mask, "sequence")[0, :, 0], token_weights(mask, "token")[0, :, 0]  # of their first tokens
-    (tensor([0.1667, 0.5000]), tensor([0.2500, 0.2500]))
-    """
-    if mask.ndim != 3:
-        raise ValueError(f"mask {tuple(mask.shape)} must be (P, G, T): which completions are a group matters")
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("mask must be of bools, or of 0 and 1: which tokens belong to a completion")
-    m = mask.double()
-    length = m.sum(-1, keepdim=True)  # |o_i|: (P, G, 1)
-    if average == "sequence":
-        w = m / length.clamp(min=1) / (length > 0).sum().clamp(min=1)
-    elif average == "token":
-        total = length.sum(-2, keepdim=True)  # (P, 1, 1)
-        w = m / total.clamp(min=1) / (total > 0).sum().clamp(min=1)
-    else:
-        raise ValueError(f"average must be 'sequence' or 'token', not {average!r}")
-    return w.float()
-
-
-def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(policy || reference) per token, float32: exp(d) - d - 1, d = log pi_ref - log pi.
-
-    SAM-R1 Eq. 3, LENS Eq. 11. Non-negative (near 0, exp(d) - d - 1 would be rounding: hence expm1). For tokens that
-    this very policy drew, its value is unbiased; its gradient, as a term of the loss, is that of KL(reference ||
-    policy), as in all code that adds k3 to a loss. d is clamped at +-20 so that exp cannot overflow, and the value at
-    10, so that one token cannot own the gradient (where a clamp acts, the gradient is 0).
-    """
-    d = (ref_logp.float() - logp.float()).clamp(-20, 20)
-    return (d.expm1() - d).clamp(0, 10)
-
-
-def grpo_loss(
-    logp: Tensor,
-    old_logp: Tensor,
-    ref_logp: Tensor | None,
-    advantages: Tensor,
-    weights: Tensor,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    beta: float = 0.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped GRPO objective as a loss: the sum over tokens of weights * (-min(rho A, clip(rho) A) + beta kl).
-
-    logp, old_logp, ref_logp, weights: one shape, (P, G, T), or the same slice of each, or (M,), tokens in one line.
-    Log-probabilities of the sampled tokens under the policy now; under the policy that drew them (if no optimizer step
-    has been made since: the first update's own logp, detached); under the reference (None: no KL). Only logp carries
-    gradient. advantages: one per completion, (P, G), that is, logp's shape without its last axis; or one per token, of
-    logp's shape. weights come from token_weights, so micro-batches simply add up, and the metrics (weighted sums: kl,
-    ratio, clipped_low, clipped_high) do too. Padding has weight 0; its log-probabilities must be finite.
-
-    clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2): a token that did well may grow by more than a token that
-    did badly may shrink, so rare good tokens are not held back. With one update per rollout rho is identically 1 and
-    neither clip ever acts. The log of rho is clamped at +-20, so that exp cannot overflow; there the gradient is 0.
-
-    ValueError for other shapes, which would broadcast to a number, and a wrong one; for weights that are bools (a mask
-    is no weight); for beta > 0 without a reference; for bounds that are none.
-    """
-    if old_logp is None:
-        raise ValueError("old_logp is missing: in the first update on a rollout it is logp.detach()")
-    for name, given in (("old_logp", old_logp), ("ref_logp", ref_logp), ("weights", weights)):
-        if given is not None and given.shape != logp.shape:
-            raise ValueError(f"{name} {tuple(given.shape)}, but logp {tuple(logp.shape)}")
-        if given is not None and not given.is_floating_point():
-            raise ValueError(f"{name} are {given.dtype}: floats are meant (weights come from token_weights)")
-    if advantages.shape not in (logp.shape, logp.shape[:-1]):
-        raise ValueError(
-            f"advantages {tuple(advantages.shape)}, but logp {tuple(logp.shape)}: one per completion or token"
-        )
-    if not (beta >= 0 and 0 <= clip_low < 1 and clip_high >= 0):
-        raise ValueError(f"beta {beta}, clip_low {clip_low} or clip_high {clip_high} is out of range")
-    if beta > 0 and ref_logp is None:
-        raise ValueError(f"beta {beta} weighs the KL to a reference: give ref_logp")
-    A = advantages.float()
-    if A.shape != logp.shape:
-        A = A[..., None]  # one scalar per completion, shared by its tokens
-    logp = logp.float()
-    rho = (logp - old_logp.detach().float()).clamp(-20, 20).exp()  # rho_it = pi_theta / pi_old
-    clipped = rho.clamp(1 - clip_low, 1 + clip_high)
-    loss = -torch.minimum(rho * A, clipped * A)
-    metrics = {
-        "ratio": rho,
-        "clipped_low": (rho < 1 - clip_low) & (A < 0),  # tokens whose gradient the clip has cut
-        "clipped_high": (rho > 1 + clip_high) & (A > 0),
-    }
-    if ref_logp is not None:
-        metrics["kl"] = k3_kl(logp, ref_logp.detach())
-        loss = loss + beta * metrics["kl"]
-    return (weights * loss).sum(), {name: (weights * value.detach()).sum() for name, value in metrics.items()}
-
-
-# ---------------------------------------------------------------------------------------------------- log-probabilities
-
-
-def _chunk_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, banned: Tensor
-) -> tuple[Tensor, Tensor]:
-    logits = F.linear(hidden, weight).float().index_fill(-1, banned, -torch.inf) / temperature
-    logp = logits.log_softmax(-1)
-    p = logp.detach()
-    entropy = -(p.exp() * p.masked_fill(p == -torch.inf, 0.0)).sum(-1)  # 0 * -inf is nan: banned tokens have no share
-    return logp.gather(-1, targets[:, None])[:, 0], entropy
-
-
-def token_logprobs(
-    hidden: Tensor,
-    lm_head_weight: Tensor,
-    targets: Tensor,
-    *,
-    temperature: float = 1.0,
-    banned_ids: Sequence[int] = (),
-    chunk: int = 256,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of its distribution (nats), without ever holding all logits.
-
-    hidden (M, d): the state that PREDICTS the target, that is, of the token before it (predicting_states);
-    lm_head_weight (V, d); targets (M,). Returns logp (M,) and entropy (M,), float32; entropy carries no gradient.
-    temperature > 0 and banned_ids as in `sample`: what could not be drawn has no probability here either. (There is no
-    top_p: with it, what was sampled was drawn from a narrower distribution than what is trained.) The output layer is
-    one matrix, as in Qwen: no bias, no scale, no cap on the logits.
-
-    Logits exist for `chunk` tokens at a time, in forward and, by recomputation, in backward: with their gradient, 256
-    tokens at V = 152,000 take 0.8 GiB, 1,600 of them at once would take 4.6.
-    """
-    if len(hidden) != len(targets) or not temperature > 0:
-        raise ValueError(f"{len(hidden)} states for {len(targets)} targets, at temperature {temperature}")
-    banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=hidden.device)
-    pieces = [
-        checkpoint(_chunk_logprobs, h, lm_head_weight, t, temperature, banned, use_reentrant=False)
-        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    ]
-    logp, entropy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-    return logp, entropy
