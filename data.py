@@ -237,7 +237,7 @@ def check_truth(sample: Sample) -> None:
         if box[0] >= box[2] or box[1] >= box[3]:
             raise BadData(f"a box is x1, y1, x2, y2 with x1 < x2 and y1 < y2, not {box}: is it x, y, width, height?")
     if boxes and max(map(max, boxes)) <= 1 < min(width, height):
-        raise BadData(f"the box {boxes[0]} is less than a pixel: is it a fraction of the picture's size?")
+        raise BadData(f"the box {boxes[0]} is no larger than a pixel: is it a fraction of the picture's size?")
     for box in boxes:
         if min(box) < -slack or box[2] > right or box[3] > bottom:
             raise leaves("box", box, [v for b in boxes for v in b])
@@ -278,7 +278,8 @@ def inscribed_points(mask: np.ndarray, k: int) -> np.ndarray:
 
 
 def background_points(mask: np.ndarray, box: np.ndarray, k: int, clearance: float = 5 / 840) -> np.ndarray | None:
-    """(k, 2) points inside `box`, outside `mask`, far from the mask and from each other; None if none clears the mask.
+    """(k, 2) points inside `box`, outside `mask`, far from the mask and from each other (with room for one alone, it is
+    there k times); None if none clears the mask.
 
     `clearance` is the distance from the mask's boundary that GenSeg-R1-G's r_neg asks for (5 px of 840), as a fraction
     of the longer side of the picture.
@@ -403,7 +404,7 @@ def load(
     """Open a dataset; several, joined by commas, follow each other. BadData if anything needed is absent or broken.
 
     layout: a key of LOADERS; root: the folder that benchmarks/layouts.py describes for it; split: train, val, ...
-    one_expression: one sentence per reference, drawn by seed (ReasonSeg: the first, as released). seed also draws
+    one_expression: one sentence per reference, drawn by seed (ReasonSeg: the first). seed also draws
     coconut's category. An entry without polygon or picture is left out and listed in the result's `skipped`.
 
     toy     drawn on the spot; splits train, val, test

@@ -8,8 +8,8 @@
     parts = reward_parts(recipe, answer, target, mask_iou, None) # what an answer earns, part by part
 
 Every field can be overridden on the command line: train.py --recipe samr1 --tiers 0.5 --tier_rewards 4. Most values are
-the papers' own. [C]: the paper is silent and the released code does it. What neither says was decided here. The two
-tables of docs/choices.md list it all.
+the papers' own. [C]: the paper is silent and the released code does it. What neither says was decided here.
+docs/choices.md lists where paper and code differ, and what was decided.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Recipe:
     schema: str = "drseg"  # answer format: rewards.SCHEMAS, data.PROMPTS
     reward: str = "drseg"  # which of rewards.REWARDS
     reward_frame: tuple[int, int] = (840, 840)  # frame of answer and target in the reward; (0, 0): original pixels
-    # weight of each part of the reward (not named: 1, or genseg-g's own); metrics.jsonl has the parts with their
-    # weights, so 0 reads 0
+    # weight of each part of the reward (not named: 1, or genseg-g's own; the recipes name all, so that each is an
+    # option); metrics.jsonl has the parts with their weights, so 0 reads 0
     weights: dict[str, float] = field(default_factory=dict)
     tiers: tuple[float, ...] = (0.5, 0.7, 0.8)  # SAM-R1: IoU thresholds (exclusive) ...
     tier_rewards: tuple[float, ...] = (2.0, 3.0, 4.0)  # ... and what passing each is worth
@@ -464,6 +464,8 @@ def check(recipe: Recipe) -> None:
         raise data.BadData(f"--weights.{unknown[0]}: {recipe.reward} has no such part, but {', '.join(sorted(parts))}.")
     if (recipe.train == "context" or recipe.segmenter_use == "loss") and not recipe.num_queries:
         raise data.BadData("--num_queries 0: there is no context module, which this recipe trains.")
+    if recipe.num_queries and recipe.segmenter_use == "evaluation":
+        raise data.BadData(f"--num_queries {recipe.num_queries}: masks from queries, with --segmenter_use evaluation?")
 
 
 def remarks(recipe: Recipe) -> list[str]:

@@ -451,11 +451,14 @@ def says_new_things(text: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------- rewards
 # Each takes (answer, target, mask_iou) and, by keyword, what it has to be told; a recipe hands over the fields of these
-# names (recipes.reward_parts). It returns its named parts, weights applied: the reward is their sum. mask_iou is the
-# IoU of the answer's mask with the truth, where a recipe puts SAM2 in its reward (None counts 0). weights: what each
-# part is worth, by name, in place of 1 or of genseg-g's own; released: [C] where it differs, which also widens Dr.
-# Seg's `answer` to 0-2 and its `accuracy` to 0-3. A right [] on a request without target has no boxes or points to be
-# paid for: VisionReasoner gives it 2 of its 7, Dr. Seg the count.
+# names (recipes.reward_parts). It returns its named parts, weights applied: the reward is their sum.
+#
+#   mask_iou   the IoU of the answer's mask with the truth, where a recipe puts SAM2 in its reward (None counts 0)
+#   weights    what each part is worth, by name, in place of 1 or of genseg-g's own
+#   released   [C] where it differs, which also widens Dr. Seg's `answer` to 0-2 and its `accuracy` to 0-3
+#
+# A right [] on a request without target has no boxes or points to be paid for: VisionReasoner gives it 2 of its 7, Dr.
+# Seg all but the answer part, and of the three metrics the count.
 
 
 Parts = dict[str, float]
@@ -515,9 +518,11 @@ def visionreasoner_reward(
 
 def looks_somewhere(answer: Answer, released: bool = False) -> bool:
     """Look-to-Confirm (Dr. Seg section 4.2, Eq. 8): a <look> with a letter or digit in it, within the reasoning trace
-    (released: anywhere in the text)."""
-    looks = all_between(answer.text, "<look>", "</look>") if released else answer.looks
-    return any(character.isalnum() for look in looks for character in look)
+    (released: with anything in it, there or in the answer)."""
+    if not released:
+        return any(character.isalnum() for look in answer.looks for character in look)
+    parts = (_between(answer.text, f"<{tag}>", f"</{tag}>") for tag in ("think", "answer"))
+    return any(any(all_between(part[0], "<look>", "</look>")) for part in parts if part)
 
 
 def drseg_metrics(answer: Answer, target: Target, released: bool = False) -> tuple[float, float, float]:
@@ -620,7 +625,8 @@ def drseg_reward(
     released: bool = False,
 ) -> Parts:
     """Dr. Seg, 0 to 5: look + think + answer + non_repeat (Eq. 8), 1 each, and accuracy 0-1: the rank of x in `queue`
-    (Eq. 12), or without a queue the mean of x (Table 5's raw reward). `components`: which of x1-x3 count (Table 10;
+    (Eq. 12), or without a queue the mean of x (Table 5's raw reward). `answer` asks for an object: [] has no "key-value
+    pairs". `components`: which of x1-x3 count (Table 10;
     none: its first row, format alone). `look` False leaves that part out (Table 4: ranking without Look-to-Confirm).
     The caller pushes x."""
     x = drseg_metrics(answer, target, released)
@@ -629,7 +635,9 @@ def drseg_reward(
     parts = {"look": looks_somewhere(answer, released)} if look else {}
     parts |= {
         "think": answer.think_ok,
-        "answer": answer.key_score if released else answer.answer_ok,  # released: 0-2, per key
+        "answer": answer.key_score
+        if released
+        else answer.answer_ok and bool(answer.instances),  # released: 0-2, per key
         "non_repeat": says_new_things(answer.text),
         "accuracy": sum(round(v, 1) for v in q) if released else sum(q) / max(len(q), 1),  # released: one decimal each
     }
@@ -663,8 +671,9 @@ def samr1_reward(
 
 
 def genseg_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None) -> Parts:
-    """GenSeg-R1 section 3.6, 0 to 6, in the 0-1000 frame: think; format; box_iou (> 0.5); box_l1 (mean < 11.9); point
-    (both inside the written box, their distance from the annotated ones, see point_distances, below 119); non_repeat.
+    """GenSeg-R1 section 3.6, 0 to 6, in the 0-1000 frame: think; format; box_iou (> 0.5); box_l1 (mean < 11.9, which
+    is 10 px of 840 and our number); point (both inside the written box, their distance from the annotated ones, see
+    point_distances, below 119); non_repeat.
     Box and point parts are summed over matched pairs and divided by the larger count. A right {"no_target": true} earns
     all of them, a wrong one none."""
     pairs = match(answer, target, 11.9, 119)
@@ -731,6 +740,8 @@ def _is_clear(xy: Sequence[float], boxes: list, target: Target, clearance: float
     px, py = x * W / target.frame[0], y * H / target.frame[1]
     if not (0 <= px < W and 0 <= py < H and all(b[0] <= x <= b[2] and b[1] <= y <= b[3] for b in boxes)):
         return False
+    if target.mask[int(py), int(px)]:
+        return False
     # Only pixels of the mask in the neighbourhood can be too near. Pixel i covers i to i + 1, so what counts is the
     # distance to that square, 0 inside it: on a coarse mask, distances to pixel centres would give half a pixel away,
     # which may be all of r.
@@ -769,37 +780,22 @@ DEFAULT_WEIGHTS: dict[str, Parts] = {"genseg-g": {"mask_iou": 5.0, "negative": 1
 RANKED = {"drseg": (drseg_metrics, ("matched_iou", "count", "point"))}
 
 
-def _top_tier(tier_rewards: Sequence[float] = (2.0, 3.0, 4.0), **_) -> float:
-    return max(tier_rewards)
-
-
-def _released_answer(released: bool = False, **_) -> float:
-    return 2.0 if released else 1.0
-
-
-def _ranked(released: bool = False, components: Sequence[int] = (0, 1, 2), **_) -> float:
-    return float(len(components)) if released else float(bool(components))
-
-
-def _one_if_on(look: bool = True, **_) -> float:
-    return float(look)
-
-
-def _one_if_asked(look: bool = False, **_) -> float:
-    return float(look)
-
-
 # What an honest right answer earns, part by part before weights: with a target, and without one where the recipe has
 # such requests. A function says it where it follows from a recipe's options.
+_LOOK = {"look": lambda look=False, **_: float(look)}
+_DRSEG = {
+    "look": lambda look=True, **_: float(look),
+    "answer": lambda released=False, **_: 2.0 if released else 1.0,
+    "accuracy": lambda released=False, components=(0, 1, 2), **_: float(
+        len(components) if released else bool(components)
+    ),
+}
 _GENSEG = {"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1, "non_repeat": 1}
 MAXIMUM: dict[str, tuple[dict, dict | None]] = {
     "segzero": ({"think": 1, "format": 1, "box_iou": 1, "box_l1": 1, "point": 1}, None),
-    "visionreasoner": ({"think": 1, "answer": 2, "accuracy": 3, "non_repeat": 1, "look": _one_if_asked}, None),
-    "drseg": (
-        {"look": _one_if_on, "think": 1, "answer": _released_answer, "non_repeat": 1, "accuracy": _ranked},
-        None,
-    ),
-    "samr1": ({"tiered": _top_tier, "think": 1, "format": 1}, None),
+    "visionreasoner": ({"think": 1, "answer": 2, "accuracy": 3, "non_repeat": 1} | _LOOK, None),
+    "drseg": (_DRSEG | {"think": 1, "non_repeat": 1}, None),
+    "samr1": ({"tiered": lambda tier_rewards=(2.0, 3.0, 4.0), **_: max(tier_rewards), "think": 1, "format": 1}, None),
     "genseg": (_GENSEG, _GENSEG),
     "genseg-g": (_GENSEG | {"mask_iou": 1, "negative": 1}, _GENSEG | {"no_target": 1}),
     "lens": ({"format": 1, "box_iou": 1, "mask_iou": 1}, None),

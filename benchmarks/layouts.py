@@ -605,13 +605,18 @@ def reasonseg(want: Wanted) -> Makers:
             yield f"reasonseg: {notes[stem]}: {len(shapes) - len(drawn)} shapes of fewer than three points left out"
         target, ignored = (functools.partial(_painted, drawn, ignore) for ignore in (False, True))
         ignored = [ignored] if any("ignore" in s["label"].lower() for s in drawn) else []
-        for k, text in enumerate(texts[:1] if want.one else texts):
-            if fault := text_fault(text):
-                yield f"reasonseg: {notes[stem]}: {fault}"
-                continue
+        said = list(enumerate(texts))
+        yield from (f"reasonseg: {notes[stem]}: {fault}" for _, text in said if (fault := text_fault(text)))
+        said = [(k, text) for k, text in said if not text_fault(text)]
+        every_text = tuple(text for _, text in said) if want.one else ()
+        for k, text in said[:1] if want.one else said:
             id = f"reasonseg/{want.split}/{stem}/{k}"
             long = note.get("is_sentence")
-            more = {"ignored": ignored, "is_sentence": long if isinstance(long, bool) else None}
+            more = {
+                "ignored": ignored,
+                "is_sentence": long if isinstance(long, bool) else None,
+                "sentences": every_text,
+            }
             size = note.get("imageWidth"), note.get("imageHeight")  # labelme's, where its own are kept
             args = str(notes[stem]), text, id, _picture_id(stem), pictures[stem], size if all(size) else None
             yield functools.partial(_make, *args, parts=[target], **more)

@@ -374,9 +374,9 @@ def test_reasonseg(tmp_path):
     assert any("lonely" in reason for reason in samples.skipped) and any(
         "fewer than three" in reason for reason in samples.skipped
     )
-    assert [s.query for s in data.load("reasonseg", tmp_path / "ReasonSeg", "val", one_expression=True)][
-        0
-    ] == "what purrs"
+    one = data.load("reasonseg", tmp_path / "ReasonSeg", "val", one_expression=True)
+    assert [s.query for s in one] == ["what purrs", "the café’s cat"]
+    assert one[0].sentences == ("what purrs", "what meows") and not samples[0].sentences  # for LENS, which draws anew
 
 
 def png_bytes(size) -> dict:

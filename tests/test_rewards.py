@@ -388,6 +388,14 @@ def test_negative_points_keep_clear_of_the_mask(point, valid, scale):
         assert rewards.valid_negatives(answer, target_of([box], [[[400, 400]] * 2], mask=mask), reading) == valid
 
 
+def test_a_point_on_the_object_is_no_negative_one_at_any_clearance():
+    mask = np.zeros((84, 84), bool)
+    mask[30:50, 30:50] = True
+    target = target_of([[250, 250, 550, 550]], [[[400, 400]] * 2], mask=mask)
+    answer = answer_of([[250, 250, 550, 550]], [[[400, 400]] * 2], [[[400, 400], [280, 280]]])
+    assert rewards.valid_negatives(answer, target, clearance=0.0) == 0.5
+
+
 def test_negative_points_equal_a_slow_twin():
     rng = np.random.default_rng(1)
     for frame, (H, W) in (((1000, 1000), (60, 90)), ((840, 840), (90, 90)), ((90, 60), (60, 90))):
@@ -988,7 +996,15 @@ def test_look_counts_in_the_reasoning_only_and_needs_something_visible():
         assert rewards.drseg_reward(read, target)["look"] == looks, thought
     elsewhere = parse_answer(f"<look>a mug</look><think>no</think><answer>{box}</answer>", "drseg")
     assert rewards.drseg_reward(elsewhere, target)["look"] == 0
-    assert rewards.drseg_reward(elsewhere, target, released=True)["look"] == 1
+    # The released code: with anything in it, in the thought or in the answer.
+    assert rewards.drseg_reward(elsewhere, target, released=True)["look"] == 0
+    for thought, answer, looks in (
+        ("<look>...</look>", box, True),
+        ("<look> </look>", box, False),
+        ("no", box + "<look>the mug</look>", True),
+    ):
+        read = parse_answer(f"<think>{thought}</think><answer>{answer}</answer>", "drseg")
+        assert rewards.drseg_reward(read, target, released=True)["look"] == looks, thought
 
 
 def test_look_to_confirm_and_ranking_are_switched_one_by_one():
