@@ -37,6 +37,7 @@ import transformers
 import tyro
 from accelerate import PartialState
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 import data
@@ -86,6 +87,62 @@ VARIANTS = {  # Dr. Seg Table 8: added to the prompt to get longer answers witho
 }
 
 
+@dataclasses.dataclass
+class Written:
+    """What was written to P requests: texts, the frame that the numbers in each are in, lengths in tokens; and, of a
+    policy, what its context queries go on from."""
+
+    texts: list[str]
+    frames: list[tuple[float, float]]
+    lengths: list[int]
+    prompts: models.Prompts | None = None
+    rollout: grpo.Rollout | None = None
+
+
+def oracle_writes(samples: Sequence[data.Sample], recipe: Recipe) -> Written:
+    """The truth as texts, in the pictures' own pixels. What the schema cannot say is a parse failure, as it would be
+    for any model."""
+    texts = []
+    sizes = [(s.width, s.height) for s in samples]
+    for sample, size in zip(samples, sizes, strict=True):
+        try:
+            texts.append(oracle_answer(sample, recipe.schema, size))
+        except rewards.CannotSay:
+            texts.append("")
+    return Written(texts, sizes, [0] * len(samples))
+
+
+def policy_writes(
+    policy: models.Policy,
+    samples: Sequence[data.Sample],
+    recipe: Recipe,
+    uniforms: Tensor,
+    temperature: float = 0.0,
+    more: str = "",
+) -> Written:
+    """One completion per sample, from uniforms (P, 1, T). more: words at the end of every request."""
+    space = data.FAMILIES[policy.family]
+    requests = [data.build_prompt(s.query, recipe.schema, space) + more for s in samples]
+    prompts = policy.encode([s.image for s in samples], requests)
+    tokens = prompts.inputs["attention_mask"].sum(-1).tolist()
+    if max(tokens) > (limit := 8 * recipe.max_prompt):  # a sentence may be a megabyte
+        worst = samples[int(np.argmax(tokens))].id
+        raise data.BadData(f"the prompt of sample {worst} has {max(tokens)} tokens, more than {limit}.")
+    rollout = grpo.sample(
+        policy.vlm,
+        prompts.inputs,
+        uniforms,
+        num_samples=1,
+        max_new_tokens=uniforms.shape[-1],
+        temperature=temperature,
+        eos_token_id=policy.end_ids,
+        banned_ids=policy.banned_ids,
+    )
+    frames = [data.model_frame(policy.family, resized) for resized in prompts.resized]
+    lengths = rollout.mask.sum((1, 2)).tolist()
+    return Written(policy.decode(rollout.ids[:, 0], rollout.mask[:, 0]), frames, lengths, prompts, rollout)
+
+
 @torch.no_grad()
 def predict(
     policy: models.Policy | Literal["oracle"],
@@ -111,43 +168,15 @@ def predict(
         raise data.BadData(
             f"the request of sample {longest.id} has {len(longest.query)} characters; 20,000 are the most"
         )
-    images = [s.image for s in samples]
-    sizes = [(s.width, s.height) for s in samples]
-    # Texts, and the frame that the numbers in each are written in. The oracle's frame is the picture itself.
     if policy == "oracle":
-        texts = []
-        frames = sizes
-        lengths = [0] * len(samples)
-        for s in samples:
-            try:
-                texts.append(oracle_answer(s, recipe.schema, (s.width, s.height)))
-            except rewards.CannotSay:  # what the schema cannot say is a parse failure, as it would be for any model
-                texts.append("")
+        written = oracle_writes(samples, recipe)
     else:
-        space = data.FAMILIES[policy.family]
         T = max_new_tokens or recipe.max_completion
-        requests = [data.build_prompt(s.query, recipe.schema, space) + VARIANTS[variant] for s in samples]
-        prompts = policy.encode(images, requests)
-        tokens = prompts.inputs["attention_mask"].sum(-1).tolist()
-        if max(tokens) > (limit := 8 * recipe.max_prompt):  # a sentence may be a megabyte
-            worst = samples[int(np.argmax(tokens))].id
-            raise data.BadData(f"the prompt of sample {worst} has {max(tokens)} tokens, more than {limit}.")
         uniforms = torch.from_numpy(np.stack([np.random.default_rng([seed, i]).random((1, T)) for i in indices]))
-        rollout = grpo.sample(
-            policy.vlm,
-            prompts.inputs,
-            uniforms,
-            num_samples=1,
-            max_new_tokens=T,
-            temperature=temperature,
-            eos_token_id=policy.end_ids,
-            banned_ids=policy.banned_ids,
-        )
-        texts = policy.decode(rollout.ids[:, 0], rollout.mask[:, 0])
-        lengths = rollout.mask.sum((1, 2)).tolist()
-        frames = [data.model_frame(policy.family, resized) for resized in prompts.resized]
+        written = policy_writes(policy, samples, recipe, uniforms, temperature, VARIANTS[variant])
     # Answers: in original pixels from here on.
-    answers = [to_answer(t, recipe, frame, size) for t, frame, size in zip(texts, frames, sizes, strict=True)]
+    read = zip(samples, written.texts, written.frames, strict=True)
+    answers = [to_answer(text, recipe, frame, (s.width, s.height)) for s, text, frame in read]
     # Masks: none; the true ones of the objects that were hit; LENS's, from the context queries that follow the text; or
     # SAM2's, from the written boxes and points.
     most = rewards.MAX_OBJECTS  # no more are looked at, as in the rewards: a text may name thousands
@@ -156,11 +185,12 @@ def predict(
     elif segmenter == "truth":
         masks = [true_mask(s, a.instances[:most]) for s, a in zip(samples, answers, strict=True)]
     else:
-        embeddings = segmenter.embed(images, recipe.pictures_at_once)
+        embeddings = segmenter.embed([s.image for s in samples], recipe.pictures_at_once)
         each = range(len(samples))
         if policy != "oracle" and policy.context is not None:
             rows = {"max_row_tokens": recipe.max_row_tokens, "rows_per_batch": recipe.rows_per_batch}
-            painted = models.paint(policy, models.pack_rollout(policy, prompts, rollout, **rows), embeddings)
+            micros = models.pack_rollout(policy, written.prompts, written.rollout, **rows)
+            painted = models.paint(policy, micros, embeddings)
             found = [painted[p, 0] for p in each]
         else:
             k = {"box": 0, "1": 1, "2": 2}[prompts_mode]
@@ -170,7 +200,7 @@ def predict(
             ]
             found = segmenter.union(embeddings, each, asked)
         masks = [mask.cpu().numpy() for mask in found]
-    return [Prediction(*fields) for fields in zip(texts, answers, masks, lengths, strict=True)]
+    return [Prediction(*fields) for fields in zip(written.texts, answers, masks, written.lengths, strict=True)]
 
 
 def make_record(index: int, sample: data.Sample, p: Prediction, answerable: bool = True) -> dict:

@@ -727,7 +727,9 @@ class Segmenter(nn.Module):
 
     def embed(self, images: Sequence[Image.Image], chunk: int = 16) -> Embeddings:
         """I RGB pictures of any sizes -> Embeddings. The image encoder sees each once (`chunk` at a time); everything
-        after it is cheap. ValueError for a picture that is not RGB."""
+        after it is cheap. ValueError for no picture, and for one that is not RGB."""
+        if not images:
+            raise ValueError("no pictures to embed")
         _require_rgb(images)
         size = (self.image_size, self.image_size)  # SAM2 squares every picture
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.MEAN, self.STD))
@@ -785,6 +787,8 @@ class Segmenter(nn.Module):
     @torch.no_grad()
     def each_mask(self, embeddings: Embeddings, index: Sequence[int], boxes, points, labels, chunk: int = 64):
         """segment's masks, one after the other: who joins them need not hold them all, of 12 megapixels each maybe."""
+        if not len(index):
+            return
         # SAM2 squares every picture, so a fraction of the side is all that it needs to know of a coordinate.
         index_t = torch.as_tensor(list(index), device=self.device)
         sizes = torch.tensor([embeddings.sizes[i] for i in index], dtype=torch.float64).view(-1, 1, 2)

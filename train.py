@@ -50,11 +50,12 @@ import model as models
 import recipes
 import rewards
 from benchmarks.published import as_text, with_mask
+from benchmarks.records import choose
 from engine import checkpoint, journal
 from engine.check import allowed, held_in, readable
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer
-from engine.run import Run, Stopping, at_work, start
+from engine.run import Run, Stopping, reference_of, start
 from engine.waiting import wait_for_the_slowest
 from recipes import ABOUT, RECIPES, Recipe, miniature
 
@@ -109,10 +110,10 @@ def noise(recipe: Recipe, step: int, places: Sequence[int], T: int) -> Tensor:
     sample twice in a step, and the same noise would write the same completions again.
     """
 
-    def draw(place: int, g: int) -> np.ndarray:
+    def uniforms(place: int, g: int) -> np.ndarray:
         return np.random.default_rng([recipe.seed, step, place, g]).random(T, dtype=np.float32)
 
-    return torch.from_numpy(np.stack([[draw(place, g) for g in range(recipe.num_samples)] for place in places]))
+    return torch.from_numpy(np.stack([[uniforms(place, g) for g in range(recipe.num_samples)] for place in places]))
 
 
 @dataclasses.dataclass
@@ -143,7 +144,7 @@ def load_batch(
 ) -> Batch:
     """Read the pictures of a step, and encode prompts and (where masks are judged) SAM2's embeddings, once per prompt.
 
-    SystemExit if a prompt is longer than the recipe allows; data.BadData, with the file's name, if a picture is broken.
+    data.BadData if a prompt is longer than the recipe allows, and, with the file's name, if a picture is broken.
     """
     chosen = [samples[i] for i in indices]
     if recipe.redraw and epochs:
@@ -155,7 +156,7 @@ def load_batch(
         lengths = prompts.inputs["attention_mask"].sum(-1).tolist()
         if max(lengths) > recipe.max_prompt:
             worst = chosen[int(np.argmax(lengths))].id
-            raise SystemExit(
+            raise data.BadData(
                 f"the prompt of sample {worst} has {max(lengths)} tokens, above --max_prompt {recipe.max_prompt}"
             )
         judged = recipe.segmenter_use != "evaluation"
@@ -284,16 +285,11 @@ def judge(
 
 
 @torch.no_grad()
-def add_reference(reference, policy, micros: list[models.Micro], recipe: Recipe) -> None:
-    """log pi_ref of every token, by the frozen copy; with LoRA (no copy) by the policy, its adapter switched off."""
-    model = policy if reference is None else reference
-    if reference is None:
-        policy.vlm.disable_adapters()
+def add_reference(reference: models.Policy, micros: list[models.Micro], temperature: float) -> None:
+    """log pi_ref of every token."""
     for micro in micros:
         rows = dataclasses.replace(micro.rows, queries=None)  # they come after their completions: no token sees them
-        micro.ref_logp = model(rows, recipe.temperature)[0]
-    if reference is None:
-        policy.vlm.enable_adapters()
+        micro.ref_logp = reference(rows, temperature)[0]
 
 
 def segmentation_loss(masks: Tensor, micro: models.Micro, batch: Batch, focal: bool) -> tuple[Tensor, float]:
@@ -468,8 +464,8 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     # the second update on the same rollout. What the sampler noted is only a check: its kernels round otherwise than
     # the update's, and that difference would look like a step already taken.
     if recipe.needs_reference:
-        with at_work(run.reference, run.bare, accelerator.device, recipe.park):
-            add_reference(run.reference, run.bare, micros, recipe)
+        with reference_of(run.bare, run.reference, accelerator.device, recipe.park) as reference:
+            add_reference(reference, micros, recipe.temperature)
     rate = run.schedule.get_last_lr()[0]
     try:
         for _ in range(recipe.updates_per_rollout):
@@ -507,34 +503,35 @@ def aligned_giou(run: Run, samples: data.Samples, indices: list[int]) -> float:
     return float(np.mean(ious))
 
 
-def score(run: Run, when: str) -> None:
-    """Held-out metrics (evaluate.py) into run.heldout[when] and heldout.json, by the first process; the others wait."""
+def held_out_metrics(run: Run, policy: models.Policy, when: str) -> dict:
+    """Metrics of `policy` on a seeded draw of eval_samples held-out samples, the one that evaluate.py --limit makes.
+    Before training it is said which of them cannot be scored, or are on pictures that are trained on."""
     recipe = run.recipe
-    if recipe.eval_samples:
+    name, root = recipe.held_out
+    held = data.load(name, root or None, recipe.eval_split)
+    chosen, bad = readable(held, choose(held, (0, 0), recipe.eval_samples, recipe.seed))
+    if when == "before":
+        if bad or held.skipped:
+            skipped = data.plural(len(held.skipped), "skipped entry")
+            print(f"held out, not scored: {data.plural(len(bad), 'wrong sample')}, {skipped} of the data")
+            print(f"  {[*bad, *held.skipped][0]}")
+        if name == recipe.dataset and (both := held_in(run.samples, run.order, held, chosen)):
+            print(f"look: {both}")
+    found = evaluate.evaluate(policy, run.segmenter, held, recipe, indices=chosen, bar=f"held out, {when}")
+    if recipe.train == "context":
+        there = ((i, held[i]) for i in chosen)  # of these, which have a true text and a true mask
+        chosen = [i for i, s in there if s.object_masks and recipes.unanswerable(s, recipe) is None]
+        if chosen:
+            found["giou_true_text"] = aligned_giou(run, held, chosen)
+    return found
+
+
+def score(run: Run, when: str) -> None:
+    """Held-out metrics into run.heldout[when] and heldout.json, by the first process; the others wait."""
+    if run.recipe.eval_samples:
         with run.writing() as writer:
-            if run.accelerator.is_main_process:
-                name, root = recipe.held_out
-                held = data.load(name, root or None, recipe.eval_split)
-                chosen, bad = readable(held, list(range(len(held)))[: recipe.eval_samples])  # all, as evaluate.py asks
-                if (bad or held.skipped) and when == "before":
-                    skipped = data.plural(len(held.skipped), "skipped entry")
-                    print(f"held out, not scored: {data.plural(len(bad), 'wrong sample')}, {skipped} of the data")
-                    print(f"  {[*bad, *held.skipped][0]}")
-                if (
-                    when == "before"
-                    and name == recipe.dataset
-                    and (both := held_in(run.samples, run.order, held, chosen))
-                ):
-                    print(f"look: {both}")
-                asked = run.bare if recipe.num_queries else writer  # a replica has no context module
-                run.heldout[when] = evaluate.evaluate(
-                    asked, run.segmenter, held, recipe, indices=chosen, bar=f"held out, {when}"
-                )
-                if recipe.train == "context":
-                    there = ((i, held[i]) for i in chosen)  # of these, which have a true text and a true mask
-                    chosen = [i for i, s in there if s.object_masks and recipes.unanswerable(s, recipe) is None]
-                    if chosen:
-                        run.heldout[when]["giou_true_text"] = aligned_giou(run, held, chosen)
+            if run.accelerator.is_main_process:  # (a replica has no context module)
+                run.heldout[when] = held_out_metrics(run, run.bare if run.recipe.num_queries else writer, when)
     if run.accelerator.is_main_process:
         write_atomically(run.output_dir / "heldout.json", json.dumps(run.heldout, indent=1))
     wait_for_the_slowest()

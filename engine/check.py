@@ -179,9 +179,9 @@ def check_rewards(
 ) -> tuple[list[int], list[str]]:
     """Before step 0: does the data's own ground truth, written in the recipe's format, earn the maximum?
 
-    It is written and parsed as a model's text would be; where a mask is judged, its IoU is put in as 1. Returns the
-    indices that pass, and a line for each that does not. (How the model's own frame is left is not checked here: tests
-    do.) traits: a list that takes a trait for each sample.
+    It is written and parsed as a model's text would be; where the recipe judges masks, an IoU of 1 is put in. Returns
+    the indices that pass, and a line for each that does not. (How the model's own frame is left is not checked here:
+    tests do.) traits: a list that takes a trait for each sample.
     """
     good, bad = [], []
     for i in tqdm(indices, desc="reward check", disable=not progress, mininterval=1):
@@ -197,7 +197,8 @@ def check_rewards(
             answer = rewards.parse_answer(oracle_answer(sample, recipe.schema, frame), recipe.schema)
             # Repetition is judged on whole numbers, as a model writes them: "." ends a sentence, and decimals coincide.
             answer.text = oracle_answer(sample, recipe.schema, frame, step=1)
-            parts = recipes.reward_parts(recipe, answer, target, 1.0, None)  # raw: in a young queue any answer ranks 1
+            iou = None if recipe.segmenter_use == "evaluation" else 1.0
+            parts = recipes.reward_parts(recipe, answer, target, iou, None)  # raw: in a young queue any answer ranks 1
         except data.BadData as error:
             bad.append((Lacking if isinstance(error, data.Lacks) else str)(f"{at}: {error}"))
             continue

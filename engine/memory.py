@@ -28,7 +28,10 @@ def parts(recipe: Recipe, config, gpus: int, sharded: bool) -> dict[str, float]:
     text = config.text_config
     with torch.device("meta"):
         vlm = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-        context = models.ContextModule(text.hidden_size, connector=recipe.connector) if recipe.num_queries else None
+        context = None
+        if recipe.num_queries:
+            shape = {"num_queries": recipe.num_queries, "connector": recipe.connector, "collapse": recipe.collapse}
+            context = models.ContextModule(text.hidden_size, **shape)
     whole = sum(p.numel() for p in vlm.parameters())
     adapted = [m for n, m in vlm.named_modules() if "language_model" in n and n.endswith("_proj")]
     adapter = recipe.lora_rank * sum(m.in_features + m.out_features for m in adapted)

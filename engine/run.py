@@ -432,7 +432,7 @@ def frozen_copies(
     """(reference, replica), each a frozen VLM, or None where it is not needed (see the top of this file)."""
     reference = replica = None
     if recipe.needs_reference and not recipe.lora_rank:
-        # Parked, it comes to the GPU only for its turn (train.at_work).
+        # Parked, it comes to the GPU only for its turn (reference_of).
         reference = build_reference(recipe, torch.device("cpu") if recipe.park else accelerator.device)
     elif recipe.needs_reference and Path(recipe.model, "adapter_config.json").exists():
         # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
@@ -494,11 +494,18 @@ def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
 
 
 @contextlib.contextmanager
-def at_work(frozen: models.Policy | None, policy: models.Policy, device: torch.device, park: bool):
-    """The reference, on `device` while it is needed; then, with `park`, back to the CPU's memory. None: the policy."""
-    yield frozen.to(device) if frozen else policy
-    if park and frozen:
-        frozen.to("cpu")
+def reference_of(policy: models.Policy, frozen: models.Policy | None, device: torch.device, park: bool):
+    """What answers as pi_ref: the frozen copy, on `device` while it is needed (then, with `park`, back in the CPU's
+    memory); with LoRA, where there is no copy, the policy with its adapter switched off."""
+    if frozen is None:
+        policy.vlm.disable_adapters()
+    try:
+        yield frozen.to(device) if frozen else policy
+    finally:
+        if frozen is None:
+            policy.vlm.enable_adapters()
+        elif park:
+            frozen.to("cpu")
 
 
 def give_room(replica: models.Policy, room: bool) -> None:

@@ -64,7 +64,7 @@ def main() -> None:
     lengths = rollout.mask[0].sum(-1).tolist()
     weights = grpo.token_weights(rollout.mask, recipe.average)
     micros = train.cut_rollout(recipe, policy, batch, rollout)
-    train.add_reference(full_copy(policy, torch.float32), policy, micros, recipe)
+    train.add_reference(full_copy(policy, torch.float32), micros, recipe.temperature)
     first = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
     second = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
 

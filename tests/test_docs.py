@@ -213,7 +213,7 @@ def test_the_step_to_copy_is_the_one_that_training_takes():
     reward, _, _ = train.judge(recipe, policy, segmenter, batch, texts, train.rewards.RankQueue(), None)
     assert torch.equal(reward, mine["reward"]) and reward.std() > 0
     micros = train.cut_rollout(recipe, policy, batch, rollout)
-    train.add_reference(mine["reference"], policy, micros, recipe)
+    train.add_reference(mine["reference"], micros, recipe.temperature)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     for _ in range(recipe.updates_per_rollout):
         train.update(accelerator, policy, optimizer, micros, batch, rollout, mine["advantages"], recipe)
@@ -243,6 +243,11 @@ def test_the_memory_page_is_what_is_computed_and_within_a_tenth_of_what_was_meas
     rows = re.findall(r"\| ([\d.]+) \| ([\d.]+) \|$", text.split("| measured |")[1], re.M)
     for value, (printed, measured) in zip(computed, rows, strict=True):
         assert f"{value:.1f}" == printed and abs(value - float(measured)) <= 0.1 * float(measured)
+
+    # --collapse adds a convolution over LENS's queries: 2,048 x 64 x 2,048 parameters, 1 GiB
+    lens = (dataclasses.replace(recipes.RECIPES["lens"], collapse=c) for c in (False, True))
+    plain, collapsed = (memory.parts(r, page.config_of(recipes.QWEN25_3B), 1, False)["weights"] for r in lens)
+    assert collapsed - plain == pytest.approx(1.0, rel=0.01)
 
     # a GPU that is too small is told so before anything is loaded, with what would fit
     config = page.config_of(recipes.QWEN25_7B)

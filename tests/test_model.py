@@ -645,6 +645,14 @@ def test_sam2_1_by_its_hub_id_equals_its_own_predictor(size, tmp_path, monkeypat
     assert 0 < mask.float().mean() < 1
 
 
+def test_nothing_to_segment(tiny):
+    image = noise_image(SIZES[0], 0)
+    nothing = np.zeros((0, 4)), np.zeros((0, 1, 2)), np.zeros((0, 1))
+    assert tiny.segment(tiny.embed([image]), [], *nothing) == []
+    with pytest.raises(ValueError, match="no pictures"):
+        tiny.embed([])
+
+
 def test_batched_masks_equal_one_by_one(tiny):
     images = [noise_image(size, i) for i, size in enumerate(SIZES)]
     together = tiny.embed(images)

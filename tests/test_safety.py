@@ -75,7 +75,8 @@ def test_both_ends_of_every_range(name):
                     recipes.check_ranges({name: given})
 
 
-SENSELESS = """--num_samples 1; --learning_rate 0; --seg_weight 0 --train context --num_queries 4; --queue_size 3
+SENSELESS = """--num_samples 1; --learning_rate 0; --queue_size 3
+    --seg_weight 0 --train context --segmenter_use loss --num_queries 4
     --tiers 0.7 0.5 0.6; --limit 3; --warmup_steps 5 --max_steps 5; --top_p 0.5; --clip_high 0.3
     --weights.look 0 --weights.think 0 --weights.answer 0 --weights.accuracy 0 --weights.non_repeat 0"""
 
@@ -95,7 +96,7 @@ REFUSED = """--num_samples 0; --top_p 0; --top_p 1.01; --temperature 0; --temper
     --components 3; --schema nothing; --reward nothing; --weights.thnk 1; --weights.look inf; --max_completion 0
     --max_row_tokens 0; --rows_per_batch 0; --queue_size 0; --updates_per_rollout 0; --lora_rank -1; --clip_low 1
     --max_grad_norm 0; --num_queries 0 --train context; --limit -1; --eval_samples -1; --max_pixels 1
-    --tier_rewards 1 2 nan"""
+    --tier_rewards 1 2 nan; --num_queries 16; --text_step 0"""
 
 
 @pytest.mark.parametrize("line", [line.strip() for line in REFUSED.replace("\n", ";").split(";")])

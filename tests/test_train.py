@@ -466,6 +466,16 @@ def test_reward_check_finds_points_in_another_unit_than_boxes(name):
     assert len(bad) >= 18 and ("outside its own box" in bad[0] or "off the mask" in bad[0])
 
 
+def test_reward_check_judges_masks_only_where_the_run_does():
+    """SAM-R1 without SAM2 in its reward: training would pay no tier, so the check has to refuse it."""
+    recipe = recipes.miniature(recipes.RECIPES["samr1"])
+    samples = data.load("toy", None, "train")[:30]
+    order = recipes.usable(samples, recipe)[0][:5]
+    assert check_rewards(samples, order, recipe)[0] == order
+    good, bad = check_rewards(samples, order, replace(recipe, segmenter_use="evaluation"))
+    assert not good and "earns 2.000 of 6" in bad[0]
+
+
 def test_reward_check_takes_weights_left_out():
     for name in ("samr1", "drseg", "genseg-g"):
         recipe = replace(recipes.miniature(recipes.RECIPES[name]), weights={}, released=name == "drseg")
