@@ -416,7 +416,7 @@ class Policy(nn.Module):
 
 
 @dataclasses.dataclass
-class Micro:
+class MicroBatch:
     """A micro-batch: rows that go through the network together, and which of the rollout's tokens they hold."""
 
     rows: Rows
@@ -429,7 +429,7 @@ class Micro:
 
 def pack_rollout(
     policy: Policy, prompts: Prompts, rollout: grpo.Rollout, *, max_row_tokens: int, rows_per_batch: int
-) -> list[Micro]:
+) -> list[MicroBatch]:
     """Cut a rollout (P, G, T) into micro-batches of packed rows. That changes no gradient: the weights of its tokens
     are the whole step's (grpo.token_weights).
 
@@ -459,12 +459,12 @@ def pack_rollout(
         completions = [(p, g) for _, p, row in batch for g in row]
         groups = [(p, [rollout.ids[p, g, : lengths[p][g]] for g in row]) for _, p, row in batch]
         at = torch.cat([(p * G + g) * T + torch.arange(lengths[p][g]) for p, g in completions])
-        micros.append(Micro(policy.pack(prompts, groups), at.to(rollout.ids.device), completions))
+        micros.append(MicroBatch(policy.pack(prompts, groups), at.to(rollout.ids.device), completions))
     return micros
 
 
 @torch.no_grad()
-def paint(policy: nn.Module, micros: Sequence[Micro], embeddings: Embeddings) -> dict[tuple[int, int], Tensor]:
+def paint(policy: nn.Module, micros: Sequence[MicroBatch], embeddings: Embeddings) -> dict[tuple[int, int], Tensor]:
     """LENS (Eq. 2-4): the mask of every completion from its context queries, (p, g) -> (H, W) bool, at original size.
 
     policy: a Policy with a context module, bare or as Accelerate wrapped it; embeddings: of the P prompts' pictures.

@@ -205,7 +205,7 @@ def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.
     return grpo.Rollout(ids, mask, torch.zeros(ids.shape, device=policy.device))
 
 
-def cut_rollout(recipe: Recipe, policy: models.Policy, batch: Batch, rollout: grpo.Rollout) -> list[models.Micro]:
+def cut_rollout(recipe: Recipe, policy: models.Policy, batch: Batch, rollout: grpo.Rollout) -> list[models.MicroBatch]:
     """The rollout in packed rows, some at a time (model.pack_rollout)."""
     return models.pack_rollout(
         policy,
@@ -285,14 +285,14 @@ def judge(
 
 
 @torch.no_grad()
-def add_reference(reference: models.Policy, micros: list[models.Micro], temperature: float) -> None:
+def add_reference(reference: models.Policy, micros: list[models.MicroBatch], temperature: float) -> None:
     """log pi_ref of every token."""
     for micro in micros:
         rows = dataclasses.replace(micro.rows, queries=None)  # they come after their completions: no token sees them
         micro.ref_logp = reference(rows, temperature)[0]
 
 
-def segmentation_loss(masks: Tensor, micro: models.Micro, batch: Batch, focal: bool) -> tuple[Tensor, float]:
+def segmentation_loss(masks: Tensor, micro: models.MicroBatch, batch: Batch, focal: bool) -> tuple[Tensor, float]:
     """LENS's L_seg, summed over a micro-batch: mask logits (B, h, w) against the truth, at the truth's resolution; and
     the sum of the masks' IoUs with it."""
     each = []
@@ -307,7 +307,7 @@ def segmentation_loss(masks: Tensor, micro: models.Micro, batch: Batch, focal: b
 
 def micro_loss(
     policy,
-    micro: models.Micro,
+    micro: models.MicroBatch,
     batch: Batch,
     rollout: grpo.Rollout,
     advantages: Tensor,  # (P, G)
@@ -356,7 +356,7 @@ def update(
     accelerator: Accelerator,
     policy,
     optimizer: torch.optim.Optimizer,
-    micros: list[models.Micro],
+    micros: list[models.MicroBatch],
     batch: Batch,
     rollout: grpo.Rollout,
     advantages: Tensor,  # (P, G)

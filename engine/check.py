@@ -14,6 +14,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -227,19 +228,20 @@ def examine(
     if len(order) > CLOSELY and not recipe.check_all:
         closely = sorted(np.random.default_rng(recipe.seed).choice(order, CLOSELY, replace=False).tolist())
     traits: list[tuple] = []
-    good, bad = check_rewards(samples, closely, recipe, main, traits)
-    # What is wrong, and among how many: what cannot be read shows in all that were walked through.
-    counts = [(bad + broken, len(closely) + len(broken))]
-    if closely is not order:
-        counts = [(broken, len(order) + sum(left.values()) + len(broken)), (bad, len(closely))]
-    bad = bad + broken
+    good, failed = check_rewards(samples, closely, recipe, main, traits)
+    # What is wrong, and among how many: what cannot be read shows in all that were walked through, what fails in those
+    # that were looked at closely.
+    if closely is order:
+        counts = [(failed + broken, len(order) + len(broken))]
+    else:
+        counts = [(broken, len(order) + sum(left.values()) + len(broken)), (failed, len(closely))]
+    told = " and ".join(f"{len(wrong)} of {n}" for wrong, n in counts)
     order = sorted(set(order) - (set(closely) - set(good)))
     if main:
         why = "; ".join(f"{n} ({reason})" for reason, n in left.items())
         print(
             f"{recipe.name}: {len(order)} of {data.plural(len(samples), 'sample')}; left out: {why or 'none'}; "
-            "broken, or failed the reward check: "
-            + (str(len(bad)) if closely is order else " and ".join(f"{len(wrong)} of {n}" for wrong, n in counts))
+            f"broken, or failed the reward check: {told}"
         )
         if said is None:
             if samples.skipped:
@@ -248,39 +250,46 @@ def examine(
                 print(f"  look: {line}")
             for line in samples.skipped[:5]:
                 print(f"  skipped: {line}")
-        for line in [line for line in bad if line not in (said or ())][:10]:
+        for line in [line for line in failed + broken if line not in (said or ())][:10]:
             print(f"  wrong: {line}")
     for wrong, looked_at in counts:
-        if len(wrong) <= allowed(recipe, looked_at):
-            continue
-        if all(isinstance(line, Lacking) for line in wrong):
-            raise SystemExit(f"{recipe.name} needs more than these data have: {wrong[0]}")
-        root = ["--data_root", recipe.data_root] * bool(recipe.data_root)
-        look = shlex.join(["--dataset", recipe.dataset, *root, "--split", recipe.split])
-        raise SystemExit(
-            f"{len(wrong)} of {data.plural(looked_at, 'sample')} do not earn the maximum "
-            "with their own ground truth (see above): a frame, a point or a mask is wrong in the data. "
-            + (f"Look at them with: python data.py --check {look} (or train" if said is None else "Mend them (or train")
-            + " without them: --allow_bad N)"
-        )
+        if len(wrong) > allowed(recipe, looked_at):
+            refuse(recipe, wrong, looked_at, said is None)
     if not order:
         raise SystemExit(
             f"no sample of {recipe.dataset!r} ({recipe.split}) can be used by recipe "
             f"{recipe.name!r}: see the reasons above"
         )
-    if main and segmenter and recipe.segmenter_use == "reward":  # the ceiling of a mask reward
-        ious, earned = [], []
-        drawn = (samples[i] for i in good)
-        for sample in itertools.islice((s for s in drawn if not s.no_target), 32):
-            size = (sample.width, sample.height)
-            target = recipes.to_target(sample, recipe)
-            answer = rewards.parse_answer(oracle_answer(sample, recipe.schema, size), recipe.schema)
-            mask = segmenter.union(segmenter.embed([sample.image]), [0], [answer.instances])[0]
-            ious.append(models.mask_iou(mask.cpu(), torch.as_tensor(sample.mask)))
-            parts = recipes.reward_parts(recipe, answer.rescaled(size, target.frame), target, ious[-1], None)
-            earned.append(sum(parts.values()))
-        print(
-            f"  with SAM2's own masks from true boxes and points: IoU {np.mean(ious):.3f}, "
-            f"reward {np.mean(earned):.2f} ({data.plural(len(ious), 'sample')})"
-        )
+    if main and segmenter and recipe.segmenter_use == "reward":
+        print(f"  {mask_ceiling(samples, good, segmenter, recipe)}")
     return order
+
+
+def refuse(recipe: Recipe, wrong: list[str], looked_at: int, hint: bool) -> NoReturn:
+    """SystemExit: so many of the samples looked at are wrong. hint: name the command that shows them."""
+    if all(isinstance(line, Lacking) for line in wrong):
+        raise SystemExit(f"{recipe.name} needs more than these data have: {wrong[0]}")
+    root = ["--data_root", recipe.data_root] * bool(recipe.data_root)
+    look = shlex.join(["--dataset", recipe.dataset, *root, "--split", recipe.split])
+    raise SystemExit(
+        f"{len(wrong)} of {data.plural(looked_at, 'sample')} do not earn the maximum "
+        "with their own ground truth (see above): a frame, a point or a mask is wrong in the data. "
+        + (f"Look at them with: python data.py --check {look} (or train" if hint else "Mend them (or train")
+        + " without them: --allow_bad N)"
+    )
+
+
+def mask_ceiling(samples: data.Samples, indices: list[int], segmenter: models.Segmenter, recipe: Recipe) -> str:
+    """A sentence: what SAM2 makes of the truth of 32 samples, the most that a mask reward can be expected to pay."""
+    ious, earned = [], []
+    drawn = (samples[i] for i in indices)
+    for sample in itertools.islice((s for s in drawn if not s.no_target), 32):
+        size = (sample.width, sample.height)
+        target = recipes.to_target(sample, recipe)
+        answer = rewards.parse_answer(oracle_answer(sample, recipe.schema, size), recipe.schema)
+        mask = segmenter.union(segmenter.embed([sample.image]), [0], [answer.instances])[0]
+        ious.append(models.mask_iou(mask.cpu(), torch.as_tensor(sample.mask)))
+        parts = recipes.reward_parts(recipe, answer.rescaled(size, target.frame), target, ious[-1], None)
+        earned.append(sum(parts.values()))
+    means = f"IoU {np.mean(ious):.3f}, reward {np.mean(earned):.2f}"
+    return f"with SAM2's own masks from true boxes and points: {means} ({data.plural(len(ious), 'sample')})"

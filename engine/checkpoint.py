@@ -94,6 +94,25 @@ KEPT = (
 )
 
 
+def to_go_on_from(output_dir: Path, resume: bool) -> Path | None:
+    """The checkpoint that a run in this folder goes on from; None for a new one. A folder holds one run: nothing is
+    mixed with what lies there, and nothing written over. SystemExit, with what to do, otherwise."""
+    last = newest(output_dir)
+    if last and not resume:
+        raise SystemExit(f"{output_dir} holds a run already ({last.name}): --resume it, or name another --output_dir")
+    kept = [p for p in sorted(output_dir.glob("*")) if re.fullmatch(r"final|best|checkpoint-[0-9]+", p.name)]
+    if kept and not last and (not resume or output_dir / "final" in kept):
+        there = "a finished run" if output_dir / "final" in kept else f"{kept[0].name} of another run"
+        raise SystemExit(f"{output_dir} holds {there}, and no checkpoint to resume: name another --output_dir")
+    if resume and not last:
+        there = ", ".join(sorted(p.name for p in output_dir.iterdir())) if output_dir.is_dir() else ""
+        raise SystemExit(
+            f"--resume: no complete checkpoint in {output_dir}, where there lies {there or 'nothing'}. "
+            "Name the run's folder, or start anew without --resume"
+        )
+    return last
+
+
 def compare(folder: Path, recipe: Recipe) -> list[str]:
     """Names of the settings that differ from the checkpoint's. SystemExit if one of them is in KEPT."""
     saved, now = (dataclasses.asdict(r) for r in (load_recipe(folder), recipe))

@@ -31,7 +31,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import sys
@@ -267,20 +266,7 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     for line in remarks(recipe) if main else ():
         print(f"note: {line}")
 
-    # A folder holds one run: nothing is mixed with what lies there, and nothing written over.
-    last = checkpoint.newest(output_dir)
-    if last and not resume:
-        raise SystemExit(f"{output_dir} holds a run already ({last.name}): --resume it, or name another --output_dir")
-    kept = [p for p in sorted(output_dir.glob("*")) if re.fullmatch(r"final|best|checkpoint-[0-9]+", p.name)]
-    if kept and not last and (not resume or output_dir / "final" in kept):
-        there = "a finished run" if output_dir / "final" in kept else f"{kept[0].name} of another run"
-        raise SystemExit(f"{output_dir} holds {there}, and no checkpoint to resume: name another --output_dir")
-    if resume and not last:
-        there = ", ".join(sorted(p.name for p in output_dir.iterdir())) if output_dir.is_dir() else ""
-        raise SystemExit(
-            f"--resume: no complete checkpoint in {output_dir}, where there lies {there or 'nothing'}. "
-            "Name the run's folder, or start anew without --resume"
-        )
+    last = checkpoint.to_go_on_from(output_dir, resume)
     if accelerator.device.type == "cuda":
         room, sharded = torch.cuda.mem_get_info()[1] / memory.GIB, accelerator.distributed_type == "FSDP"
         recipe, said = memory.fit(recipe, models.config_of(recipe.model), accelerator.num_processes, sharded, room)
