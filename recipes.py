@@ -3,7 +3,7 @@
 """The papers as data: one frozen dataclass, one value per recipe; what a recipe makes of a sample and of an answer.
 
     recipe = RECIPES["samr1"]                                    # or miniature(RECIPES["samr1"]), for a laptop
-    order, left = usable(samples, recipe)                        # which samples its answer format can answer
+    order, left = usable(samples, recipe)                        # which samples it trains on
     target = to_target(samples[order[0]], recipe)                # the truth, in the recipe's frame
     parts = reward_parts(recipe, answer, target, mask_iou, None) # what an answer earns, part by part
 
@@ -504,7 +504,7 @@ def remarks(recipe: Recipe) -> list[str]:
 
 
 def unanswerable(sample: data.Sample, recipe: Recipe) -> str | None:
-    """Why the recipe's schema cannot answer a sample; None if it can."""
+    """Why the recipe is not trained for a sample; None if it is."""
     spec = rewards.SCHEMAS[recipe.schema]
     if sample.no_target and not spec.no_target:
         return "nothing fits, which this recipe does not train on"
@@ -518,7 +518,7 @@ def unanswerable(sample: data.Sample, recipe: Recipe) -> str | None:
 def usable(
     samples: data.Samples, recipe: Recipe, progress: bool = False, limit: int = 0, broken: list[str] | None = None
 ) -> tuple[list[int], dict[str, int]]:
-    """Indices, ascending, of the samples that the recipe's schema can answer, and how many were left out for which
+    """Indices, ascending, of the samples that the recipe is trained for, and how many were left out for which
     reason. limit: a seeded walk through the samples keeps the first so many, and looks at no more. broken: a list that
     takes a line for each sample that cannot be read; without it, data.BadData."""
     kept: list[int] = []

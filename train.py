@@ -563,7 +563,7 @@ def told(heldout: dict) -> str:
         return f"held out: {data.plural(last['n'], 'request')}, and no mask that a gIoU could be told from"
     counted = {
         "giou": f"held-out gIoU, percent, over {with_mask(last)}",
-        "answerable_giou": f"  over the {last['answerable_n']} that the recipe's format can answer",
+        "answerable_giou": f"  over the {last['answerable_n']} that the recipe is trained for",
         "giou_true_text": "  over these, on ground-truth completions",
     }
     lines = []

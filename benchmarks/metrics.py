@@ -79,7 +79,7 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
     target_ciou   sum I_i / sum U_i of these samples
     p50, 70, 90   share of all with IoU_i >= 0.5, ...         (GenSeg Table 2)
     n_acc, t_acc  correct empty answers / samples without target; non-empty masks / samples with one  (gRefCOCO)
-    answerable_n, answerable_giou   the samples that the recipe's format has words for, and the mean IoU_i over them
+    answerable_n, answerable_giou   the samples that the recipe is trained for, and the mean IoU_i over them
     short_n, short_giou, short_ciou; long_n ...   ReasonSeg: the phrases and the sentences apart (is_sentence)
     """
     counted = counts(records)

@@ -354,7 +354,7 @@ def page() -> str:
         "does not agree may need scale. Runs are paired by seed, a difference counts if its 95 % interval leaves",
         "out 0, and a claim is judged in the paper's whole order of arms: it agrees in part if some neighbours there",
         "are in the paper's order and the others not told apart. Held-out figures: 200 requests, greedy; gIoU is the",
-        "mean mask IoU over those that the recipe's format can answer.",
+        "mean mask IoU over those that the recipe is trained for.",
         "Where an earlier edition is named, its commit has the weights that it ran on: the first edition's SAM2 took a",
         "box at its word and hardly looked at points; in the second edition's first bias boxes were moved further",
         "([what changed](miniature.md)).",

@@ -140,7 +140,7 @@ STUDIES: dict[str, Study] = {
         },
         order=("both", "rank", "neither", "look"),
         figures={"both": 76.8, "rank": 76.6, "neither": 75.3, "look": 75.1},
-        of="gIoU, RefCOCO+ testA (on ReasonSeg val 67.8, 65.5, 65.5, 66.1)",
+        of="gIoU, RefCOCO+ (on ReasonSeg val 67.8, 65.5, 65.5, 66.1)",
         first=True,
     ),
     "raw": Study(
@@ -169,7 +169,7 @@ STUDIES: dict[str, Study] = {
         {"2048": {}, "512": {"queue_size": 512}, "8192": {"queue_size": 8192}, "128": {"queue_size": 128}},
         order=("8192", "2048", "512", "128"),
         figures={"8192": 77.3, "2048": 76.8, "512": 76.3, "128": 76.0},
-        of="gIoU, RefCOCO+ testA (on ReasonSeg val 65.2, 67.8, 66.3, 63.3)",
+        of="gIoU, RefCOCO+ (on ReasonSeg val 65.2, 67.8, 66.3, 63.3)",
         first=True,
     ),
     "components": Study(
@@ -259,7 +259,7 @@ STUDIES: dict[str, Study] = {
     ),
     "two-stages": Study(
         "genseg-g",
-        "GenSeg-R1 sections 5, 6 (future work there)",
+        "GenSeg-R1 section 6 (future work there)",
         "The distance reward first, then SAM2 in the loop: suggested, not measured.",
         {
             "genseg, then genseg-g": {"start": "genseg"},

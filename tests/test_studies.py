@@ -45,7 +45,7 @@ PLACES = {  # what a place is called in the paper's text, where that is not "Tab
     "SAM-R1 section 4.6, negative reference points": "Encouraging Negative Reference Points",
     "Dr. Seg section 3.2, Figure 3": "Exploration Path and Entropy",
     "GenSeg-R1 section 3.6": "Negative-point validity",
-    "GenSeg-R1 section 5 (future work there)": "two-stage reward recipe",
+    "GenSeg-R1 section 6 (future work there)": "two-stage reward recipe",
     "LENS Table A3": "Table A3",
 }
 

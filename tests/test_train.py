@@ -369,7 +369,7 @@ def test_one_giou_everywhere(tmp_path, monkeypatch, capsys):
     giou, answerable = (f"{100 * after[name]:.2f}" for name in ("giou", "answerable_giou"))
     last = capsys.readouterr().out
     assert re.search(f"gIoU, percent, over 12 requests: .* before, {giou} after", last)
-    assert re.search(f"over the {after['answerable_n']} that .* can answer: .* before, {answerable} after", last)
+    assert re.search(f"over the {after['answerable_n']} that .* trained for: .* before, {answerable} after", last)
     evaluate.main(evaluate.Options(model=str(tmp_path / "final"), dataset="toy"))
     table = capsys.readouterr().out
     out = tmp_path / "eval-final-toy-val"
