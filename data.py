@@ -210,7 +210,8 @@ class Sample:
             )
         parts = np.zeros((len(self.boxes), *union.shape), dtype=bool)
         for part, (x1, y1, x2, y2) in zip(parts, self.boxes.round().astype(int), strict=True):
-            part[y1:y2, x1:x2] = union[y1:y2, x1:x2]
+            own = np.s_[max(y1, 0) : y2, max(x1, 0) : x2]  # a box may be drawn a pixel over the edge
+            part[own] = union[own]
         return list(parts)
 
 

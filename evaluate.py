@@ -36,6 +36,7 @@ import torch
 import transformers
 import tyro
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -48,7 +49,7 @@ from benchmarks import pictures
 from benchmarks.metrics import all_metrics, iou_of, segmentation_metrics
 from benchmarks.overlap import overlap, seen
 from benchmarks.published import show
-from benchmarks.records import choose, claim, load_samples, merge_records, read_records, read_run
+from benchmarks.records import choose, claim, ignored_box, load_samples, merge_records, read_records, read_run
 from benchmarks.report import photo_page, verdict
 from engine.check import readable
 from engine.checkpoint import fingerprint, load_recipe, newest
@@ -206,7 +207,7 @@ def predict(
 def make_record(index: int, sample: data.Sample, p: Prediction, answerable: bool = True) -> dict:
     """One line of predictions.jsonl, all that metrics and report need: coordinates in original pixels, masks as RLE.
 
-    answerable: does the recipe's format have words for the truth (recipes.unanswerable)?
+    answerable: is the recipe trained for such a sample (recipes.unanswerable)?
     """
 
     def rle(mask: np.ndarray) -> dict:
@@ -236,7 +237,7 @@ def make_record(index: int, sample: data.Sample, p: Prediction, answerable: bool
         "answerable": answerable,
         "is_sentence": sample.is_sentence,
         "truth_boxes": sample.boxes.tolist(),
-        "ignore_box": data.box_of(ignore).tolist() if ignore is not None and ignore.any() else None,
+        "ignore_box": ignored_box(sample),
         "text": p.text,
         "thought": a.thought,
         "looks": a.looks,
@@ -252,14 +253,34 @@ def make_record(index: int, sample: data.Sample, p: Prediction, answerable: bool
 
 
 def answer_samples(
-    policy, segmenter, samples: Sequence[data.Sample], recipe: Recipe, *, indices=None, batch_size: int = 16, **how
+    policy,
+    segmenter,
+    samples: Sequence[data.Sample],
+    recipe: Recipe,
+    *,
+    indices: Sequence[int] | None = None,
+    batch_size: int = 16,
+    broken: dict[int, str] | None = None,
+    **how,
 ) -> Iterator[dict]:
-    """Answer samples[i] for i in indices (default: all), in order, and yield one record each. how: see predict."""
+    """Answer samples[i] for i in indices (default: all), in order, and yield one record each. broken: takes a line for
+    each sample whose picture cannot be read (without it: data.BadData). how: see predict."""
     chosen = range(len(samples)) if indices is None else indices
     for part in (chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)):
-        batch = [samples[i] for i in part]
-        answerable = [unanswerable(sample, recipe) is None for sample in batch]
-        yield from map(make_record, part, batch, predict(policy, segmenter, batch, recipe, part, **how), answerable)
+        batch: dict[int, data.Sample] = {}
+        for i in part:
+            try:
+                image = samples[i].image
+                batch[i] = dataclasses.replace(samples[i], open=lambda image=image: image)
+            except data.BadData as error:
+                if broken is None:
+                    raise
+                broken[i] = str(error)
+        if batch:
+            here = list(batch)
+            found = predict(policy, segmenter, list(batch.values()), recipe, here, **how)
+            answerable = [unanswerable(sample, recipe) is None for sample in batch.values()]
+            yield from map(make_record, here, batch.values(), found, answerable)
 
 
 # ------------------------------------------------------------------------------------------------- benchmarks, a photo
@@ -293,8 +314,10 @@ def report_metrics(records: list[dict], run: dict, options: Options) -> dict:
 def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: Options, how: dict, state) -> None:
     """Answer what is not answered yet, by all processes, each into a file of its own; then merge and print."""
     samples = load_samples(run)
+    if options.overlap_with:  # read when all is answered: a slip of the pen should not wait for that
+        data.load(options.overlap_with, run["data_root"] or None, options.overlap_split)
     chosen = choose(samples, options.make_up, options.limit, options.seed)
-    chosen, bad = readable(samples, chosen, options.seed)
+    chosen, bad = readable(samples, chosen)
     if state.is_main_process and (bad or samples.skipped):
         skipped = data.plural(len(samples.skipped), "skipped entry")
         print(f"not scored: {data.plural(len(bad), 'wrong sample')}, {skipped} of the data")
@@ -312,14 +335,23 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
     state.wait_for_everyone()  # nobody writes while others read
     # What is left goes round in turn: neighbours in a dataset often share a picture, and so cost the same.
     left = [i for i in chosen if i not in done][state.process_index :: state.num_processes]
-    answers = answer_samples(policy, segmenter, samples, recipe, indices=left, batch_size=options.batch_size, **how)
+    broken: dict[int, str] = {}
+    how = how | {"batch_size": options.batch_size, "broken": broken}
+    answers = answer_samples(policy, segmenter, samples, recipe, indices=left, **how)
     with open(mine, "a", encoding="utf-8") as file:
         for record in tqdm(answers, f"{run['dataset']} {run['split']}", len(left), disable=not state.is_main_process):
             file.write(json.dumps(record) + "\n")
             file.flush()  # a killed run loses the batch that it was at, and no more
     wait_for_the_slowest()
+    for others in gather_object([broken]):
+        broken |= others
     if state.is_main_process:
-        asked = set(chosen)
+        for _, line in sorted(broken.items()):
+            print(f"not scored: {line}")
+            bad.append(line)
+        asked = set(chosen) - broken.keys()
+        if not asked:
+            raise data.BadData(f"nothing to score in {run['dataset']} {run['split']}")
         answered = [r for r in merge_records(out) if r["index"] in asked]
         if len(answered) < len(asked):
             there = f"{out} has {len(answered)} of {len(asked)} answers: another run has written there meanwhile."

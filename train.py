@@ -517,7 +517,12 @@ def held_out_metrics(run: Run, policy: models.Policy, when: str) -> dict:
             print(f"  {[*bad, *held.skipped][0]}")
         if name == recipe.dataset and (both := held_in(run.samples, run.order, held, chosen)):
             print(f"look: {both}")
-    found = evaluate.evaluate(policy, run.segmenter, held, recipe, indices=chosen, bar=f"held out, {when}")
+    broken: dict[int, str] = {}
+    bar = f"held out, {when}"
+    found = evaluate.evaluate(policy, run.segmenter, held, recipe, indices=chosen, broken=broken, bar=bar)
+    for line in broken.values() if when == "before" else ():
+        print(f"held out, not scored: {line}")
+    chosen = [i for i in chosen if i not in broken]
     if recipe.train == "context":
         there = ((i, held[i]) for i in chosen)  # of these, which have a true text and a true mask
         chosen = [i for i, s in there if s.object_masks and recipes.unanswerable(s, recipe) is None]

@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=CLOSELY, help="how many samples to hold against their pictures")
     args = parser.parse_args()
     out = args.out or Path("runs", f"check-{args.dataset}-{args.split}.png")
+    if out.suffix.lower() not in Image.registered_extensions():
+        parser.error(f"--out {out}: a picture's name, such as sheet.png")
     try:
         check_ranges(vars(args))
         recipe = RECIPES[args.recipe] if args.recipe else None
@@ -139,5 +141,5 @@ def main() -> None:
             named = {"dataset": args.dataset, "data_root": args.data_root or "", "split": args.split}
             examine(samples, None, dataclasses.replace(recipe, **named), main=True, said=bad)
         sys.exit(1 if bad else 0)
-    except data.BadData as error:
+    except (data.BadData, OSError) as error:
         sys.exit(str(error))

@@ -166,6 +166,10 @@ def not_comparable(run: dict) -> str:
     """Why a run's figures are not the published ones' like, from its run.json; "" where they are."""
     name = f"{run['dataset']}/{run['split']}"
     why = [f"a draw of {run['limit']} of its samples"] if run.get("limit") else []
+    drawn = tuple(run.get("make_up") or ())
+    why += [f"a draw of {' + '.join(map(str, drawn))}"] if any(drawn) and name not in RECONSTRUCTED else []
+    why += ["the answers are the truth"] if run.get("model") == "oracle" else []
+    why += ["the masks are true ones"] if run.get("segmenter") == "truth" else []
     why += [RECONSTRUCTED[name]] if name in RECONSTRUCTED else []
     return f"not comparable: {'; '.join(why)}" if why else ""
 
@@ -269,5 +273,8 @@ def show(metrics: dict, run: dict) -> str:
         for method, source, row in rows:
             lines.append(f"  {method:20}{source:26}" + "".join(f"{row.get(c, '-'):>13}" for c in columns))
         lines.append(f"  {'this run':46}" + "".join(f"{as_text(c, metrics.get(c)):>13}" for c in columns))
+        if dataset.startswith("refcoco"):  # papers differ in that; docs/evaluation.md says which asks what
+            asked = "one sentence of each reference" if run.get("one_expression") else "every sentence"
+            lines.append(f"  (this run asked {asked})")
         lines += [f"  ({remark})"] if (remark := not_comparable(run)) else []
     return data.printable("\n".join(lines))

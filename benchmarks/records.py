@@ -55,7 +55,8 @@ def choose(samples: data.Samples, make_up: Sequence[int], limit: int, seed: int)
                 kinds[samples[i].no_target].append(i)
         if any(len(kind) < n for kind, n in zip(kinds, make_up, strict=True)):
             raise data.BadData(f"--make_up {tuple(make_up)} is more than there are: {tuple(map(len, kinds))}.")
-        chosen = np.concatenate([rng.permutation(kind)[:n] for kind, n in zip(kinds, make_up, strict=True)])
+        shuffled = [rng.permutation(np.array(kind, dtype=int)) for kind in kinds]  # of none, too
+        chosen = np.concatenate([kind[:n] for kind, n in zip(shuffled, make_up, strict=True)])
     return sorted((rng.permutation(chosen)[:limit] if limit else chosen).tolist())
 
 
@@ -159,9 +160,16 @@ def is_of(record: dict, sample: data.Sample) -> bool:
     """Is a record an answer to this sample, as its data are today? Query, picture and truth are compared."""
     fields = {k: getattr(sample, k) for k in ("id", "image_id", "query", "width", "height", "count")}
     fields |= {"truth_none": bool(sample.no_target), "truth_boxes": sample.boxes.tolist()}
+    fields |= {"is_sentence": sample.is_sentence, "ignore_box": ignored_box(sample)}
     if any(record[k] != v for k, v in fields.items()):
         return False
     return record["truth_mask"] is None or record["truth_mask"]["counts"] == _counts(sample.mask)
+
+
+def ignored_box(sample: data.Sample) -> list[float] | None:
+    """The tight box of the pixels that do not count."""
+    ignore = sample.ignore
+    return data.box_of(ignore).tolist() if ignore is not None and ignore.any() else None
 
 
 def _counts(mask: np.ndarray | None) -> str | None:

@@ -92,10 +92,12 @@ def tell(bar, row: dict[str, float], shown: Shown) -> None:
 def what_next(final: Path, recipe: Recipe) -> str:
     """The commands that a run's last lines name."""
     asked = ["python", "evaluate.py", "--model", str(final)]
-    name, root = recipe.held_out
-    where = ["--dataset", name.split(",")[0], *(["--data_root", root] * bool(root))]
-    photo = ["--image", "PHOTO.jpg", "--query", "what to find"]
-    return f"next:\n  {shlex.join([*asked, *where, '--split', recipe.eval_split])}\n  {shlex.join([*asked, *photo])}"
+    ways = [[*asked, "--image", "PHOTO.jpg", "--query", "what to find"]]
+    if recipe.eval_samples or recipe.eval_dataset:  # else nobody said that there is such a split
+        name, root = recipe.held_out
+        where = ["--dataset", name.split(",")[0], *(["--data_root", root] * bool(root)), "--split", recipe.eval_split]
+        ways.insert(0, asked + where)
+    return "\n  ".join(["next:", *map(shlex.join, ways)])
 
 
 def go_on() -> str:

@@ -212,7 +212,7 @@ def sharding(recipe: Recipe) -> FullyShardedDataParallelPlugin | None:
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or not on_gpus()
     if alone or recipe.shard == "never" or recipe.lora_rank or recipe.num_queries:
         return None
-    if "ACCELERATE_USE_FSDP" in os.environ:  # by a config file, which says how
+    if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & os.environ.keys():  # by a config file, which says how
         return None
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,

@@ -23,6 +23,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -595,7 +596,8 @@ def machine() -> str:
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     told = info.read_text(encoding="utf-8") if info.exists() else ""
-    name = told.split("model name\t: ")[1].split("\n")[0] if told else platform.machine()
+    found = re.search(r"model name\s*: (.*)", told)  # on ARM there is none
+    name = found[1] if found else platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
 
 

@@ -236,6 +236,16 @@ def test_points_lie_where_they_should(seed):
         assert gap >= 3 and len(np.unique(found, axis=0)) == 2
 
 
+def test_a_box_a_pixel_over_the_edge_has_its_part_of_the_mask():
+    """-1 counted from the other end: the part was empty, and its point the box's centre, beside the object."""
+    mask = np.zeros((60, 80), dtype=bool)
+    mask[10:25, 0:8] = mask[40:50, 50:70] = True
+    boxes = np.array([[-1.0, 5, 20, 30], [50, 40, 70, 50]])
+    sample = data.Sample("q", boxes, np.zeros((2, 0, 2)), "a", "a", 80, 60, lambda: None, [data.encode_rle(mask)])
+    for x, y in sample.positive_points(2).reshape(-1, 2):
+        assert mask[int(y), int(x)]
+
+
 def test_no_room_for_background_points():
     mask = np.zeros((50, 50), dtype=bool)
     mask[10:30, 10:30] = True
@@ -362,6 +372,7 @@ def test_reasonseg(tmp_path):
     folder = tmp_path / "ReasonSeg/val"
     for name in ("a", "latin", "lonely"):
         picture(folder / f"{name}.jpg")
+    (folder / "a.txt").write_text("0 0.5 0.5 0.1 0.1")  # another tool's labels, and no second picture
     dump(folder / "a.json", {"text": ["what purrs", "what meows"], "shapes": shapes})
     (folder / "latin.json").write_bytes(
         json.dumps({"text": ["the café’s cat"], "shapes": shapes}, ensure_ascii=False).encode("cp1252")
@@ -369,8 +380,9 @@ def test_reasonseg(tmp_path):
     samples = data.load("reasonseg", tmp_path, "val")
     assert [s.query for s in samples] == ["what purrs", "what meows", "the café’s cat"]
     # ignore is smaller than the target it lies on, so on top of it, wherever it stands in the file
-    assert samples[0].mask.sum() == 225 - 16 + 16 and samples[0].ignore.sum() == 16
-    assert samples[0].boxes.tolist() == [[5, 5, 34, 20]]
+    # As LISA's reader draws, the outline belongs to the shape: 16 x 16 and 5 x 5 pixels, less 5 x 5 that do not count.
+    assert samples[0].mask.sum() == 256 - 25 + 25 and samples[0].ignore.sum() == 25
+    assert samples[0].boxes.tolist() == [[5, 5, 35, 21]]
     assert any("lonely" in reason for reason in samples.skipped) and any(
         "fewer than three" in reason for reason in samples.skipped
     )
@@ -421,6 +433,11 @@ def test_visionreasoner(tmp_path, disk):
     )
     assert none.no_target and (none.width, none.height) == (420, 210)
     if not disk:
+        for snapshot in ("old", "new"):  # as the Hub's cache has them: they were read as one table, twice over
+            (tmp_path / "cache/snapshots" / snapshot / "data").mkdir(parents=True)
+            rows.to_parquet(tmp_path / "cache/snapshots" / snapshot / "data/train-00000-of-00001.parquet")
+        refuses("more than once: name the folder of one snapshot", "visionreasoner", tmp_path / "cache", "train")
+        assert len(data.load("visionreasoner", tmp_path / "cache/snapshots/new")) == 2
         refuses("train-00000", "visionreasoner", tmp_path, "val")
         refuses("no column", "counting", tmp_path, "train")
 
@@ -689,7 +706,9 @@ def test_mini_reasonseg(split, count):
             union |= coco_mask.decode(coco_mask.frPyObjects([np.ravel(shape["points"]).tolist()], *union.shape))[
                 ..., 0
             ].astype(bool)
-        assert np.array_equal(sample.mask | sample.ignore, union) and not (sample.mask & sample.ignore).any()
+        ours = sample.mask | sample.ignore  # with its outline, as LISA draws it: half a pixel larger all round
+        assert (ours & union).sum() > 0.99 * union.sum() and union.sum() < ours.sum() < 1.12 * union.sum()
+        assert not (sample.mask & sample.ignore).any()
         assert sample.mask.any() and sample.ignore.any()
 
 

@@ -628,11 +628,15 @@ def test_scoring_every_step_without_anything_held_out(tmp_path, go, capsys):
 
 def test_the_next_commands_can_be_pasted():
     """Paths with a space are quoted, and what was held out from another set is evaluated on that."""
-    recipe = recipes.Recipe(dataset="jsonl", data_root="my data")
+    recipe = recipes.Recipe(dataset="jsonl", data_root="my data", eval_samples=9)
     said = journal.what_next(Path("my runs/final"), recipe)
     assert "--model 'my runs/final' --dataset jsonl --data_root 'my data' --split val\n" in said
     other = dataclasses.replace(recipe, eval_dataset="toy")
     assert "--model final --dataset toy --split val\n" in journal.what_next(Path("final"), other)
+    alone = journal.what_next(
+        Path("final"), dataclasses.replace(recipe, eval_samples=0)
+    )  # is there a val? nobody knows
+    assert "--dataset" not in alone and "--image PHOTO.jpg" in alone
 
 
 def test_several_gpus_shard_by_themselves_where_all_weights_learn(monkeypatch):
@@ -648,8 +652,10 @@ def test_several_gpus_shard_by_themselves_where_all_weights_learn(monkeypatch):
         *(dataclasses.replace(whole, **f) for f in ({"lora_rank": 8}, {"shard": "never"})),
     )
     assert all(run.sharding(recipe) is None for recipe in others)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # a config file has said how
-    assert run.sharding(whole) is None
+    for said in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):  # a config file has said how
+        with monkeypatch.context() as patch:
+            patch.setenv(said, "true")
+            assert run.sharding(whole) is None
 
 
 def test_between_samplings_the_replica_has_no_memory(tmp_path, go, monkeypatch):

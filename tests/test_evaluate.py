@@ -621,6 +621,9 @@ def test_choose_and_overlap(tmp_path, capsys):
     world = data.load("toy", None, "test")
     chosen = records.choose(world, (12, 5), 0, 0)
     assert chosen == sorted(set(chosen)) and [world[i].no_target for i in chosen].count(True) == 5 and len(chosen) == 17
+    alone = data.Samples([partial(world.__getitem__, i) for i in range(9) if not world[i].no_target], [])
+    drawn = records.choose(alone, (3, 0), 0, 0)  # with no sample of the other kind at all
+    assert len(drawn) == 3 and all(type(i) is int for i in drawn)
     assert len(records.choose(world, (0, 0), 9, 0)) == 9 and records.choose(world, (0, 0), 9, 0) != records.choose(
         world, (0, 0), 9, 1
     )
@@ -637,6 +640,36 @@ def test_choose_and_overlap(tmp_path, capsys):
     kept = json.loads((tmp_path / "metrics.json").read_text())
     assert (kept["overlap"]["n"], kept["clean"]["n"]) == (8, 0) and "not in toy val" in out
     assert kept["shared"]["expressions_verbatim"] == kept["shared"]["expressions_on_shared_pictures"] == 8
+
+
+def test_a_picture_that_breaks_while_answering_is_not_scored(tmp_path, capsys, monkeypatch):
+    """Of thousands of pictures a thousand are opened before; one of the others ended the evaluation, every time."""
+    world = data.load("toy", None, "val")
+    makers = [partial(world.__getitem__, i) for i in range(12)]
+
+    def broken():
+        raise data.BadData("half a picture")
+
+    makers[4] = lambda: dataclasses.replace(world[4], open=broken)
+    monkeypatch.setattr(evaluate, "load_samples", lambda run: data.Samples(makers, []))
+    monkeypatch.setattr(evaluate, "readable", lambda samples, chosen: (chosen, []))
+    asked = dict(model="oracle", recipe="genseg", toy=True, segmenter="truth", output_dir=str(tmp_path))
+    assert "not scored: half a picture" in run(capsys, **asked)
+    kept = json.loads((tmp_path / "metrics.json").read_text())
+    assert kept["n"] == 11 and kept["not_scored"] == {"wrong": 1, "skipped": 0, "why": ["half a picture"]}
+    makers[:] = [makers[4]]
+    with pytest.raises(data.BadData, match="nothing to score"):
+        evaluate.main(evaluate.Options(**asked | {"output_dir": str(tmp_path / "none")}))
+
+
+def test_an_answer_is_asked_again_where_the_pixels_that_do_not_count_have_changed():
+    sample = dataclasses.replace(world.ToyWorld("val")[1], ignore_mask=None)
+    found = next(evaluate.answer_samples("oracle", "truth", [sample], recipes.RECIPES["genseg"]))
+    assert records.is_of(found, sample)
+    beside = np.zeros((sample.height, sample.width), dtype=bool)
+    beside[:3, :5] = True
+    assert not records.is_of(found, dataclasses.replace(sample, ignore_mask=data.encode_rle(beside)))
+    assert not records.is_of(found, dataclasses.replace(sample, is_sentence=True))
 
 
 def test_overlap_by_hand(capsys):
@@ -680,6 +713,13 @@ def test_what_is_not_comparable_says_so():
     assert "79.6" in published.show(m, released) and "not comparable" not in published.show(m, released)
     assert published.not_comparable(released) == "" != published.not_comparable(run | {"dataset": "grefcoco"})
     assert "a draw of 9" in published.show(m, released | {"limit": 9})
+    assert "a draw of 3 + 2" in published.show(m, released | {"make_up": [3, 2]})
+    assert "a draw" not in published.not_comparable(
+        run | {"dataset": "grefcoco", "make_up": [642, 358]}
+    )  # GenSeg's own
+    assert "the masks are true ones" in published.show(m, released | {"segmenter": "truth"})
+    refcoco = run | {"dataset": "refcocog", "one_expression": True}
+    assert "(this run asked one sentence of each reference)" in published.show(m, refcoco)
 
 
 def test_published_figures_are_in_the_papers():

@@ -361,7 +361,6 @@ def test_coco_entries_that_are_wrong(tmp_path):
     samples = data.load("coco-detection", instances(tmp_path, half))
     assert [s.image_id for s in samples] == ["2"] and "annotation 2 of picture 1" in samples.skipped[0]
     for entry, words in (
-        ({"id": 7}, "id 7 stands twice"),
         ({"iscrowd": "0"}, "iscrowd is '0'"),
         ({"segmentation": [np.reshape(CORNERS, (4, 2)).tolist()]}, "picture 1 .*flat list"),
         ({"bbox": [40, 30, 80]}, "numbers alone"),
@@ -372,6 +371,8 @@ def test_coco_entries_that_are_wrong(tmp_path):
     ):
         with pytest.raises(data.BadData, match=words):
             list(data.load("coco-detection", instances(tmp_path, [{"id": 7}, entry])))
+    merged = instances(tmp_path, [{"id": 7}, {"id": 7, "image_id": 2}])  # nothing looks annotations up by their ids
+    assert len(data.load("coco-detection", merged)) == 2
     path = instances(tmp_path, [{}]) / "annotations/instances_train.json"
     for size in ("200", 0, None, 10**6, 200.5):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -444,7 +445,7 @@ def test_reasonseg_as_labelme_writes_it(tmp_path):
     assert [s.query for s in samples] == ["the red box"] and len(samples.skipped) == 7
     assert sum("half a target" in line for line in samples.skipped) == 3
     for name, more, words in (
-        ("fractions", {"points": [[0.2, 0.2], [0.4, 0.2], [0.4, 0.3]]}, "target has no pixel"),
+        ("fractions", {"points": [[0.2, 0.2], [0.4, 0.2], [0.4, 0.3]]}, "are its points fractions"),
         ("size", {}, "annotated as \\(100, 60\\)"),
     ):
         note(name, ["it"], {} | more)
@@ -456,6 +457,14 @@ def test_reasonseg_as_labelme_writes_it(tmp_path):
         with pytest.raises(data.BadData, match=words):
             [sample.open() for sample in data.load("reasonseg", tmp_path, "test")]
         path.unlink()
+    note(
+        "pole",
+        ["the pole and the box"],
+        {},
+        {"label": "flagpole", "points": [[150, 5], [160, 5], [160, 90], [150, 90]]},
+    )
+    masks = [sample.mask for sample in data.load("reasonseg", tmp_path, "test") if sample.id.split("/")[-2] == "pole"]
+    assert masks[0][50, 155] and masks[0][50, 80]  # a shape called "flag" is none; this one is
     note("chinese", ["红色的盒子"], {}, encoding="gb2312")
     assert "not in UTF-8" in first_error("reasonseg", tmp_path, "test")
 
