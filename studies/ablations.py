@@ -225,9 +225,15 @@ def difference(results: dict[str, list[dict]], first: str, second: str) -> Diffe
     return Difference(first, second, float(d.mean()), float(d.mean()) - half, float(d.mean()) + half)
 
 
+def gain(runs: list[dict]) -> float:
+    """What training gained, held out, on average."""
+    return float(np.mean([run["after"] - run["before"] for run in runs]))
+
+
 def verdict(study: Study, results: dict[str, list[dict]]) -> tuple[str, list[Difference]]:
     """ "Agrees" if every neighbour in the paper's order is better beyond chance; "Disagrees" if one is worse beyond
-    chance; "Agrees in part" if some are better and the others open; "Undecided" if all are open."""
+    chance, or if a collapse is claimed and the interval leaves it out; "Agrees in part" if some are better and the
+    others open; "Undecided" if all are open."""
     pairs = [difference(results, *pair) for pair in zip(study.order, study.order[1:], strict=False)]
     found = [pair for pair in pairs if pair is not None]
     if not study.order:
@@ -235,7 +241,7 @@ def verdict(study: Study, results: dict[str, list[dict]]) -> tuple[str, list[Dif
     if len(found) < len(pairs) or not found:
         return "Too few seeds", found
     decided = [pair.decided for pair in found]
-    if "second" in decided:
+    if "second" in decided or (study.collapse and found[0].high < gain(results[study.order[0]])):
         return "Disagrees", found
     if "open" not in decided:
         return "Agrees", found
@@ -296,8 +302,10 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
         each = ", ".join(f"{value:.{digits}f}" for value in values)
         lines.append(f"| {label} | {before} | {np.mean(values):.{digits}f} | {each}{theirs} |")
     lines += [""]
-    beside = [label for label in results if study.order and label not in study.order]
-    for pair in pairs + [found for label in beside if (found := difference(results, study.order[-1], label))]:
+    first, *rest = results
+    last = study.order[-1] if study.order else first
+    beside = [label for label in (results if study.order else rest) if label not in study.order]
+    for pair in pairs + [found for label in beside if (found := difference(results, last, label))]:
         words = {"first": "better", "second": "worse", "open": "not told apart"}[pair.decided]
         mean, low, high = (f"{scale * value:+.{digits}f}" for value in (pair.mean, pair.low, pair.high))
         aside = " (no part of the claim's order)" if pair not in pairs else ""
@@ -314,6 +322,8 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
     lowest = {label: min(run.get("collapsed", 1.0) for run in runs) for label, runs in results.items()}
     if fell := [f"{share:.0%} ({label})" for label, share in lowest.items() if share < 0.5]:
         told.append(f"In the second half of training a step's completions parsed as seldom as {', '.join(fell)}.")
+    if study.collapse and pairs and pairs[0].high < (gained := gain(results[study.order[0]])):
+        told.append(f"Training gained {scale * gained:.1f} there, and the interval leaves out that all of it is lost.")
     if word == "Undecided":
         widest = scale * max(pair.high - pair.low for pair in pairs) / 2
         told.append(f"The widest interval reaches {widest:.{digits}f} to either side.")

@@ -32,6 +32,7 @@ class Study:
     metric: str = "answerable_giou"
     steps: int = 60
     first: bool = False  # a claim that its paper puts first: more seeds
+    collapse: bool = False  # the claim is that the last arm loses all that training gains the first
     ours: bool = False  # the order is ours: a question that no paper asks
     remark: str = ""
 
@@ -111,6 +112,7 @@ STUDIES: dict[str, Study] = {
         "Without the KL term training collapses after about 100 steps.",
         {"with KL": {}, "no KL": {"beta": 0.0}},
         order=("with KL", "no KL"),
+        collapse=True,
         steps=220,
         first=True,
     ),

@@ -93,6 +93,17 @@ def test_a_verdict_looks_at_the_whole_order():
     assert word(level, wild, runs(0.6, 0.7, 0.5)) == "Undecided"
     assert word(up, level, runs(0.1, 0.2)) == "Too few seeds"
     assert ablations.verdict(dataclasses.replace(study, order=()), {})[0] == "No order claimed"
+    _, lines = ablations.section("tiers", dataclasses.replace(study, order=()), {"a": up, "b": down}, "commit 1")
+    assert any(line.startswith("- a against b: +80.0, ") for line in lines)  # compared all the same
+
+
+def test_a_collapse_is_refuted_by_an_interval_that_leaves_it_out():
+    kl = STUDIES["kl"]
+    kept, fell, scattered = runs(0.5, 0.51, 0.52), runs(0.2, 0.22, 0.21), runs(0.2, 0.7, 0.5)  # all from 0.3
+    word = lambda without: ablations.verdict(kl, {"with KL": kept, "no KL": without})[0]  # noqa: E731
+    assert word(fell) == "Agrees" and word(scattered) == "Undecided" and word(runs(0.51, 0.5, 0.51)) == "Disagrees"
+    _, lines = ablations.section("kl", kl, {"with KL": kept, "no KL": runs(0.51, 0.5, 0.51)}, "commit 1")
+    assert "Training gained 21.0 there, and the interval leaves out that all of it is lost." in "\n".join(lines)
 
 
 def test_runs_are_named_by_settings_and_code(monkeypatch):
