@@ -155,18 +155,6 @@ def test_any_mode_becomes_rgb(tmp_path, mode):
         assert opened.getpixel((3, 3)) == (255, 255, 255)
 
 
-def test_sixteen_bit_grey_is_not_clipped_to_white(tmp_path):
-    Image.fromarray(np.array([[0, 30000, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert [p[0] for p in np.asarray(pictures.open_image(tmp_path / "deep.png"))[0]] == [0, 117, 255]
-
-
-def test_exif_rotation_is_applied_and_the_size_agrees(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to show"
-    path = picture(tmp_path / "turned.jpg", (40, 20), exif=exif)
-    assert pictures.open_image(path).size == pictures.picture_size(path) == (20, 40)
-
-
 @pytest.mark.parametrize("size", [(1, 1), (20000, 3)])
 def test_extreme_sizes_open(tmp_path, size):
     path = picture(tmp_path / "x.png", size)
@@ -234,6 +222,18 @@ def test_points_lie_where_they_should(seed):
         assert ((found > box[:2]) & (found < box[2:])).all()
         gap = np.hypot(found[:, None, 0] - xs - 0.5, found[:, None, 1] - ys - 0.5).min()
         assert gap >= 3 and len(np.unique(found, axis=0)) == 2
+
+
+def test_annotated_points_are_taken_in_order_and_a_lone_one_again():
+    three = data.Sample("q", np.zeros((1, 4)), np.array([[[1.0, 2], [3, 4], [5, 6]]]), "a", "a", 9, 9, lambda: None)
+    assert three.positive_points(2).tolist() == [[[1, 2], [3, 4]]]
+    three.points = three.points[:, :1]
+    assert three.positive_points(2).tolist() == [[[1, 2], [1, 2]]]
+
+
+def test_each_family_is_asked_in_the_units_that_it_is_read_in():
+    thousand, pixels = (data.build_prompt("a mug", "genseg", data.FAMILIES[f]) for f in ("qwen3_vl", "qwen2_5_vl"))
+    assert "0 to 1000" in thousand and "1000" not in pixels and "pixels" in pixels
 
 
 def test_a_box_a_pixel_over_the_edge_has_its_part_of_the_mask():

@@ -278,6 +278,7 @@ def test_deep_grey_is_neither_black_nor_white(tmp_path):
         ("twelve.png", (ramp * 4095).astype(np.uint16)),
         ("int.tif", (ramp * 65535).astype(np.int32)),
         ("bytes.tif", (ramp * 255).astype(np.float32)),
+        ("sixteen.png", (ramp * 65535).astype(np.uint16)),
     ):
         Image.fromarray(values).save(tmp_path / name)
         assert np.abs(np.asarray(pictures.open_image(tmp_path / name))[0, :, 0] - ramp * 255).max() <= 1

@@ -276,9 +276,10 @@ def test_only_logp_carries_gradient():
     """old_logp left undetached once gave a gradient of exactly 0, without a word."""
     logp = (-torch.rand(2, 3, 5)).requires_grad_()
     A = torch.tensor([[1.0, -1.0, 0.5]] * 2)
-    loss, _ = grpo.grpo_loss(logp, logp, logp, A, torch.ones(2, 3, 5) / 30, beta=0.1)
+    loss, _ = grpo.grpo_loss(logp, logp, logp - 0.3, A, torch.ones(2, 3, 5) / 30, beta=0.1)
     loss.backward()
-    torch.testing.assert_close(logp.grad, -A[..., None].expand(2, 3, 5) / 30)
+    pulled = 0.1 * (1 - math.exp(-0.3))  # k3's gradient, towards a reference that stays where it is
+    torch.testing.assert_close(logp.grad, (pulled - A[..., None].expand(2, 3, 5)) / 30)
 
 
 def test_kl_is_never_negative_near_zero():

@@ -165,9 +165,13 @@ def test_context_queries_read_and_do_not_disturb(policy):
     try:
         rows = policy.pack(prompts, list(enumerate(groups)))
         index = torch.arange(3).repeat_interleave(3)
+        tokens: list = []
+        policy.context.register_forward_hook(lambda module, given, made: tokens.append(made))
         logp, _, masks = policy(rows, 1.0, pictures, index)
         torch.testing.assert_close(logp, plain, rtol=1e-4, atol=1e-5)
         assert masks.shape == (9, 32, 32)
+        single = segmenter.decode(pictures, index, tokens[0])[0]  # SAM2's single mask, none of its three proposals
+        assert torch.equal(masks, single[:, 0]) and not torch.allclose(masks, single[:, 1])
         for b, (p, o) in enumerate((p, o) for p, group in enumerate(groups) for o in group):
             alone = policy(policy.pack(prompts, [(p, [o])]), 1.0, pictures, torch.tensor([p]))[2]
             torch.testing.assert_close(masks[b], alone[0], rtol=1e-4, atol=1e-4)
@@ -274,9 +278,10 @@ def test_prompts_in_parts_are_the_prompts(policy):
 
 def test_sampling_leaves_no_cache_behind(policy):
     """Not even until the garbage collector comes: on a GPU the update needs the room."""
-    caches = lambda: sum(type(x).__name__ == "DynamicLayer" for x in gc.get_objects())  # noqa: E731
-    before = caches()
+    kinds = ("DynamicLayer", "PromptOnce", "_Batch")
+    caches = lambda: sum(type(x).__name__ in kinds for x in gc.get_objects())  # noqa: E731
     gc.collect()
+    before = caches()
     gc.disable()
     try:
         grpo.sample(policy.vlm, encode(policy).inputs, UNIFORMS, **options(policy))
@@ -542,8 +547,9 @@ def test_lens_round_trip(policies, tmp_path, connector, collapse):
 @pytest.mark.parametrize(
     "name", ["nobody/nothing", "missing/folder/model.pt", "configs/none.yaml:missing.pt", "facebook/sam2-hiera-tiny"]
 )
-def test_what_cannot_be_loaded_is_said_in_one_sentence(load, name, monkeypatch):
+def test_what_cannot_be_loaded_is_said_in_one_sentence(load, name, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # whatever the reader has there
     with pytest.raises(OSError) as error:
         load(name)
     text = str(error.value)
@@ -691,14 +697,20 @@ def test_union_equals_a_loop_over_objects(tiny):
 
 
 def test_union_holds_one_mask_at_a_time(tiny, monkeypatch):
-    """512 objects on 12 megapixels were 6 GB: each mask now joins its answer's before the next one is made."""
-    embeddings = tiny.embed([noise_image(SIZES[0], 0)])
-    made = []
-    monkeypatch.setattr(tiny, "resize", lambda logit, size: made.append(size) or models.Segmenter.resize(logit, size))
-    boxes = np.tile([5.0, 5, 40, 40], (3, 1))
-    masks = tiny.each_mask(embeddings, [0] * 3, boxes, np.zeros((3, 0, 2)), np.zeros((3, 0), dtype=np.int32))
-    for n in (1, 2, 3):
-        assert next(masks).shape == SIZES[0][::-1] and len(made) == n
+    """512 objects on 12 megapixels were 6 GB: each mask joins its answer's before the next but one is made."""
+    made: list = []
+    each_mask = tiny.each_mask
+
+    def noted(*args):
+        for mask in each_mask(*args):
+            made.append(weakref.ref(mask))
+            assert sum(ref() is not None for ref in made) <= 2  # this one, and the one that is being joined
+            yield mask
+            del mask
+
+    monkeypatch.setattr(tiny, "each_mask", noted)
+    tiny.union(tiny.embed([noise_image(SIZES[0], 0)]), [0], [[Thing([5, 5, 40, 40])] * 5])
+    assert len(made) == 5
 
 
 def test_the_image_encoder_in_16_bits_makes_the_same_masks():
@@ -757,6 +769,13 @@ def test_dice_and_bce_by_hand():
 def test_thin_pictures_are_widened():
     assert models.widen_thin(Image.new("RGB", (3000, 2))).size == (3000, 20)
     assert models.widen_thin(Image.new("RGB", (30, 20))).size == (30, 20)
+
+
+def test_the_connector_knows_its_places():
+    torch.manual_seed(0)
+    context = models.ContextModule(32, 16, num_queries=4, layers=1).eval()
+    states = torch.randn(1, 4, 32)
+    assert not torch.allclose(context(states.flip(1)), context(states).flip(1), atol=1e-4)
 
 
 def test_context_module_takes_its_own_number_of_states_only():

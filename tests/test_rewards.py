@@ -675,10 +675,11 @@ def test_parsing_takes_linear_time():
         " ",
     ]
     for unit in units:
-        for opening in ("", "<think></think><answer>", '<think></think><answer>[{"bbox_2d": ['):
+        for opening in ("", "<think></think><answer>", '<think></think><answer>[{"bbox_2d": [', "<think>"):
+            closing = "</answer>" if opening != "<think>" else "</think><answer>[]</answer>"
 
-            def seconds(n, unit=unit, opening=opening):
-                text, times = opening + unit * (n // len(unit)) + "</answer>", []
+            def seconds(n, unit=unit, opening=opening, closing=closing):
+                text, times = opening + unit * (n // len(unit)) + closing, []
                 for _ in range(2):
                     start = time.perf_counter()
                     parse_answer(text, "drseg")
@@ -916,25 +917,6 @@ def test_the_paper_s_start():
     queue.flush([(0.5, 0.5, 0.5)] * 128)
     assert queue.rank((0.4, 0.5, 0.6)) == pytest.approx((0.5 + 1 + 1) / 3)
     assert RankQueue(initial_zeros=0).rank((0.1, 0.2, 0.3)) == 1.0
-
-
-def test_several_processes_have_one_queue():
-    rng = np.random.default_rng(6)
-    for split in ([3, 5], [0, 8], [8, 0], [1, 2, 5]):
-        one, many = RankQueue(30, 3, 4), [RankQueue(30, 3, 4) for _ in split]
-        for _ in range(6):
-            step = rng.random((8, 3))
-            owner = np.repeat(range(len(split)), split)
-            ranks = [many[p].rank(x) for p, x in zip(owner, step)]
-            assert ranks == [one.rank(x) for x in step]
-            for p, x in zip(owner, step):
-                many[p].push(x)
-                one.push(x)
-            gathered = [row for queue in many for row in queue.pending]
-            for queue in many:
-                queue.flush(gathered)
-            one.flush()
-        assert all(queue.state_dict() == one.state_dict() for queue in many)
 
 
 def test_the_queue_survives_a_checkpoint_in_the_middle_of_a_step():

@@ -32,7 +32,7 @@ import train
 from benchmarks import report
 from engine import checkpoint, journal
 from engine.check import check_rewards
-from engine.run import build, build_reference, full_copy, learning_rate_factor
+from engine.run import build, build_reference, full_copy, learning_rate_factor, start
 from toy import world
 from toy.make import writes_in
 from train import load_batch, oracle_rollout, update
@@ -145,15 +145,171 @@ def test_noise_is_of_the_place_not_of_the_sample_or_process():
     assert not torch.equal(train.noise(recipe, 6, range(4), 7), whole)
 
 
-def test_second_update_of_a_rollout_is_clipped():
-    setting = recipe, accelerator, policy, _, batch, rollout = setup("samr1", beta=0.0)
-    micros = train.cut_rollout(recipe, policy, batch, rollout)
-    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
-    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]] * 3)
-    first = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
-    second = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
-    assert first["clipped_low"] + first["clipped_high"] == 0 and second["clipped_low"] + second["clipped_high"] > 0
-    del setting
+def by_hand(setting, recipe, advantages, reference, old):
+    """The step's loss as docs/equations.md has it, a completion at a time in a row of its own: (loss, figures, the
+    log-probabilities now). old: those of the first update, {} in the first."""
+    _, _, policy, _, batch, rollout = setting
+    P, G, _ = rollout.mask.shape
+    loss, now = torch.zeros(()), {}
+    figures = dict.fromkeys(("kl", "clipped_low", "clipped_high", "seg_loss"), 0.0)
+    for p in range(P):
+        for g in range(G):
+            written = rollout.ids[p, g, rollout.mask[p, g]]
+            row = policy.pack(batch.prompts, [(p, [written])])
+            pictures = batch.embeddings if policy.context else None
+            logp, _, logits = policy(row, recipe.temperature, pictures, torch.tensor([p]))
+            with torch.no_grad():
+                ref = reference(replace(row, queries=None), recipe.temperature)[0]
+            now[p, g] = logp.detach()
+            rho = (logp - old.get((p, g), logp.detach())).exp()
+            A = float(advantages[p, g])
+            low, high = 1 - recipe.clip_low, 1 + recipe.clip_high
+            surrogate = torch.min(rho * A, rho.clamp(low, high) * A)
+            kl = (ref - logp).exp() - (ref - logp) - 1
+            weight = 1 / (P * G * len(written))
+            if recipe.average == "token":
+                weight = 1 / (P * int(rollout.mask[p].sum()))
+            loss = loss + weight * (recipe.beta * kl - surrogate).sum()
+            figures["kl"] += weight * float(kl.sum())
+            figures["clipped_low"] += weight * float(((rho < low) & (A < 0)).sum())
+            figures["clipped_high"] += weight * float(((rho > high) & (A > 0)).sum())
+            if logits is not None:  # Eq. 7: dice and cross-entropy with the truth of this very prompt
+                t = torch.as_tensor(batch.targets[p].mask).double()
+                x = torch.nn.functional.interpolate(logits[None].float(), t.shape, mode="bilinear")[0, 0].double()
+                s = x.sigmoid()
+                dice = 1 - (2 * (s * t).sum() + 1) / (s.sum() + t.sum() + 1)
+                log = torch.nn.functional.logsigmoid
+                seg = (dice - (t * log(x) + (1 - t) * log(-x)).mean()) / (P * G)
+                loss = loss + recipe.seg_weight * seg
+                figures["seg_loss"] += float(seg)
+    return loss, figures, now
+
+
+@pytest.mark.parametrize("name", ["drseg", "samr1", "lens"])
+def test_two_updates_equal_those_by_hand(name):
+    """The direction, the averages, both clips, KL, LENS's masks and the temperature, against the equations written out;
+    the second update stands where the ratio has left 1."""
+    recipe, accelerator, policy, segmenter, batch, rollout = setup(name, temperature=0.8, beta=0.3, max_grad_norm=1e9)
+    rollout.mask &= torch.arange(60) < torch.tensor([[60], [45], [30], [15]])  # of four lengths: averages differ
+    setting = recipe, accelerator, policy, segmenter, batch, rollout
+    masks = [target.mask for target in batch.targets] if name == "lens" else [0, 1]
+    assert not np.array_equal(masks[0], masks[1])
+    advantages = torch.tensor([[1.0, -1.0, 0.5, -0.5], [-2.0, 1.0, 1.0, 0.0], [0.3, 0.3, -0.9, 0.3]])
+    reference = full_copy(policy, torch.float32)
+    torch.manual_seed(0)
+    for p in reference.parameters():
+        p.data += 0.003 * torch.randn_like(p)
+    micros = train.cut_rollout(replace(recipe, rows_per_batch=2), policy, batch, rollout)
+    train.add_reference(reference, micros, recipe.temperature)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.03)
+    old: dict = {}
+    for turn in range(2):
+        policy.zero_grad()
+        loss, figures, now = by_hand(setting, recipe, advantages, reference, old)
+        loss.backward()
+        wanted = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+        values = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
+        found = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+        assert (found - wanted).norm() < 1e-3 * wanted.norm()
+        assert values["loss"] == pytest.approx(float(loss), rel=1e-3, abs=1e-5)
+        assert values["kl"] == pytest.approx(figures["kl"], rel=1e-3) and figures["kl"] > 0.001
+        for clip in ("clipped_low", "clipped_high"):
+            assert values[clip] == pytest.approx(figures[clip], abs=0.01) and (values[clip] > 0.01) == (turn == 1)
+        assert values.get("seg_loss", 0.0) == pytest.approx(figures["seg_loss"], rel=1e-3)
+        old = old or now
+
+
+def test_steps_of_drseg_rank_against_the_steps_before(tmp_path, monkeypatch):
+    """Queue, reward, reference and schedule of real steps; and as if another process had written the same answers."""
+    recipe = replace(recipes.miniature(recipes.DRSEG), prompts_per_step=2, num_samples=3, max_completion=60)
+    recipe = replace(recipe, eval_samples=0, max_steps=3, learning_rate=1e-3, weight_decay=0.02, limit=12)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    run = start(recipe, tmp_path)
+    judged: list = []
+    judge = train.judge
+
+    def noted(recipe, policy, segmenter, batch, texts, *rest):
+        judged.append((texts, batch, judge(recipe, policy, segmenter, batch, texts, *rest)))
+        return judged[-1][2]
+
+    monkeypatch.setattr(train, "judge", noted)
+    assert list(run.queue.rows) == [(0, 0, 0)] * 6  # one step's worth
+    rows = []
+    with run.lock:
+        for step in range(3):
+            before = [list(row) for row in run.queue.rows]
+            if step == 2:  # a second process that has the same to tell
+                monkeypatch.setattr(train, "gather_object", lambda found: [*found, *found])
+            rows.append(train.training_step(run, step)[0])
+            texts, batch, (reward, parts, _) = judged[-1]
+            new = []
+            for p, group in enumerate(texts):
+                frame = data.model_frame(run.bare.family, batch.prompts.resized[p])
+                for g, text in enumerate(group):
+                    answer = rewards.parse_answer(text, "drseg").rescaled(frame, batch.targets[p].frame)
+                    x = rewards.drseg_metrics(answer, batch.targets[p])
+                    ranks = [np.mean([row[j] <= x[j] for row in before]) for j in range(3)]
+                    assert parts[p][g]["accuracy"] == pytest.approx(np.mean(ranks))
+                    assert float(reward[p, g]) == pytest.approx(sum(parts[p][g].values()), abs=1e-5)
+                    new.append(list(x))
+            assert [list(row) for row in run.queue.rows] == before + new * (2 if step == 2 else 1)
+    assert len({part["accuracy"] for _, _, (_, parts, _) in judged for group in parts for part in group}) > 3
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
+    # pi_ref stays where the run began. (Against zeros all answers may rank 1, and the first step move nothing.)
+    assert abs(rows[0]["kl"]) < 1e-6 < 1e-5 < rows[2]["kl"]
+    assert len(run.order) == 12 and all(group["weight_decay"] == 0.02 for group in run.optimizer.param_groups)
+
+    def nan(*_):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(train, "update", nan)
+    with run.lock, pytest.raises(SystemExit, match="step 3: the loss is nan. Its inputs are in"):
+        train.training_step(run, 3)
+    kept = torch.load(tmp_path / "stopped-step-3-process-0.pt", weights_only=False)
+    assert kept["texts"] == judged[-1][0] and kept["step"] == 3
+
+
+def test_every_option_of_a_reward_arrives():
+    """Values by hand: a box of IoU 0.6 and L1 15, its point off by 100 px; two boxes for one object."""
+    truth = rewards.Target(np.array([[100.0, 100, 190, 190]]), np.array([[[145.0, 145]]]))
+    one = '{"bbox_2d": [100, 100, 250, 190], "point_2d": [245, 145]}'
+    text = f"<think><look>a</look></think><answer>[{one}, {one}]</answer>"
+    samr1 = text.replace(f"[{one}, {one}]", "[" + one[:-1] + ', "label": "a"}]')
+    base = {name: recipes.RECIPES[name] for name in ("drseg", "visionreasoner", "samr1", "genseg-g")}
+
+    def part(name, of, text=text, iou=None, truth=truth, **changes):
+        recipe = replace(base[name], **changes)
+        answer = rewards.parse_answer(text, recipe.schema)
+        return recipes.reward_parts(recipe, answer, truth, iou, None)[of]
+
+    d = (200 - 100) / 170  # g of 100 px
+    assert part("drseg", "accuracy") == pytest.approx((0.6 + 0.5 + d) / 3)
+    for components, value in (((0,), 0.6), ((1,), 0.5), ((0, 2), (0.6 + d) / 2), ((), 0)):
+        assert part("drseg", "accuracy", components=components) == pytest.approx(value)
+    released = (91 * 91) / (151 * 91)  # a pixel more on each side
+    assert part("drseg", "accuracy", components=(0,), released=True) == pytest.approx(round(released, 1))
+    assert part("drseg", "answer", released=True) == 2 and part("drseg", "look") == 1
+    recipe = replace(base["drseg"], look=False, weights={"think": 3.0})
+    assert recipes.reward_parts(recipe, rewards.parse_answer(text, "drseg"), truth, None, None).get("look") is None
+    assert part("drseg", "think", weights={"think": 3.0}) == 3
+    assert part("visionreasoner", "accuracy") == 1 / 2  # the IoU criterion of one of three, two written
+    # By degrees an L1 of 15 px, 60 / 4, is full.
+    assert part("visionreasoner", "accuracy", continuous=True) == pytest.approx((0.6 + 1 + d) / 2)
+    assert part("samr1", "tiered", samr1, 0.75) == 3
+    assert part("samr1", "tiered", samr1, 0.75, tiers=(0.6, 0.7), tier_rewards=(5.0, 7.0)) == 7
+    mask = np.zeros((100, 100), bool)
+    mask[12:18, 12:18] = True
+    whole = rewards.Target(np.array([[100.0, 100, 200, 200]]), np.array([[[150.0, 150]] * 2]), mask, frame=(1000, 1000))
+    inside, beside = (
+        '"negative_1": [105, 150], "negative_2": [150, 105]',
+        '"negative_1": [305, 150], "negative_2": [305, 160]',
+    )
+    for negatives, values in ((inside, (10, 0, 0)), (beside, (0, 10, 0))):
+        written = '[{"bbox_2d": [300, 100, 400, 200], "point_1": [150, 150], "point_2": [150, 150], ' + negatives + "}]"
+        for kind, value in zip(("truth", "written", "both"), values, strict=True):
+            text = f"<think>a</think><answer>{written}</answer>"
+            assert part("genseg-g", "negative", text, 0.5, whole, negative_box=kind) == value
 
 
 def test_lens_gradients_go_where_they_should():
@@ -448,9 +604,13 @@ def test_unparsable_and_empty_completions_are_judged():
 
 
 def test_nan_stops_the_step():
-    setting = setup("drseg")
+    recipe, accelerator, policy, _, batch, rollout = setup("drseg", beta=0.0)
+    before = [p.detach().clone() for p in policy.parameters()]
+    micros = train.cut_rollout(recipe, policy, batch, rollout)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
     with pytest.raises(FloatingPointError, match="nan"):
-        gradients(setting, torch.full((3, 4), float("nan")))
+        update(accelerator, policy, optimizer, micros, batch, rollout, torch.full((3, 4), float("nan")), recipe)
+    assert all(torch.equal(p, kept) for p, kept in zip(policy.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("name", ["drseg", "visionreasoner", "segzero", "samr1", "genseg", "genseg-g"])
