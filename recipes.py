@@ -186,8 +186,8 @@ DRSEG = Recipe(
 # SAM-R1. SAM2 sits in the reward: boxes and points are turned into a mask, and its IoU with the truth is paid in tiers
 # (section 3.3: more than 0.5, 0.7, 0.8 earn 2, 3, 4), finer where answers are already good. GRPO changes in two ways
 # (section 3.2.2, Eq. 4): clip-higher, epsilon_high = 0.3, and the token average. 3,000 samples of RefCOCOg. KL is kept:
-# without it training collapses after about 100 steps. Two updates per rollout (decided here), or clipping could never
-# act.
+# without it, the paper says, training collapses after about 100 steps. Two updates per rollout (decided here), or
+# clipping could never act.
 SAMR1 = Recipe(
     name="samr1",
     segmenter_use="reward",
