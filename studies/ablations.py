@@ -356,6 +356,7 @@ def page() -> str:
         group = f"{word} (our own question, not a paper's claim)" if study.ours else word
         verdicts.setdefault(group, []).append(f"[{name}](#{name})" + "\\*" * bool(older))
         sections += lines
+    compared = sum(", 95 % interval " in line for line in sections)
     out = [
         "# The papers' claims, asked of the miniature",
         "",
@@ -365,6 +366,8 @@ def page() -> str:
         "out 0, and a claim is judged in the paper's whole order of arms: it agrees in part if some neighbours there",
         "are in the paper's order and the others not told apart. Held-out figures: 200 requests, greedy; gIoU is the",
         "mean mask IoU over those that the recipe is trained for.",
+        f"Of the {compared} differences on this page about {compared / 20:.0f} would leave out 0 by chance alone: a small one",
+        "that does, from three or four seeds, is a hint.",
         "Where an earlier edition is named, its commit has the weights that it ran on: the first edition's SAM2 took a",
         "box at its word and hardly looked at points; in the second edition's first bias boxes were moved further",
         "([what changed](miniature.md)).",
