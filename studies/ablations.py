@@ -327,9 +327,10 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
     if word == "Undecided":
         widest = scale * max(pair.high - pair.low for pair in pairs) / 2
         told.append(f"The widest interval reaches {widest:.{digits}f} to either side.")
-        if scale == 100:  # what would tell: two standard errors are a point
-            spread = widest * seeds**0.5 / stats.t.ppf(0.975, seeds - 1)
-            told.append(f"To tell a point apart it would take about {max(4, (2 * spread) ** 2):.0f} seeds.")
+        if scale == 100 and widest > 1:  # what would tell
+            half = lambda n: stats.t.ppf(0.975, n - 1) / n**0.5  # noqa: E731
+            needed = next(n for n in range(seeds, 9999) if widest * half(n) / half(seeds) <= 1)
+            told.append(f"About {needed} seeds would tell a point apart.")
     lines += ["", " ".join(told), ""]
     landed = {label: [run["landed"] for run in runs if "landed" in run] for label, runs in results.items()}
     if all(landed.values()) and landed:
@@ -369,8 +370,8 @@ def page() -> str:
         "out 0, and a claim is judged in the paper's whole order of arms: it agrees in part if some neighbours there",
         "are in the paper's order and the others not told apart. Held-out figures: 200 requests, greedy; gIoU is the",
         "mean mask IoU over those that the recipe is trained for.",
-        f"Of the {compared} differences on this page about {compared / 20:.0f} would leave out 0 by chance alone: a small",
-        "one that does, from three or four seeds, is a hint.",
+        f"Of the {compared} differences on this page about {compared / 20:.0f} would leave out 0 by chance alone: a",
+        "small one that does, from three or four seeds, is a hint.",
         "Where an earlier edition is named, its commit has the weights that it ran on: the first edition's SAM2 took a",
         "box at its word and hardly looked at points; in the second edition's first bias boxes were moved further",
         "([what changed](miniature.md)).",
