@@ -340,6 +340,11 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
             cells = " | ".join(f"{np.mean([one[key] for one in found]):.0%}" for key in keys)
             lines.append(f"| {label} | {cells} |")
         lines += [""]
+        last = {k: [{"seed": r["seed"], "after": r["landed"][keys[-1]]} for r in runs] for k, runs in results.items()}
+        for pair in filter(None, (difference(last, label, first) for label in rest)):
+            mean, low, high = (f"{100 * value:+.0f}" for value in (pair.mean, pair.low, pair.high))
+            lines.append(f"- {keys[-1]}, percent, {pair.first} against {first}: {mean}, 95 % interval {low} to {high}")
+        lines += [""]
     return word, [*lines, f"![{name}](ablations/{name}.png)", ""]
 
 

@@ -97,6 +97,18 @@ def test_a_verdict_looks_at_the_whole_order():
     assert any(line.startswith("- a against b: +80.0, ") for line in lines)  # compared all the same
 
 
+def test_where_negative_points_land_is_compared_by_seed():
+    study = STUDIES["negative-points"]
+    results = {label: [r | {"landed": {"on it": r["after"]}} for r in runs(*v)] for label, v in zip(study.arms, VALUES)}
+    _, lines = ablations.section("negative-points", study, results, "commit 1")
+    assert any(line.startswith("- on it, percent, +1 for both inside against tiers alone: +30, ") for line in lines)
+    alone = {label: found[:2] for label, found in results.items()}  # two seeds: no interval, and no error
+    assert not any("on it, percent" in line for line in ablations.section("negative-points", study, alone, "")[1])
+
+
+VALUES = (0.3, 0.32, 0.34), (0.3, 0.35, 0.4), (0.6, 0.62, 0.64)
+
+
 def test_a_collapse_is_refuted_by_an_interval_that_leaves_it_out():
     kl = STUDIES["kl"]
     kept, fell, scattered = runs(0.5, 0.51, 0.52), runs(0.2, 0.22, 0.21), runs(0.2, 0.7, 0.5)  # all from 0.3
