@@ -270,8 +270,9 @@ def answer_samples(
         batch: dict[int, data.Sample] = {}
         for i in part:
             try:
-                image = samples[i].image
-                batch[i] = dataclasses.replace(samples[i], open=lambda image=image: image)
+                sample = samples[i]
+                image = sample.image
+                batch[i] = dataclasses.replace(sample, open=lambda image=image: image)
             except data.BadData as error:
                 if broken is None:
                     raise

@@ -504,7 +504,7 @@ def aligned_giou(run: Run, samples: data.Samples, indices: list[int]) -> float:
 
 
 def held_out_metrics(run: Run, policy: models.Policy, when: str) -> dict:
-    """Metrics of `policy` on a seeded draw of eval_samples held-out samples, the one that evaluate.py --limit makes.
+    """Metrics of `policy` on a seeded draw of eval_samples held-out samples (evaluate.py --limit, with the same seed).
     Before training it is said which of them cannot be scored, or are on pictures that are trained on."""
     recipe = run.recipe
     name, root = recipe.held_out

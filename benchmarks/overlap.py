@@ -10,7 +10,6 @@ evaluate.py --overlap_with prints these counts too, and the metrics on both part
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -74,8 +73,9 @@ def main(
         sys.exit(f"benchmarks.overlap: {error}")
     asked = []
     for i in range(len(tested)):
-        with contextlib.suppress(data.BadData):  # it is not scored either
-            asked.append((tested[i].image_id, tested[i].query))
+        with suppress(data.BadData):  # it is not scored either
+            sample = tested[i]
+            asked.append((sample.image_id, sample.query))
     for name, value in overlap(asked, *there).items():
         print(f"{name.replace('_', ' '):34}{value:>8}")
 
