@@ -133,7 +133,7 @@ def policy_writes(
         policy.vlm,
         prompts.inputs,
         uniforms,
-        num_samples=1,
+        num_generations=1,
         max_new_tokens=uniforms.shape[-1],
         temperature=temperature,
         eos_token_id=policy.end_ids,
@@ -191,8 +191,8 @@ def predict(
         if policy != "oracle" and policy.context is not None:
             rows = {"max_row_tokens": recipe.max_row_tokens, "rows_per_batch": recipe.rows_per_batch}
             micros = models.pack_rollout(policy, written.prompts, written.rollout, **rows)
-            painted = models.paint(policy, micros, embeddings)
-            found = [painted[p, 0] for p in each]
+            query_masks = models.masks_from_queries(policy, micros, embeddings)
+            found = [query_masks[p, 0] for p in each]
         else:
             k = {"box": 0, "1": 1, "2": 2}[prompts_mode]
             asked = [

@@ -3,9 +3,14 @@
 """GRPO from the equations up: group advantages, two ways to average tokens, k3 KL, the clipped surrogate; then what it
 takes to compute them fast: log-probabilities in pieces, a group in one row, and (half of this file) sampling.
 
-What it leaves out, on purpose: no value network (the group's mean is the baseline), no trainer object. These are
-functions of tensors (`sample` takes the model, too); docs/copying.md says what to take with each. This is a whole step,
-on a text model of random weights; train.py takes the same step with pictures, several prompts' rows at a time.
+Where it comes from: PPO's clipped surrogate (Schulman 2017) without a value network (GRPO; DeepSeekMath, Shao 2024).
+Each prompt is answered G times, and a completion's advantage, the same for all its tokens, is its reward less its
+group's mean, over its group's deviation. The KL to a frozen reference is a term of the loss, not of the reward. Clip-
+higher and the token average are DAPO's (Yu 2025); SAM-R1 takes both.
+
+What it leaves out, on purpose: a trainer object. These are functions of tensors (`sample` takes the model, too);
+docs/copying.md says what to take with each. This is a whole step on a text model of random weights, each completion in
+a row of its own:
 
     >>> import transformers
     >>> _ = torch.manual_seed(0)
@@ -13,31 +18,42 @@ on a text model of random weights; train.py takes the same step with pictures, s
     >>> model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**sizes))
     >>> prompts = torch.tensor([[5, 6, 7], [8, 9, 10]])  # P = 2 prompts of S = 3 tokens; shorter ones: padded left
     >>> inputs = {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}
-    >>> noise = torch.rand(2, 4, 6)  # all the randomness there is
-    >>> rollout = sample(model, inputs, noise, num_samples=4, max_new_tokens=6, eos_token_id=1)
+    >>> uniforms = torch.rand(2, 4, 6)  # (P, G, T): all the randomness there is
+    >>> rollout = sample(model, inputs, uniforms, num_generations=4, max_new_tokens=6, eos_token_id=1)
     >>> rewards = (rollout.ids % 2 * rollout.mask).sum(-1).float()  # (P, G): here, the odd tokens are what is wanted
     >>> advantages = group_advantages(rewards)  # (P, G)
     >>> weights = token_weights(rollout.mask, "token")  # (P, G, T), once for the whole step; it sums to 1
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> for p in range(2):  # a micro-batch per prompt: one packed row, whose loss simply adds to the others'
+    >>> rows = torch.cat([prompts[:, None].expand(2, 4, 3), rollout.ids], -1).flatten(0, 1)  # (P G, S + T)
+    >>> logits = model(rows).logits[:, 2:-1]  # (P G, T, V): what stands before a token predicts it
+    >>> logp = logits.log_softmax(-1).gather(-1, rollout.ids.view(8, 6, 1)).view(2, 4, 6)
+    >>> loss, metrics = grpo_loss(logp, logp.detach(), None, advantages, weights)  # pi_old: nothing has changed since
+    >>> loss.backward()
+
+train.py takes the same step with the other half of this file, a prompt and its G completions in one row, so that no
+prompt is computed twice. The losses of such rows simply add up, and the gradient is the same:
+
+    >>> slow = [p.grad.clone() for p in model.parameters()]
+    >>> model.zero_grad()
+    >>> for p in range(2):
     ...     completions = [rollout.ids[p, g, rollout.mask[p, g]] for g in range(4)]
     ...     ids, positions, visible = pack_group(prompts[p], completions)
     ...     row = dict(input_ids=ids[None], position_ids=positions[None], attention_mask=visible[None, None])
     ...     hidden = model.model(**row, use_cache=False).last_hidden_state[0]
     ...     states = hidden[predicting_states(3, [len(o) for o in completions])]  # (M, d), M tokens written
     ...     logp, entropy = token_logprobs(states, model.lm_head.weight, torch.cat(completions))
-    ...     old_logp = logp.detach()  # no optimizer step since sampling: pi_old is the policy itself
     ...     A = advantages[p].repeat_interleave(rollout.mask[p].sum(-1))  # (M,): one per token
-    ...     loss, metrics = grpo_loss(logp, old_logp, None, A, weights[p][rollout.mask[p]])
-    ...     loss.backward()
-    >>> optimizer.step()
-    >>> torch.allclose(logp, rollout.logp[1][rollout.mask[1]], atol=1e-4)  # what the sampler said of its tokens
+    ...     grpo_loss(logp, logp.detach(), None, A, weights[p][rollout.mask[p]])[0].backward()
+    >>> all(torch.allclose(p.grad, q, atol=1e-6) for p, q in zip(model.parameters(), slow))
     True
+    >>> torch.allclose(logp, rollout.logp[1][rollout.mask[1]], atol=1e-4)  # and the sampler said the same of its tokens
+    True
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> optimizer.step()
 
 old_logp: in the first update on a rollout, logp.detach(); a second update needs the same again, so keep it. Whoever
 makes several optimizer steps over the parts of one rollout scores all of it before the first. ref_logp is what a frozen
 reference gives (none here: no KL). A temperature or banned_ids that `sample` is given, token_logprobs has to be given,
-too: the last line tells.
+too, or it and the sampler say different things of the same token.
 
 Shape letters: P prompts, G completions per prompt, T completion tokens (padded), S prompt tokens, L packed length, M
 completion tokens in a row, d hidden width, V vocabulary. A `mask` here is of tokens; `visible` says which token may
@@ -63,9 +79,11 @@ from torch.utils.checkpoint import checkpoint
 def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     """A_i = (r_i - mean(r)) / (std(r) + eps) within each group: rewards (P, G) -> advantages (P, G).
 
-    LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one. A group whose rewards are all
-    equal has nothing to compare and gets exactly 0. That is decided by its range: the standard deviation of equal
-    floats may come out as 1e-17, and dividing by it and a tiny eps would turn rounding into a training signal.
+    LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one; dividing by it lets rewards of any
+    scale, and groups easy and hard, push equally hard, nearly unanimous ones too, which Dr. GRPO (Liu 2025) holds
+    against it. A group whose rewards are all equal has nothing to compare and gets exactly 0. That is decided by its
+    range: the standard deviation of equal floats may come out as 1e-17, and dividing by it and a tiny eps would turn
+    rounding into a training signal.
 
     Rewards of one axis, (G,), are one group: give several groups as (P, G), a group a row. Whole numbers give float32,
     floats their own type. ValueError for a reward that is not a finite number, and for other shapes.
@@ -95,11 +113,17 @@ def token_weights(mask: Tensor, average: str = "sequence") -> Tensor:
     "sequence": mean over completions of the mean over their tokens, 1 / (P G |o_i|)   (GRPO; LENS Eq. 12).
     "token":    sum over the group's tokens / their number, then mean over groups, 1 / (P sum_i |o_i|) (SAM-R1 Eq. 4)
 
+    Under "sequence" each token of a long completion counts less, so a long wrong answer is corrected more gently, token
+    by token, than a short one. "token" here is Eq. 4's: within a group all tokens weigh the same, and so do groups.
+    (TRL's "dapo" and verl's "token-mean" pool the tokens of the whole batch, mask / mask.sum(): there a group of long
+    completions weighs more.)
+
     Call it ONCE per optimizer step, with all prompts that this process holds, and slice it for micro-batches: then the
     gradient does not depend on how the step is cut, which is what per-micro-batch means get wrong. A completion (or,
-    under "token", a group) without tokens weighs nothing, and what it would have weighed goes to the others. Over
-    processes the mean of their losses is the loss over all prompts if each holds as many completions (groups) that
-    have a token; `sample` writes none without.
+    under "token", a group) without tokens weighs nothing, and what it would have weighed goes to the others.
+
+    With several processes, average their losses. That is the loss over all prompts as long as every process holds the
+    same number of completions (groups) with a token, and `sample` returns none without.
 
     >>> mask = torch.tensor([[[True, True, True], [True, False, False]]])  # completions of three tokens and of one
     >>> token_weights(mask, "sequence")[0, :, 0], token_weights(mask, "token")[0, :, 0]  # of their first tokens
@@ -125,9 +149,10 @@ def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(policy || reference) per token, float32: exp(d) - d - 1, d = log pi_ref - log pi.
 
     SAM-R1 Eq. 3, LENS Eq. 11. Non-negative (near 0, exp(d) - d - 1 would be rounding: hence expm1). For tokens that
-    this very policy drew, its value is unbiased; its gradient, as a term of the loss, is that of KL(reference ||
-    policy), as in all code that adds k3 to a loss. d is clamped at +-20 so that exp cannot overflow, and the value at
-    10, so that one token cannot own the gradient (where a clamp acts, the gradient is 0).
+    this very policy drew, its mean is KL(policy || reference). As a term of the loss its gradient is (1 - pi_ref / pi)
+    grad log pi, whose mean is the gradient of KL(reference || policy): so it is in the papers. (TRL 1.16 multiplies k3
+    by the ratio by default, which changes that.) d is clamped at +-20 so that exp cannot overflow, and the value at 10,
+    so that one token cannot own the gradient; beyond a clamp nothing pulls the token back.
     """
     d = (ref_logp.float() - logp.float()).clamp(-20, 20)
     return (d.expm1() - d).clamp(0, 10)
@@ -153,12 +178,15 @@ def grpo_loss(
     logp's shape. weights come from token_weights, so micro-batches simply add up, and the metrics (weighted sums: kl,
     ratio, clipped_low, clipped_high) do too. Padding has weight 0; its log-probabilities must be finite.
 
-    clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2): a token that did well may grow by more than a token that
-    did badly may shrink, so rare good tokens are not held back. With one update per rollout rho is identically 1 and
-    neither clip ever acts. The log of rho is clamped at +-20, so that exp cannot overflow; there the gradient is 0.
+    What the minimum means: no gradient where A > 0 and rho > 1 + clip_high, or A < 0 and rho < 1 - clip_low; the full
+    one everywhere else. With one update per rollout rho is identically 1 and neither clip ever acts. The log of rho is
+    clamped at +-20, so that exp cannot overflow; there the gradient is 0, too.
+
+    clip_high > clip_low is clip-higher (SAM-R1 section 3.2.2). The bound is a factor: at 0.2 a token of probability
+    0.01 stops at 0.012, while one of 0.9 is hardly bound. A higher one lets rare tokens that did well grow.
 
     ValueError for other shapes, which would broadcast to a number, and a wrong one; for weights that are bools (a mask
-    is no weight); for beta > 0 without a reference; for bounds that are none.
+    is no weight); for beta > 0 without a reference; for beta or clip bounds out of range.
     """
     if old_logp is None:
         raise ValueError("old_logp is missing: in the first update on a rollout it is logp.detach()")
@@ -336,8 +364,8 @@ def pick_tokens(
 
     logits (B, V) with -inf at tokens that must not be drawn; uniforms (B,) in [0, 1). temperature 0 takes the
     likeliest. Returns ids (B,) and their log-probabilities (B,), float32, in the distribution drawn from (after
-    temperature and top_p; at temperature 0 that of the logits as they are). The noise is an argument: the same uniforms
-    give the same tokens on any rank, in any batch, after any restart.
+    temperature and top_p; at temperature 0 that of the logits as they are). The randomness is an argument: the same
+    uniforms give the same tokens on any rank, in any batch, after any restart.
 
     ValueError for temperature < 0, top_p outside (0, 1], and for a row of logits with a NaN or without any token left.
     (While a CUDA graph is being recorded nothing can be looked at: `sample` looks afterwards.)
@@ -435,7 +463,7 @@ class PromptOnce:
         layer = module.layer_idx
         self.served.add(layer)
         prompt_keys, prompt_values = self.prompt[layer]
-        if key.shape[1::2] != prompt_keys.shape[1::2]:
+        if key.shape[1::2] != prompt_keys.shape[1::2]:  # key heads and their width
             raise ValueError(f"{type(module).__name__} does not cache the keys that it attends with")
         own_keys, own_values = self.own[layer]
         own_keys.index_copy_(2, self.place, key)
@@ -486,7 +514,7 @@ class _Batch:
     seen: PromptOnce
     draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # logits (B, V), uniforms (B,) -> tokens, their logp
     rows: Tensor  # (B,) which of the P G completions each row is
-    noise: Tensor  # (B, T)
+    uniforms: Tensor  # (B, T)
     position: Tensor  # (3, B, 1) or (B, 1), of the token that was fed last
     ids: Tensor  # (B, T), with logp (B, T): what has been drawn
     logp: Tensor
@@ -494,7 +522,7 @@ class _Batch:
     def write(self, logits: Tensor) -> None:
         """Token number `place` of every row, from logits (B, V)."""
         place = self.seen.place
-        tokens, logp = self.draw(logits, self.noise.index_select(1, place)[:, 0])
+        tokens, logp = self.draw(logits, self.uniforms.index_select(1, place)[:, 0])
         self.ids.index_copy_(1, place, tokens[:, None])
         self.logp.index_copy_(1, place, logp[:, None])
 
@@ -513,8 +541,8 @@ class _Batch:
         """So many steps: a segment. On a GPU its step is recorded, anew in every one: shapes and weights change."""
         self.seen.grow(tokens)
         step = self.step
-        if self.ids.is_cuda and tokens > 4:
-            step = record(self.step)
+        if self.ids.is_cuda and tokens > 4:  # for fewer, recording costs more than it saves
+            step = record(self.step)  # which has made two of them already
             tokens -= 2
         for _ in range(tokens):
             step()
@@ -531,7 +559,7 @@ class _Batch:
         kept = (prompts[:, None] * G + first).flatten()
         self.seen.keep(prompts, kept, fullest)
         self.rows = self.rows[kept]
-        self.noise = self.noise[kept]
+        self.uniforms = self.uniforms[kept]
         self.position = self.position[..., kept, :]
         self.ids = self.ids[kept]
         self.logp = self.logp[kept]
@@ -590,13 +618,42 @@ def packed_linears(model, rows: int) -> Iterator[None]:
             vars(m).pop("forward", None)
 
 
+@contextlib.contextmanager
+def evaluating(model) -> Iterator[None]:
+    """Evaluation mode for a while: in training mode, gradient checkpointing would throw the cache away."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextlib.contextmanager
+def attending_by(model, seen: PromptOnce) -> Iterator[None]:
+    """While it lasts, the language model's layers attend by seen.attend, and transformers makes no mask of its own (it
+    makes none for a name that it does not know): PromptOnce brings one."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config = model.get_decoder().config
+    before = config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS["prompt_once"] = seen.attend
+    config._attn_implementation = "prompt_once"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        del ALL_ATTENTION_FUNCTIONS["prompt_once"]
+
+
 @torch.no_grad()
 def sample(
     model,
     inputs: Mapping[str, Tensor],
     uniforms: Tensor,
     *,
-    num_samples: int,
+    num_generations: int,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -621,65 +678,51 @@ def sample(
     end. Training flags, the attention, and (on a CPU) the forwards of large linear layers that packed_linears replaces
     are what they were, also after an error.
     """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    G, T = num_samples, max_new_tokens
+    G, T = num_generations, max_new_tokens
     inputs = _checked(model, inputs, uniforms, G, T, eos_token_id)
     P = len(inputs["input_ids"])
     device = inputs["input_ids"].device
     segment = segment or (256 if device.type == "cuda" else 16)
     ends = torch.as_tensor(eos_token_id, device=device).reshape(-1)
     banned = torch.as_tensor(list(banned_ids), dtype=torch.long, device=device)
-    ids = torch.zeros(P * G, T, dtype=torch.long, device=device)
+    ids = torch.zeros(P * G, T, dtype=torch.long, device=device)  # of all; the batch has those that are still written
     logp = torch.zeros(P * G, T, device=device)
 
     def draw(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return pick_tokens(logits.float().index_fill(-1, banned, -torch.inf), u, temperature, top_p)
 
-    around = contextlib.ExitStack()
-    training = [(module, module.training) for module in model.modules()]
-    config = model.get_decoder().config
-    attention = config._attn_implementation
-    model.eval()  # in training mode, gradient checkpointing would throw the cache away
-    try:
+    with evaluating(model):
         out = model(**inputs, use_cache=True, logits_to_keep=1)
         batch = _Batch(
             model=model,
             seen=PromptOnce(out.past_key_values.layers, inputs["attention_mask"], G),
             draw=draw,
             rows=torch.arange(P * G, device=device),
-            noise=uniforms[:P, :G, :T].reshape(P * G, T).to(device),
+            uniforms=uniforms[:P, :G, :T].reshape(P * G, T).to(device),
+            # Text goes on from a prompt's largest position, which need not be its last token's (M-RoPE).
             position=inputs["position_ids"].amax(-1).repeat_interleave(G, -1)[..., None].clone(),
             ids=ids.clone(),
             logp=logp.clone(),
         )
         batch.write(out.logits[:, -1].repeat_interleave(G, 0))
         del out
-        ALL_ATTENTION_FUNCTIONS["prompt_once"] = batch.seen.attend
-        config._attn_implementation = "prompt_once"  # a name that no mask is made for: PromptOnce brings its own
-        around.enter_context(packed_linears(model, P * G))
         done = 1
-        while True:
-            ids[batch.rows] = batch.ids
-            logp[batch.rows] = batch.logp
-            if batch.logp[:, :done].isnan().any():  # nobody could look while a recorded step was replayed
-                raise ValueError("logits with a NaN, or a row in which no token may be drawn")
-            alive = ~torch.isin(batch.ids[:, :done], ends).any(-1)
-            if done == T or not alive.any():
-                break
-            batch.leave(alive)
-            batch.run(min(segment, T - done))
-            done += min(segment, T - done)
-            batch.seen.check_served(model)
-    finally:
-        around.close()
-        config._attn_implementation = attention
-        if "prompt_once" in ALL_ATTENTION_FUNCTIONS:
-            del ALL_ATTENTION_FUNCTIONS["prompt_once"]
-        for module, flag in training:
-            module.training = flag
+        with attending_by(model, batch.seen), packed_linears(model, P * G):
+            while True:
+                ids[batch.rows] = batch.ids
+                logp[batch.rows] = batch.logp
+                if batch.logp[:, :done].isnan().any():  # nobody could look while a recorded step was replayed
+                    raise ValueError("logits with a NaN, or a row in which no token may be drawn")
+                alive = ~torch.isin(batch.ids[:, :done], ends).any(-1)
+                if done == T or not alive.any():
+                    break
+                batch.leave(alive)
+                batch.run(min(segment, T - done))
+                done += min(segment, T - done)
+                batch.seen.check_served(model)
 
-    # The end token belongs to the completion: else stopping would get no gradient, an empty completion no weight.
+    # The end token belongs to the completion: else stopping would get no gradient, an empty completion no weight. One
+    # that was cut off at T counts with all its tokens (it seldom parses, and is trained on for what it earns).
     end = torch.isin(ids, ends)
     mask = end.cumsum(-1) - end.long() == 0
     return Rollout(ids.where(mask, 0).view(P, G, T), mask.view(P, G, T), logp.where(mask, 0.0).view(P, G, T))

@@ -7,7 +7,7 @@
     rows      = policy.pack(prompts, [(0, completions)])                        # one packed row per prompt
     logp, entropy, masks = policy(rows)                                        # the one call that training goes through
     segmenter = load_segmenter("facebook/sam2-hiera-large")                     # or a checkpoint, or toy/sam2
-    masks     = segmenter.segment(segmenter.embed(images), index, boxes, points, labels)
+    masks     = segmenter.union(segmenter.embed(images), [0], [answer.instances])   # one per answer: (H, W) bool
 
 Words: a *row* is a packed row, one prompt followed by completions to it (grpo.pack_group), and what goes through the
 network together is a few of them. *visible* says which token may look at which. A *mask* is always of a picture. A
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
@@ -82,7 +82,7 @@ class Rows:
     image_grid_thw: Tensor  # (R, 3) patches of each picture: frames, down, across
     source: Tensor  # (M,) flat index of the state that predicts each completion token: the state of the token before it
     target: Tensor  # (M,) the token predicted
-    queries: Tensor | None = None  # (B, K) flat indices of the context queries
+    query_places: Tensor | None = None  # (B, K) flat indices of the context queries
 
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # model_type of what is supported; data.FAMILIES: how each writes
@@ -302,7 +302,7 @@ class Policy(nn.Module):
         parts = []
         source = []
         target = []
-        queries = []
+        query_places = []
         for r, (i, completions) in enumerate(groups):
             prompt_ids, rope, pixels, grid = prompts.one(i)
             places = prompt_ids.new_zeros(K)
@@ -321,7 +321,7 @@ class Policy(nn.Module):
             target += completions
             at = r * L + S
             for o in completions:
-                queries.append(torch.arange(at + len(o), at + len(o) + K, device=ids.device))
+                query_places.append(torch.arange(at + len(o), at + len(o) + K, device=ids.device))
                 at += len(o) + K
         ids, positions, visible, pixels, grid = zip(*parts, strict=True)
         return Rows(
@@ -332,7 +332,7 @@ class Policy(nn.Module):
             image_grid_thw=torch.cat(grid),
             source=torch.cat(source),
             target=torch.cat(target),
-            queries=torch.stack(queries) if K else None,
+            query_places=torch.stack(query_places) if K else None,
         )
 
     def forward(
@@ -341,16 +341,16 @@ class Policy(nn.Module):
         temperature: float = 1.0,  # what the completions were sampled at
         embeddings: Embeddings | None = None,  # LENS: SAM2's view of the pictures; without it no mask is made
         index: Tensor | None = None,  # (B,) which of these pictures each completion is about
-        score: bool = True,  # False where masks alone are wanted: no logits are made
+        with_logp: bool = True,  # False where masks alone are wanted: no logits are made
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Score packed completions (grpo.token_logprobs): logp (M,), entropy (M,), None each without `score`; for LENS,
-        with the pictures' embeddings and index (B,) into them, also each completion's mask logits (B, h, w), else
+        """Packed completions -> logp (M,), entropy (M,) (grpo.token_logprobs; None each if not `with_logp`), and for
+        LENS, given the pictures' embeddings and index (B,) into them, each completion's mask logits (B, h, w), else
         None."""
         embeds = self.vlm.get_input_embeddings()(rows.ids)
-        if rows.queries is not None:  # LENS: learned vectors in the places that `pack` left for them
-            B, K = rows.queries.shape
+        if rows.query_places is not None:  # LENS: learned vectors in the places that `pack` left for them
+            B, K = rows.query_places.shape
             queries = self.context.queries.to(embeds.dtype).expand(B, K, -1).reshape(B * K, -1)
-            embeds = embeds.flatten(0, 1).index_put((rows.queries.flatten(),), queries).view_as(embeds)
+            embeds = embeds.flatten(0, 1).index_put((rows.query_places.flatten(),), queries).view_as(embeds)
         hidden = self.vlm.model(
             inputs_embeds=embeds,  # (R, L, d)
             attention_mask=rows.visible,  # 4-D, as packed; a 2-D one would make completions see their siblings
@@ -360,7 +360,7 @@ class Policy(nn.Module):
             use_cache=False,
         ).last_hidden_state.flatten(0, 1)  # (R * L, d)
         logp = entropy = None
-        if score:
+        if with_logp:
             # Only states that predict a completion's token meet the output matrix: prompt, padding and queries need no
             # logits, of which a full set is what fills a GPU.
             logp, entropy = grpo.token_logprobs(
@@ -370,10 +370,10 @@ class Policy(nn.Module):
                 temperature=temperature,
                 banned_ids=self.banned_ids,
             )
-        if rows.queries is None or embeddings is None:
+        if rows.query_places is None or embeddings is None:
             return logp, entropy, None
         # LENS Eq. 2-4: states of the queries -> connector -> SAM2's sparse prompt tokens -> its single-mask output.
-        tokens = self.context(hidden[rows.queries])
+        tokens = self.context(hidden[rows.query_places])
         return logp, entropy, self.segmenter.decode(embeddings, index, tokens)[0][:, 0]
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
@@ -464,7 +464,9 @@ def pack_rollout(
 
 
 @torch.no_grad()
-def paint(policy: nn.Module, micros: Sequence[MicroBatch], embeddings: Embeddings) -> dict[tuple[int, int], Tensor]:
+def masks_from_queries(
+    policy: nn.Module, micros: Sequence[MicroBatch], embeddings: Embeddings
+) -> dict[tuple[int, int], Tensor]:
     """LENS (Eq. 2-4): the mask of every completion from its context queries, (p, g) -> (H, W) bool, at original size.
 
     policy: a Policy with a context module, bare or as Accelerate wrapped it; embeddings: of the P prompts' pictures.
@@ -474,9 +476,9 @@ def paint(policy: nn.Module, micros: Sequence[MicroBatch], embeddings: Embedding
     masks = {}
     for micro in micros:
         index = torch.tensor([p for p, _ in micro.completions], device=embeddings.features.device)
-        logits = policy(micro.rows, embeddings=embeddings, index=index, score=False)[2]
+        logits = policy(micro.rows, embeddings=embeddings, index=index, with_logp=False)[2]
         for (p, g), logit in zip(micro.completions, logits, strict=True):
-            masks[p, g] = Segmenter.resize(logit, embeddings.sizes[p]) > 0
+            masks[p, g] = Segmenter.resize(logit, embeddings.sizes[p][::-1]) > 0
     return masks
 
 
@@ -785,8 +787,17 @@ class Segmenter(nn.Module):
         return list(self.each_mask(embeddings, index, boxes, points, labels, chunk))
 
     @torch.no_grad()
-    def each_mask(self, embeddings: Embeddings, index: Sequence[int], boxes, points, labels, chunk: int = 64):
-        """segment's masks, one after the other: who joins them need not hold them all, of 12 megapixels each maybe."""
+    def each_mask(
+        self,
+        embeddings: Embeddings,
+        index: Sequence[int],
+        boxes: np.ndarray,
+        points: np.ndarray,
+        labels: np.ndarray,
+        chunk: int = 64,
+    ) -> Iterator[Tensor]:
+        """segment's masks, one after the other: who joins them (union) need not hold them all, of 12 megapixels each
+        maybe."""
         if not len(index):
             return
         # SAM2 squares every picture, so a fraction of the side is all that it needs to know of a coordinate.
@@ -800,14 +811,15 @@ class Segmenter(nn.Module):
         tokens = self.prompt_tokens(unit(boxes).flatten(1), unit(points), torch.as_tensor(labels, device=self.device))
         for at in torch.arange(len(index), device=self.device).split(chunk):
             logits, ious = self.decode(embeddings, index_t[at], tokens[at])
+            # Of the three proposals the one that SAM2 itself thinks best, as in Seg-Zero's code [C].
             best = logits[:, 1:][torch.arange(len(at)), ious[:, 1:].argmax(-1)]  # (n, h, w)
-            sizes_here = [embeddings.sizes[i] for i in index_t[at].tolist()]
-            for logit, size in zip(best, sizes_here, strict=True):
-                yield self.resize(logit, size) > 0
+            for logit, i in zip(best, index_t[at].tolist(), strict=True):
+                yield self.resize(logit, embeddings.sizes[i][::-1]) > 0
 
     @torch.no_grad()
     def union(self, embeddings: Embeddings, index: Sequence[int], answers: Sequence[Sequence]) -> list[Tensor]:
-        """B answers, lists of objects with .box, .points, .negative_points in ORIGINAL pixels -> B masks (H, W) bool.
+        """B answers, lists of objects with .box, .points, .negative_points (rewards.Instance) in ORIGINAL pixels -> B
+        masks (H, W) bool.
 
         The mask of an answer is the union over its objects; an answer without objects gets an empty mask and costs
         nothing. All objects of all answers with the same number of points share the decoder's batches (padding points
@@ -830,9 +842,10 @@ class Segmenter(nn.Module):
         return masks
 
     @staticmethod
-    def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Mask logits (h, w) -> (H, W), bilinear, for a picture of (width, height) `size`."""
-        return F.interpolate(logits[None, None].float(), size[::-1], mode="bilinear", align_corners=False)[0, 0]
+    def resize(logits: Tensor, shape: Sequence[int]) -> Tensor:
+        """Mask logits (h, w) -> (H, W) = `shape`, bilinear. (A mask's shape: height first, where a picture's size has
+        the width first.)"""
+        return F.interpolate(logits[None, None].float(), tuple(shape), mode="bilinear", align_corners=False)[0, 0]
 
 
 def mask_iou(a: Tensor, b: Tensor) -> float:

@@ -76,9 +76,9 @@ class Recipe:
     # reward details as in the released code where it differs from the paper (docs/choices.md)
     released: bool = False
     # --- GRPO
-    num_samples: int = 8  # G, completions per prompt
+    num_generations: int = 8  # G, completions per prompt
     prompts_per_step: int = 16  # over all processes
-    updates_per_rollout: int = 1  # optimizer steps on each set of completions; clipping acts from the second on
+    updates_per_rollout: int = 1  # optimizer steps on each set of completions (mu); clipping acts from the second on
     average: Literal["sequence", "token"] = "sequence"  # grpo.token_weights
     clip_low: float = 0.2  # epsilon_low
     clip_high: float = 0.2  # epsilon_high; above clip_low it is clip-higher
@@ -130,7 +130,7 @@ class Recipe:
     @property
     def queue_zeros(self) -> int:
         """Dr. Seg's queue begins with one step of zeros (section 5.1): 16 prompts x 8 completions are 128."""
-        return self.prompts_per_step * self.num_samples
+        return self.prompts_per_step * self.num_generations
 
     @property
     def held_out(self) -> tuple[str, str]:
@@ -139,10 +139,19 @@ class Recipe:
         return (self.eval_dataset or own[0], self.eval_data_root or ("" if self.eval_dataset else own[1]))
 
     @property
-    def needs_reference(self) -> bool:
-        """Is there a KL term? (LENS's alignment samples nothing that it could hold on to.)"""
-        return self.beta > 0 and self.train != "context"
+    def learns_text(self) -> bool:
+        """Does the policy write, and learn from what that earned? LENS's alignment alone does not: true texts are fed
+        in, and masks learned."""
+        return self.train != "context"
 
+    @property
+    def needs_reference(self) -> bool:
+        """Is there a KL term?"""
+        return self.beta > 0 and self.learns_text
+
+
+# Each paper with its numbers, in groups by who says so: the paper, its released code [C], or neither (decided here;
+# docs/choices.md). What a recipe does not name it shares with all (the defaults above), or does not use.
 
 # Seg-Zero (baseline of the papers): one object, a box and two points. Five parts of one point each. [C] The distance
 # thresholds (10 px for boxes, 100 px for points, of the 840-pixel picture) are where GenSeg-R1's come from.
@@ -150,12 +159,23 @@ SEGZERO = Recipe(
     name="segzero",
     schema="segzero",
     reward="segzero",
+    # [C]
+    model=QWEN25_7B,
     dataset="refcocog",
     data_root="data",
     limit=2000,
-    beta=5e-3,
-    max_completion=1300,
+    image_size=840,
+    reward_frame=(840, 840),
     weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "point": 1.0},
+    num_generations=8,
+    prompts_per_step=16,
+    learning_rate=1e-6,
+    weight_decay=1e-2,
+    beta=5e-3,
+    max_prompt=1300,
+    max_completion=1300,
+    # decided here
+    average="sequence",
 )
 
 # VisionReasoner (baseline; Dr. Seg is built on it): many objects, each a box and a point. [C]
@@ -165,44 +185,86 @@ VISIONREASONER = Recipe(
     name="visionreasoner",
     schema="visionreasoner",
     reward="visionreasoner",
+    # [C]
+    model=QWEN25_7B,
+    dataset="visionreasoner",
+    data_root=MULTI_OBJECT_7K,
+    image_size=840,
+    reward_frame=(840, 840),
     weights={"think": 1.0, "answer": 1.0, "accuracy": 1.0, "non_repeat": 1.0},
+    num_generations=8,
+    prompts_per_step=16,
+    learning_rate=1e-6,
+    weight_decay=1e-2,
+    beta=1e-2,
+    max_prompt=1300,
+    max_completion=2000,
+    # decided here
+    average="sequence",
 )
 
 # Dr. Seg. Two changes to VisionReasoner, neither in the network. (1) Look-to-Confirm (section 4.2): the reasoning says
 # where it looks, in <look> tags, and a format part (Eq. 8) pays for it: exploration where perception happens. (2)
 # Distribution-Ranked Reward (section 4.3, Eq. 9-12): box IoU, count and point score (Eq. 13-16) are replaced by their
 # percentiles among the last 2,048 answers (rewards.RankQueue), so that parts of different scale and spread weigh the
-# same and an improvement counts for as much late in training as early. About 500 steps.
+# same and an improvement counts for as much late in training as early.
 DRSEG = Recipe(
     name="drseg",
     schema="drseg",
     reward="drseg",
+    # the paper: sections 4.2, 4.3, 5.1, appendix
+    model=QWEN25_7B,
+    dataset="visionreasoner",
+    data_root=MULTI_OBJECT_7K,
     look=True,
-    max_completion=3000,
-    max_steps=500,
+    rank="queue",
+    queue_size=2048,
     weights={"look": 1.0, "think": 1.0, "answer": 1.0, "non_repeat": 1.0, "accuracy": 1.0},
+    num_generations=8,
+    prompts_per_step=16,
+    average="sequence",  # Eq. 1
+    learning_rate=1e-6,
+    weight_decay=1e-2,
+    beta=1e-2,
+    max_steps=500,  # "around"
+    # [C], as VisionReasoner
+    image_size=840,
+    reward_frame=(840, 840),
+    max_prompt=1300,
+    max_completion=3000,
 )
 
 # SAM-R1. SAM2 sits in the reward: boxes and points are turned into a mask, and its IoU with the truth is paid in tiers
 # (section 3.3: more than 0.5, 0.7, 0.8 earn 2, 3, 4), finer where answers are already good. GRPO changes in two ways
 # (section 3.2.2, Eq. 4): clip-higher, epsilon_high = 0.3, and the token average. 3,000 samples of RefCOCOg. KL is kept:
-# without it, the paper says, training collapses after about 100 steps. Two updates per rollout (decided here), or
-# clipping could never act.
+# without it, the paper says, training collapses after about 100 steps.
 SAMR1 = Recipe(
     name="samr1",
+    schema="samr1",
+    reward="samr1",
+    # the paper: sections 3.2, 3.3, 4.1 (as summaries of it agree where the text at hand has lost a number)
+    model=QWEN25_7B,
     segmenter_use="reward",
     dataset="refcocog",
     data_root="data",
     limit=3000,
-    schema="samr1",
-    reward="samr1",
+    image_size=840,
+    tiers=(0.5, 0.7, 0.8),
+    tier_rewards=(2.0, 3.0, 4.0),
+    weights={"tiered": 1.0, "think": 1.0, "format": 1.0},
+    num_generations=8,
     average="token",
+    clip_low=0.2,
     clip_high=0.3,
-    updates_per_rollout=2,
+    learning_rate=1e-6,
+    # decided here
+    updates_per_rollout=2,  # with one, no clip could ever act
+    reward_frame=(840, 840),
+    prompts_per_step=16,
+    weight_decay=1e-2,
     beta=5e-3,
     max_prompt=2048,
     max_completion=1500,
-    weights={"tiered": 1.0, "think": 1.0, "format": 1.0},
 )
 
 # GenSeg-R1. Generalised referring: several targets or none. A box and two points per object (Table 4: two points prompt
@@ -211,15 +273,24 @@ SAMR1 = Recipe(
 # 119.
 GENSEG = Recipe(
     name="genseg",
-    model=QWEN3_4B,
     schema="genseg",
     reward="genseg",
+    # the paper: sections 3.1, 3.6, 4, Table 1
+    model=QWEN3_4B,
+    dataset="visionreasoner",
+    data_root=MULTI_OBJECT_7K,
+    image_size=840,
     reward_frame=(1000, 1000),
+    num_generations=8,
     prompts_per_step=8,
+    learning_rate=1e-6,
+    weight_decay=1e-2,
     beta=5e-3,
     max_prompt=2048,
     max_completion=1500,
+    # decided here
     weights={"think": 1.0, "format": 1.0, "box_iou": 1.0, "box_l1": 1.0, "point": 1.0, "non_repeat": 1.0},
+    average="sequence",
 )
 GENSEG_8B = dataclasses.replace(GENSEG, name="genseg-8b", model=QWEN3_8B)
 
@@ -230,12 +301,12 @@ GENSEG_8B = dataclasses.replace(GENSEG, name="genseg-8b", model=QWEN3_8B)
 GENSEG_G = dataclasses.replace(
     GENSEG,
     name="genseg-g",
+    schema="genseg-g",
+    reward="genseg-g",
     segmenter_use="reward",
     dataset="grefcoco",
     data_root="data",
     limit=15_285,
-    schema="genseg-g",
-    reward="genseg-g",
     weights={**GENSEG.weights, "mask_iou": 5.0, "negative": 10.0, "no_target": 10.0},
 )
 
@@ -247,31 +318,35 @@ GENSEG_G = dataclasses.replace(
 # lens-reasonseg goes on from there on ReasonSeg's training split.
 LENS_ALIGN = Recipe(
     name="lens-align",
-    model=QWEN25_3B,
-    segmenter_use="loss",
-    train="context",
-    dataset="refcoco,refcoco+,refcocog",
-    data_root="data",
-    one_expression=True,
-    redraw=True,
     schema="lens",
     reward="lens",
-    reward_frame=(0, 0),
+    train="context",
+    # the paper: sections 3, 4, Table A1
+    model=QWEN25_3B,
+    segmenter_use="loss",
+    dataset="refcoco,refcoco+,refcocog",
+    data_root="data",
     image_size=0,
+    reward_frame=(0, 0),
     num_queries=64,
-    num_samples=1,
+    weights={"format": 1.0, "box_iou": 1.0, "mask_iou": 1.0},
     prompts_per_step=128,
-    beta=0.0,
-    learning_rate=3e-5,
     schedule="cosine",
-    warmup_steps=150,
-    weight_decay=0.0,
     epochs=25,
     max_prompt=2048,
     max_completion=768,
-    rows_per_batch=8,
+    # [C]
+    max_pixels=1_000_000,
+    one_expression=True,
+    redraw=True,
+    learning_rate=3e-5,
+    warmup_steps=150,
+    weight_decay=0.0,
+    # nothing is sampled, and no reward is learned from
+    num_generations=1,
+    beta=0.0,
     tune_decoder=False,
-    weights={"format": 1.0, "box_iou": 1.0, "mask_iou": 1.0},
+    rows_per_batch=8,
 )
 LENS = dataclasses.replace(
     LENS_ALIGN,
@@ -279,14 +354,19 @@ LENS = dataclasses.replace(
     model="runs/lens-align/final",
     start="lens-align",
     train="all",
-    num_samples=8,
-    prompts_per_step=64,
-    beta=0.04,
-    learning_rate=3e-6,
+    # the paper: Table A2
+    num_generations=8,
+    average="sequence",  # Eq. 12
+    seg_weight=1.0,  # lambda, Eq. 7
+    tune_decoder=True,  # Table A3
     schedule="linear",
-    warmup_steps=0,
     epochs=16,
-    tune_decoder=True,
+    # [C]
+    prompts_per_step=64,  # the paper's "batch size 64"
+    learning_rate=3e-6,
+    warmup_steps=0,
+    beta=0.04,
+    # how it runs
     rows_per_batch=1,
     park=True,
 )
@@ -392,7 +472,7 @@ RANGES = {
     "components": "[0, 2]",
     "queue_size": "[1, 1e7]",
     **dict.fromkeys(
-        ("num_samples", "prompts_per_step", "batch_size", "rows_per_batch", "pictures_at_once"), "[1, 1e5]"
+        ("num_generations", "prompts_per_step", "batch_size", "rows_per_batch", "pictures_at_once"), "[1, 1e5]"
     ),
     "updates_per_rollout": "[1, 1000]",
     "clip_low": "[0, 1)",
@@ -471,11 +551,11 @@ def check(recipe: Recipe) -> None:
 def remarks(recipe: Recipe) -> list[str]:
     """What is allowed, and will not do what one may think: a sentence each."""
     said = []
-    words = recipe.train != "context"
-    group = recipe.prompts_per_step * recipe.num_samples
-    if recipe.num_samples == 1 and words:
+    words = recipe.learns_text
+    group = recipe.prompts_per_step * recipe.num_generations
+    if recipe.num_generations == 1 and words:
         said.append(
-            "--num_samples 1: nothing is learned from rewards, for a completion has no siblings to be better than"
+            "--num_generations 1: nothing is learned from rewards, for a completion has no siblings to be better than"
         )
     if recipe.learning_rate == 0:
         said.append("--learning_rate 0: nothing is learned, everything else runs")

@@ -66,7 +66,8 @@ SCHEMAS = {
 
 @dataclasses.dataclass
 class Instance:
-    """One object: a box [x1, y1, x2, y2], positive points (k, 2) on it, negative points (k, 2) beside it."""
+    """One object: a box [x1, y1, x2, y2], positive points (k, 2) on it, negative points (k, 2) beside it; all in the
+    frame of the answer that it belongs to."""
 
     box: Sequence[float]
     points: Sequence[Sequence[float]] = ()
@@ -299,7 +300,8 @@ def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def box_ious(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray:
-    """IoU of every box in a (N, 4) with every box in b (M, 4): (N, M). `extra`: added to each side (released: 1)."""
+    """IoU of every box in a (N, 4) with every box in b (M, 4): (N, M). `extra`: added to each side, in their frame's
+    unit (INCLUSIVE)."""
     a, b = a[:, None], b[None]
     w = (np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0]) + extra).clip(min=0)
     h = (np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1]) + extra).clip(min=0)
@@ -311,6 +313,7 @@ def box_ious(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray:
     return np.divide(w * h, union, out=np.zeros_like(union), where=(w * h > 0) & (union > 0))
 
 
+INCLUSIVE = 1.0  # released code counts a box's last pixel in, so a side from 3 to 5 is 3 long [C]; here it is 2
 MAX_OBJECTS = 120  # a side, in matching: thousands of boxes must not cost a cubic assignment [VisionReasoner]
 _FAR = 1e7  # far outside any picture: no answer is read beyond it, and Instances made otherwise are clipped to it
 
@@ -322,6 +325,13 @@ def _arrays(answer: Answer, target: Target) -> tuple[np.ndarray, np.ndarray, np.
     k = len(objects[0].points) if objects else 0
     points = np.array([o.points for o in objects], dtype=float).reshape(len(objects), k, 2).clip(-_FAR, _FAR)
     return boxes, points, np.asarray(target.boxes, float)[:MAX_OBJECTS], np.asarray(target.points, float)[:MAX_OBJECTS]
+
+
+def best_box_iou(answer: Answer, target: Target) -> float:
+    """The mean over true boxes of each one's IoU with the written box nearest to it, 0 to 1: what is measured of all
+    recipes, and paid by none. nan for a target without boxes."""
+    boxes, _, true_boxes, _ = _arrays(answer, target)
+    return float(box_ious(boxes, true_boxes).max(0, initial=0.0).mean()) if len(true_boxes) else math.nan
 
 
 def point_distances(points: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -353,9 +363,15 @@ class Matched:
     written: np.ndarray  # (n,) which written object
     true: np.ndarray  # (n,) ... goes with which true one
     iou: np.ndarray  # (n,)
-    distance: np.ndarray  # (n,)
+    distance: np.ndarray  # (n,) of their points (point_distances), in the frame's unit
     hits: np.ndarray  # (n, 3) the three criteria, 0 or 1, or how well each is met
     larger: int  # max(N, M)
+
+
+# What counts as near, in the frame that a paper's numbers are for. VisionReasoner [C], so Dr. Seg: pixels of 840.
+# GenSeg: thousandths; 11.9 is the same 10 pixels (our number), 119 Seg-Zero's 100 pixels (its section 3.6).
+NEAR_840 = {"max_l1": 10.0, "max_distance": 30.0}
+NEAR_1000 = {"max_l1": 11.9, "max_distance": 119.0}
 
 
 def falling(distance: np.ndarray, near: float = 30, far: float = 200) -> np.ndarray:
@@ -372,14 +388,15 @@ def match(
     target: Target,
     max_l1: float,
     max_distance: float,
+    *,
     extra: float = 0.0,
     continuous: bool = False,
 ) -> Matched:
     """VisionReasoner's matching: Hungarian assignment on 3 minus the number of criteria that a pair fulfils.
 
     The criteria: box IoU > 0.5; mean L1 distance of the corners < max_l1; point distance < max_distance with all points
-    in the object's own written box. Thresholds in the units of the frame. `continuous` (Dr. Seg, appendix A, "raw
-    reward"): the IoU itself, `falling` of either distance.
+    in the object's own written box. Thresholds in the unit of the frame (NEAR_840, NEAR_1000). `continuous` (Dr. Seg,
+    appendix A, "raw reward"): the IoU itself, `falling` of either distance.
 
         criteria fulfilled    true A    true B
         first object written     1         3         first-B, second-A cost 0 + 2; first-A, second-B would cost 2 + 3
@@ -471,7 +488,7 @@ def _weighted(parts: Parts, weights: Parts | None, default: Parts | None = None)
     return {name: float(value) * weights.get(name, 1.0) for name, value in parts.items()}
 
 
-def _mask_share(mask_iou: float | None) -> float:
+def _checked_iou(mask_iou: float | None) -> float:
     """The IoU of a mask as it was measured; none counts 0."""
     iou = 0.0 if mask_iou is None else float(mask_iou)
     if not 0 <= iou <= 1:
@@ -486,7 +503,7 @@ def segzero_reward(answer: Answer, target: Target, mask_iou=None, *, weights=Non
     parts = {"think": answer.think_ok, "format": answer.answer_ok, "box_iou": 0.0, "box_l1": 0.0, "point": 0.0}
     boxes, points, true_boxes, true_points = _arrays(answer, target)
     if len(boxes) and len(true_boxes):
-        parts["box_iou"] = box_ious(boxes[:1], true_boxes[:1], float(released))[0, 0] > 0.5
+        parts["box_iou"] = box_ious(boxes[:1], true_boxes[:1], INCLUSIVE if released else 0.0)[0, 0] > 0.5
         parts["box_l1"] = np.abs(boxes[0] - true_boxes[0]).mean() < 10
         if answer.answer_ok:
             parts["point"] = points_inside(points, boxes)[0] and point_distances(points, true_points)[0, 0] < 100
@@ -507,7 +524,7 @@ def visionreasoner_reward(
     matching over the larger count: IoU > 0.5, L1 < 10, point < 30 in the 840 frame); non_repeat 1 (at most one sentence
     said again). `continuous`: the three criteria of accuracy by degrees (Dr. Seg Table 1, "raw reward", appendix A).
     `look`: Dr. Seg's part of that name, 1, comes on top (its Table 4: Look-to-Confirm without ranking)."""
-    pairs = match(answer, target, 10, 30, float(released), continuous)
+    pairs = match(answer, target, **NEAR_840, extra=INCLUSIVE if released else 0.0, continuous=continuous)
     accuracy = pairs.hits.sum() / max(pairs.larger, 1)
     fresh = count_repeats(answer.text) < 2
     parts = {"think": answer.think_ok, "answer": answer.key_score, "accuracy": accuracy, "non_repeat": fresh}
@@ -530,7 +547,7 @@ def drseg_metrics(answer: Answer, target: Target, released: bool = False) -> tup
     min(N, M) / max(N, M), 1 when both are 0; mean over matched pairs of g(point distance), see `falling`. Matching as
     in VisionReasoner. A malformed answer has N = 0 (what it loses is the `answer` part). Two of three objects, at IoU
     0.8 and 0.6, their points off by 20 and 115 px: (0.7, 2/3, 0.75)."""
-    pairs = match(answer, target, 10, 30, float(released))
+    pairs = match(answer, target, **NEAR_840, extra=INCLUSIVE if released else 0.0)
     n = len(pairs.iou)
     if n == 0:
         return 0.0, float(pairs.larger == 0), 0.0
@@ -541,9 +558,13 @@ class RankQueue:
     """Dr. Seg's distribution ranking (section 4.3, Eq. 9-12): how a metric vector compares with the last `size` ones.
 
     rank(x) = mean over j of q_j,  q_j = (1/Q) sum_m 1(s_m <= x_j): the fraction of the queue's Q rows that x equals or
-    beats, per component. It starts with one step of zeros ("a full step of zeros", section 5.1; 128 = 16 prompts x 8):
-    at first every answer ranks 1, a malformed one too, and only the other parts teach; that fades as real vectors come
-    in. These zeros are gone once others fill the queue (16 steps of 128); answers that score 0 bring new ones.
+    beats, per component. Why rank at all, where GRPO compares siblings only? A level that a group shares cancels, but
+    its spacing does not. Ranks spread answers where most answers lie: 0.90 against 0.85 can come to differ by as much
+    late in training as 0.6 against 0.3 did early. And IoU, count and point score, whose spreads differ, weigh the same.
+
+    The queue starts with one step of zeros ("a full step of zeros", section 5.1; 128 = 16 prompts x 8): at first every
+    answer ranks 1, a malformed one too, and only the other parts teach; that fades as real vectors come in. These zeros
+    are gone once others fill the queue (16 steps of 128); answers that score 0 bring new ones.
 
     New vectors wait in `pending` and enter together at the step's end (flush), so that all completions of a step are
     ranked against the same history. On several processes: gather every process's pending rows, then flush(rows) the
@@ -577,7 +598,8 @@ class RankQueue:
         self.sorted = [sorted(column) for column in zip(*self.rows, strict=True)]
 
     def percentiles(self, x: Sequence[float]) -> list[float]:
-        """q_j per component; 1 for an empty queue (nothing beats x). ValueError if x is none of the queue's kind."""
+        """q_j per component; 1 for an empty queue (nothing beats x). ValueError if x has another number of components,
+        or one that is not finite."""
         (x,) = self._checked([x])
         if not self.rows:
             return [1.0] * len(x)
@@ -589,12 +611,12 @@ class RankQueue:
         return sum(q) / len(q)
 
     def push(self, x: Sequence[float]) -> None:
-        """Let x wait for the end of the step. ValueError if it is none of the queue's kind."""
+        """Let x wait for the end of the step. ValueError as in percentiles."""
         self.pending += self._checked([x])
 
     def flush(self, rows: Sequence[Sequence[float]] | None = None) -> None:
-        """Let the pending rows (or `rows`: those of all processes) into the queue, oldest out first. ValueError, and
-        nothing is let in, if one is none of the queue's kind."""
+        """Let the pending rows (or `rows`: those of all processes) into the queue, oldest out first. ValueError as in
+        percentiles, and nothing is let in."""
         self.rows.extend(self._checked(self.pending if rows is None else rows))
         self.pending = []
         self._sort()
@@ -625,22 +647,22 @@ def drseg_reward(
     released: bool = False,
 ) -> Parts:
     """Dr. Seg, 0 to 5: look + think + answer + non_repeat (Eq. 8), 1 each, and accuracy 0-1: the rank of x in `queue`
-    (Eq. 12), or without a queue the mean of x (Table 5's raw reward). `answer` asks for an object: [] has no "key-value
-    pairs". `components`: which of x1-x3 count (Table 10;
-    none: its first row, format alone). `look` False leaves that part out (Table 4: ranking without Look-to-Confirm).
-    The caller pushes x."""
+    (Eq. 12), or without a queue the mean of x (Table 5's raw reward). The caller pushes x.
+
+    answer: 1 for a valid answer that names an object; a valid [] earns 0, since Eq. 8 asks for key-value pairs.
+    components: which of x1, x2, x3 enter the accuracy (Table 10; with none, its first row, the format is all).
+    look: False leaves that part out (Table 4: ranking without Look-to-Confirm).
+    released: `answer` is 0-2, by keys; accuracy a sum, each rank rounded to a decimal: 0-3.
+    """
     x = drseg_metrics(answer, target, released)
     q = queue.percentiles(x) if queue is not None else x
     q = [q[j] for j in components]
     parts = {"look": looks_somewhere(answer, released)} if look else {}
-    parts |= {
-        "think": answer.think_ok,
-        "answer": answer.key_score
-        if released
-        else answer.answer_ok and bool(answer.instances),  # released: 0-2, per key
-        "non_repeat": says_new_things(answer.text),
-        "accuracy": sum(round(v, 1) for v in q) if released else sum(q) / max(len(q), 1),  # released: one decimal each
-    }
+    parts |= {"think": answer.think_ok, "non_repeat": says_new_things(answer.text)}
+    if released:
+        parts |= {"answer": answer.key_score, "accuracy": sum(round(v, 1) for v in q)}
+    else:
+        parts |= {"answer": answer.answer_ok and bool(answer.instances), "accuracy": sum(q) / max(len(q), 1)}
     return _weighted(parts, weights)
 
 
@@ -664,19 +686,18 @@ def samr1_reward(
 ) -> Parts:
     """SAM-R1 section 3.3, -2 to 6: tiered(mask IoU) 0-4; think +1 or -1; format +1 or -1. The mask is SAM2's, from
     boxes and points."""
-    iou = _mask_share(mask_iou) if answer.instances else 0.0  # nothing written has no mask
+    iou = _checked_iou(mask_iou) if answer.instances else 0.0  # nothing written has no mask
     value = tiered(iou, tiers, tier_rewards)
     sign = {True: 1, False: -1}
     return _weighted({"tiered": value, "think": sign[answer.think_ok], "format": sign[answer.answer_ok]}, weights)
 
 
 def genseg_reward(answer: Answer, target: Target, mask_iou=None, *, weights=None) -> Parts:
-    """GenSeg-R1 section 3.6, 0 to 6, in the 0-1000 frame: think; format; box_iou (> 0.5); box_l1 (mean < 11.9, which
-    is 10 px of 840 and our number); point (both inside the written box, their distance from the annotated ones, see
-    point_distances, below 119); non_repeat.
+    """GenSeg-R1 section 3.6, 0 to 6, in the 0-1000 frame: think; format; box_iou (> 0.5); box_l1 (mean < 11.9); point
+    (both inside the written box, their distance from the annotated ones, see point_distances, below 119); non_repeat.
     Box and point parts are summed over matched pairs and divided by the larger count. A right {"no_target": true} earns
     all of them, a wrong one none."""
-    pairs = match(answer, target, 11.9, 119)
+    pairs = match(answer, target, **NEAR_1000)
     if target.no_target:
         spatial = [answer.no_target] * 3
     else:
@@ -702,7 +723,7 @@ def genseg_g_reward(
         verdict = -1.0 if answer.boxes_written else float(answer.no_target)
         parts |= {"mask_iou": 0.0, "negative": 0.0, "no_target": verdict}
     else:
-        iou = _mask_share(mask_iou) if answer.instances else 0.0
+        iou = _checked_iou(mask_iou) if answer.instances else 0.0
         negative = valid_negatives(answer, target, negative_box)
         parts |= {"mask_iou": iou, "negative": negative, "no_target": 0.0}
     return _weighted(parts, weights, DEFAULT_WEIGHTS["genseg-g"])
@@ -722,7 +743,7 @@ def valid_negatives(answer: Answer, target: Target, negative_box: str = "truth",
     objects = answer.instances[:MAX_OBJECTS]
     if target.mask is None or not objects:
         return 0.0
-    pairs = match(answer, target, 11.9, 119)
+    pairs = match(answer, target, **NEAR_1000)
     total = 0.0
     for i, j in zip(pairs.written, pairs.true, strict=True):
         if len(objects[i].negative_points):
@@ -759,7 +780,7 @@ def lens_reward(answer: Answer, target: Target, mask_iou: float | None = None, *
     where there is none."""
     boxes, _, true_boxes, _ = _arrays(answer, target)
     iou = box_ious(boxes[:1], true_boxes[:1])[0, 0] if len(boxes) and len(true_boxes) else 0.0
-    parts = {"format": answer.think_ok and answer.answer_ok, "box_iou": iou**2, "mask_iou": _mask_share(mask_iou) ** 2}
+    parts = {"format": answer.think_ok and answer.answer_ok, "box_iou": iou**2, "mask_iou": _checked_iou(mask_iou) ** 2}
     return _weighted(parts, weights)
 
 

@@ -14,8 +14,8 @@ inside); and stopped-step-N-process-R.pt, the step's inputs, if its loss is not 
      which ones,  prompts,     the texts   packed rows     masks,    each completion     one or two optimizer
      pictures     embeddings                               rewards   and its siblings    steps on these texts
 
-The loop draws nothing from global generators: the order of samples is a function of (seed, epoch), the noise of a
-completion of (seed, step, place in the step, number in its group). So a step is a function of a checkpoint and the
+The loop draws nothing from global generators: the order of samples is a function of (seed, epoch), a completion's
+random numbers of (seed, step, place in the step, number in its group). So a step is a function of a checkpoint and the
 step's number, after any restart; on another number of processes it is the same up to float rounding.
 
 Shape letters: P prompts of this process, G completions per prompt, T completion tokens (padded), M completion tokens of
@@ -103,17 +103,18 @@ def draw(run: Run, step: int, places: Sequence[int]) -> list[tuple[int, data.Sam
     return drawn
 
 
-def noise(recipe: Recipe, step: int, places: Sequence[int], T: int) -> Tensor:
-    """Uniforms (P, G, T) in [0, 1): each completion's own generator, seeded by (seed, step, place, g).
+def draw_uniforms(recipe: Recipe, step: int, places: Sequence[int], T: int) -> Tensor:
+    """All the randomness of a step's sampling, (P, G, T) in [0, 1): each completion has a generator of its own, seeded
+    by (seed, step, place, g).
 
     places: of the P prompts among those of the step, over all processes. Not their samples: a small dataset has a
-    sample twice in a step, and the same noise would write the same completions again.
+    sample twice in a step, and the same numbers would write the same completions again.
     """
 
-    def uniforms(place: int, g: int) -> np.ndarray:
+    def of_one(place: int, g: int) -> np.ndarray:
         return np.random.default_rng([recipe.seed, step, place, g]).random(T, dtype=np.float32)
 
-    return torch.from_numpy(np.stack([[uniforms(place, g) for g in range(recipe.num_samples)] for place in places]))
+    return torch.from_numpy(np.stack([[of_one(place, g) for g in range(recipe.num_generations)] for place in places]))
 
 
 @dataclasses.dataclass
@@ -175,7 +176,7 @@ def complete(recipe: Recipe, writer: models.Policy, prompts: models.Prompts, uni
             writer.vlm,
             prompts.part(i, i + at_once),
             uniforms[i : i + at_once],
-            num_samples=recipe.num_samples,
+            num_generations=recipe.num_generations,
             max_new_tokens=recipe.max_completion,
             temperature=recipe.temperature,
             top_p=recipe.top_p,
@@ -223,6 +224,21 @@ def cut_rollout(recipe: Recipe, policy: models.Policy, batch: Batch, rollout: gr
 #                       +--rescaled--> the picture's pixels --SAM2--> mask, its IoU +   (recipes with a mask reward)
 
 
+CompletionMasks = dict[tuple[int, int], Tensor]  # (p, g) -> (H, W) bool: a completion's mask, at its picture's size
+
+
+def masks_from_answers(
+    segmenter: models.Segmenter, batch: Batch, answers: list[list[rewards.Answer]], frames: Sequence[tuple]
+) -> CompletionMasks:
+    """SAM2's masks of all completions in one batched call. What does not parse has no objects: its mask is empty, and
+    SAM2 is not asked. frames: what the coordinates of each prompt's answers are written in."""
+    pairs = [(p, g) for p, group in enumerate(answers) for g in range(len(group))]
+    sizes = [(s.width, s.height) for s in batch.samples]
+    in_pixels = [answers[p][g].rescaled(frames[p], sizes[p]) for p, g in pairs]
+    objects = [a.instances[: rewards.MAX_OBJECTS] if a.answer_ok else [] for a in in_pixels]
+    return dict(zip(pairs, segmenter.union(batch.embeddings, [p for p, _ in pairs], objects), strict=True))
+
+
 def judge(
     recipe: Recipe,
     policy: models.Policy,
@@ -230,52 +246,43 @@ def judge(
     batch: Batch,
     texts: list[list[str]],
     queue: rewards.RankQueue,
-    painted: dict[tuple[int, int], Tensor] | None,
+    query_masks: CompletionMasks | None,
 ) -> tuple[Tensor, list[list[dict[str, float]]], dict[str, list[float]]]:
-    """Texts (P, G) -> rewards (P, G), their parts, and what is measured, not rewarded. Pushes into the rank queue.
+    """Texts (P, G) -> rewards (P, G), their parts, and what is measured, not rewarded, by name. Dr. Seg's metrics wait
+    in the queue (`pending`) for the step's end: within a step all are ranked against the same history.
 
-    painted: (p, g) -> (H, W) bool, LENS's masks from the context queries; None for every other recipe.
+    query_masks: LENS's, which come from the context queries; None for other recipes, and in its alignment.
     """
-    G = len(texts[0])
     # Read once, in the units that the model wrote; then looked at in two frames, the picture's pixels for SAM2 and the
     # recipe's for the reward.
     answers = [[rewards.parse_answer(text, recipe.schema) for text in group] for group in texts]
     frames = [data.model_frame(policy.family, size) for size in batch.prompts.resized]
-    sizes = [(s.width, s.height) for s in batch.samples]
-    masks: dict | None = painted
-    if recipe.segmenter_use == "reward":  # SAM2 in the reward: boxes and points of all completions in one batched call
-        pairs = [(p, g) for p in range(len(texts)) for g in range(G)]
-        # What does not parse has no objects: its mask is empty, and SAM2 is not asked.
-        read = [answers[p][g].rescaled(frames[p], sizes[p]) for p, g in pairs]
-        objects = [a.instances[: rewards.MAX_OBJECTS] if a.answer_ok else [] for a in read]
-        masks = dict(zip(pairs, segmenter.union(batch.embeddings, [p for p, _ in pairs], objects), strict=True))
+    masks = query_masks
+    if recipe.segmenter_use == "reward":
+        masks = masks_from_answers(segmenter, batch, answers, frames)
     parts: list[list[dict[str, float]]] = []
-    logged: dict[str, list[float]] = {"parsed": [], "box_iou": []}
+    measured: dict[str, list[float]] = {"parsed": [], "box_iou": []}
     for p, target in enumerate(batch.targets):
         truth = None if masks is None else torch.as_tensor(target.mask, device=segmenter.device)
         parts.append([])
-        for g in range(G):
+        for g in range(len(texts[p])):
             answer = answers[p][g].rescaled(frames[p], target.frame)
             iou = None
             if masks is not None:
                 # Without a target: 1 if the answer says that nothing fits, else 0, whatever the mask.
                 iou = float(answer.no_target) if target.no_target else models.mask_iou(masks[p, g], truth)
-                logged.setdefault("mask_iou", []).append(iou)
-            parts[-1].append(recipes.reward_parts(recipe, answer, target, iou, queue))
-            logged["parsed"].append(float(answer.answer_ok))
-            if recipe.reward in rewards.RANKED:
-                # Its metrics, malformed ones' zeros included, join the queue when the step is over (training_step
-                # flushes): within a step all are ranked against the same history.
+                measured.setdefault("mask_iou", []).append(iou)
+            parts[p].append(recipes.reward_parts(recipe, answer, target, iou, queue))
+            measured["parsed"].append(float(answer.answer_ok))
+            if len(target.boxes):
+                measured["box_iou"].append(rewards.best_box_iou(answer, target))
+            if recipe.reward in rewards.RANKED:  # malformed answers' zeros included
                 metrics, names = rewards.RANKED[recipe.reward]
                 x = metrics(answer, target, recipe.released)
                 queue.push(x)
                 for name, value in zip(names, x, strict=True):
-                    logged.setdefault(name, []).append(value)
-            if len(target.boxes):
-                boxes = np.array([o.box for o in answer.instances[: rewards.MAX_OBJECTS]]).reshape(-1, 4)
-                best = rewards.box_ious(boxes, target.boxes).max(0) if len(boxes) else np.zeros(len(target.boxes))
-                logged["box_iou"].append(float(best.mean()))
-    return torch.tensor([[sum(b.values()) for b in group] for group in parts]), parts, logged
+                    measured.setdefault(name, []).append(value)
+    return torch.tensor([[sum(one.values()) for one in group] for group in parts]), parts, measured
 
 
 # --------------------------------------------------------------------------------------------------------------- update
@@ -286,20 +293,23 @@ def judge(
 
 @torch.no_grad()
 def add_reference(reference: models.Policy, micros: list[models.MicroBatch], temperature: float) -> None:
-    """log pi_ref of every token."""
+    """log pi_ref of every token, in the distribution that was sampled from: at the same temperature, without the banned
+    tokens. So the KL is between the two policies as they are sampled."""
     for micro in micros:
-        rows = dataclasses.replace(micro.rows, queries=None)  # they come after their completions: no token sees them
+        rows = dataclasses.replace(
+            micro.rows, query_places=None
+        )  # they come after their completions: no token sees them
         micro.ref_logp = reference(rows, temperature)[0]
 
 
 def segmentation_loss(masks: Tensor, micro: models.MicroBatch, batch: Batch, focal: bool) -> tuple[Tensor, float]:
     """LENS's L_seg, summed over a micro-batch: mask logits (B, h, w) against the truth, at the truth's resolution; and
-    the sum of the masks' IoUs with it."""
+    the sum of the masks' IoUs with it, to be logged."""
     each = []
     ious = 0.0
     for (p, _), logit in zip(micro.completions, masks, strict=True):
         truth = torch.as_tensor(batch.targets[p].mask, device=logit.device)
-        logit = models.Segmenter.resize(logit, truth.shape[::-1])
+        logit = models.Segmenter.resize(logit, truth.shape)
         each.append(models.mask_loss(logit[None], truth[None], focal)[0])
         ious += models.mask_iou(logit > 0, truth)
     return torch.stack(each).sum(), ious
@@ -320,12 +330,12 @@ def micro_loss(
     """
     P, G, T = rollout.mask.shape
     index = torch.tensor([p for p, _ in micro.completions], device=weights.device)
-    painting = batch.embeddings if recipe.num_queries else None
-    learns_words = recipe.train != "context"  # LENS's alignment learns masks alone
-    logp, entropy, masks = policy(micro.rows, recipe.temperature, painting, index, score=learns_words)
+    embeddings = batch.embeddings if recipe.num_queries else None  # LENS: then the policy makes masks, too
+    learns_text = recipe.learns_text
+    logp, entropy, masks = policy(micro.rows, recipe.temperature, embeddings, index, with_logp=learns_text)
     figures: dict[str, Tensor] = {}
     loss = torch.zeros((), device=weights.device)
-    if learns_words:
+    if learns_text:
         w = weights.flatten()[micro.at]
         drift = (logp.detach() - rollout.logp.flatten()[micro.at]).abs()
         figures |= {"entropy": (w * entropy).sum(), "gap": (w * drift).sum()}
@@ -346,7 +356,7 @@ def micro_loss(
         total, ious = segmentation_loss(masks, micro, batch, recipe.focal)
         seg = total / (P * G)
         figures["seg_loss"] = seg
-        if not learns_words:  # elsewhere judge has measured it
+        if not learns_text:  # elsewhere judge has measured it
             figures["metric/mask_iou"] = torch.tensor(ious / (P * G), device=seg.device)
         loss = loss + recipe.seg_weight * seg
     return loss, figures | {"loss": loss}
@@ -369,9 +379,9 @@ def update(
     without it average_gradients does, once, at the end.
 
     Returns what to log. Means over tokens, weighted as in the loss: entropy (nats), ratio, kl, clipped_low and
-    clipped_high (fractions clipped), gap (|log-probability now less when sampled|; in a second update it has the first
-    one's step in it; with top_p below 1, what was cut off). loss and seg_loss are the step's; grad_norm is that before
-    clipping. FloatingPointError, before it changes a parameter, if loss or gradient is not finite.
+    clipped_high (fractions clipped), gap (|logp - the sampler's logp|; large for good reasons in a second update, and
+    with top_p below 1). loss and seg_loss are the step's; grad_norm is that before clipping. FloatingPointError, before
+    it changes a parameter, if loss or gradient is not finite.
     """
     weights = grpo.token_weights(rollout.mask, recipe.average)
     advantages = advantages.to(weights.device)
@@ -418,6 +428,11 @@ def average_gradients(parameters: list[Tensor]) -> None:
 def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]:
     """Step number `step` of a run. Returns its row of metrics.jsonl, and one completion to show.
 
+    What a Run holds (engine/run.py): `policy` is what learns, as Accelerate wraps it, and every forward with gradient
+    goes through it; `unwrapped` is the same network, which encodes, packs and decodes. Who samples (`writing`) is
+    either that or a whole copy of it in 16 bits, brought up to date first. `reference`: the weights that the run began
+    with. The optimizer is AdamW.
+
     SystemExit if the loss is not finite: no file has changed then, and the step's inputs are in the output folder.
     """
     recipe = run.recipe
@@ -432,27 +447,29 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
         run.broken |= broken
     here = [index for index, _ in drawn]
     epochs = [(step * recipe.prompts_per_step + place) // len(run.order) for place in places]
-    batch = load_batch(recipe, run.bare, run.segmenter, dict(drawn), here, epochs)
+    batch = load_batch(recipe, run.unwrapped, run.segmenter, dict(drawn), here, epochs)
 
-    # sample: G completions per prompt from the policy as it is now. GRPO needs several: what one is worth, the others
-    # say.
-    if recipe.train == "context":  # LENS's alignment samples nothing: the text is the truth, the masks learn
-        rollout = oracle_rollout(run.bare, batch, recipe)
+    # sample: G completions per prompt from the policy as it is now. GRPO needs several: its siblings are what each is
+    # measured against. (LENS's alignment samples nothing: the text is the truth, the masks learn, and what is judged
+    # and compared below is only logged.)
+    if not recipe.learns_text:
+        rollout = oracle_rollout(run.unwrapped, batch, recipe)
     else:
+        uniforms = draw_uniforms(recipe, step, places, recipe.max_completion)
         with run.writing() as writer:
-            rollout = complete(recipe, writer, batch.prompts, noise(recipe, step, places, recipe.max_completion))
+            rollout = complete(recipe, writer, batch.prompts, uniforms)
     clock.append(time.perf_counter())
 
     # judge: (P, G) texts -> answers -> masks -> reward parts. A text that does not parse is judged like any other: it
     # earns what its parts give it, usually little. Packed here already: LENS's masks come from the same rows.
     G = rollout.ids.shape[1]
-    flat = run.bare.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
+    flat = run.unwrapped.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
     texts = [flat[p * G : (p + 1) * G] for p in range(P)]
-    micros = cut_rollout(recipe, run.bare, batch, rollout)
-    painted = None
-    if recipe.num_queries and recipe.train != "context":  # in alignment no text is paid for its mask: the loss has it
-        painted = models.paint(run.policy, micros, batch.embeddings)
-    reward, parts, measured = judge(recipe, run.bare, run.segmenter, batch, texts, run.queue, painted)
+    micros = cut_rollout(recipe, run.unwrapped, batch, rollout)
+    query_masks = None
+    if recipe.num_queries and recipe.learns_text:  # in alignment no text is paid for its mask: the loss has it
+        query_masks = models.masks_from_queries(run.policy, micros, batch.embeddings)
+    reward, parts, measured = judge(recipe, run.unwrapped, run.segmenter, batch, texts, run.queue, query_masks)
     run.queue.flush(gather_object(run.queue.pending))  # the same rows, in the same order, on every process
 
     # compare: each completion with its own group. Where all of a group earn the same, nothing can be told from it: its
@@ -460,11 +477,11 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     advantages = grpo.group_advantages(reward)
     clock.append(time.perf_counter())
 
-    # update: the log-probabilities of the first forward are pi_old, so a ratio can leave 1, and a clip act, only from
-    # the second update on the same rollout. What the sampler noted is only a check: its kernels round otherwise than
-    # the update's, and that difference would look like a step already taken.
+    # update: the log-probabilities of the first forward are pi_old (micro_loss keeps them), so a ratio can leave 1, and
+    # a clip act, only from the second update on the same rollout. What the sampler noted is only a check: its kernels
+    # round otherwise than the update's, and that difference would look like a step already taken.
     if recipe.needs_reference:
-        with reference_of(run.bare, run.reference, accelerator.device, recipe.park) as reference:
+        with reference_of(run.unwrapped, run.reference, accelerator.device, recipe.park) as reference:
             add_reference(reference, micros, recipe.temperature)
     rate = run.schedule.get_last_lr()[0]
     try:
@@ -481,7 +498,7 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     clock.append(time.perf_counter())
 
     # tell: what happened, over all processes
-    figures = journal.of_completions(rollout, reward, parts, measured, run.bare.end_ids)
+    figures = journal.of_completions(rollout, reward, parts, measured, run.unwrapped.end_ids)
     row = {"step": step + 1} | journal.over_processes(figures, learned) | {"learning_rate": rate}
     row |= journal.durations(clock, row["length"] * G * recipe.prompts_per_step)
     return row, journal.Shown(batch.samples[0].query, texts[0][0], parts[0][0], advantages[0, 0].item())
@@ -495,10 +512,10 @@ def aligned_giou(run: Run, samples: data.Samples, indices: list[int]) -> float:
     ious: list[float] = []
     for i in tqdm(range(0, len(indices), run.recipe.prompts_per_step), desc="held out, true text"):
         here = indices[i : i + run.recipe.prompts_per_step]
-        batch = load_batch(run.recipe, run.bare, run.segmenter, samples, here)
-        micros = cut_rollout(run.recipe, run.bare, batch, oracle_rollout(run.bare, batch, run.recipe))
-        masks = models.paint(run.bare, micros, batch.embeddings)
-        truths = [torch.as_tensor(target.mask, device=run.bare.device) for target in batch.targets]
+        batch = load_batch(run.recipe, run.unwrapped, run.segmenter, samples, here)
+        micros = cut_rollout(run.recipe, run.unwrapped, batch, oracle_rollout(run.unwrapped, batch, run.recipe))
+        masks = models.masks_from_queries(run.unwrapped, micros, batch.embeddings)
+        truths = [torch.as_tensor(target.mask, device=run.unwrapped.device) for target in batch.targets]
         ious += [models.mask_iou(masks[p, 0], truth) for p, truth in enumerate(truths)]
     return float(np.mean(ious))
 
@@ -523,7 +540,7 @@ def held_out_metrics(run: Run, policy: models.Policy, when: str) -> dict:
     for line in broken.values() if when == "before" else ():
         print(f"held out, not scored: {line}")
     chosen = [i for i in chosen if i not in broken]
-    if recipe.train == "context":
+    if not recipe.learns_text:
         there = ((i, held[i]) for i in chosen)  # of these, which have a true text and a true mask
         chosen = [i for i, s in there if s.object_masks and recipes.unanswerable(s, recipe) is None]
         if chosen:
@@ -536,7 +553,7 @@ def score(run: Run, when: str) -> None:
     if run.recipe.eval_samples:
         with run.writing() as writer:
             if run.accelerator.is_main_process:  # (a replica has no context module)
-                run.heldout[when] = held_out_metrics(run, run.bare if run.recipe.num_queries else writer, when)
+                run.heldout[when] = held_out_metrics(run, run.unwrapped if run.recipe.num_queries else writer, when)
     if run.accelerator.is_main_process:
         write_atomically(run.output_dir / "heldout.json", json.dumps(run.heldout, indent=1))
     wait_for_the_slowest()
@@ -579,7 +596,7 @@ def told(heldout: dict) -> str:
 
 
 def best_of(heldout: dict) -> str:
-    """When the held-out gIoU was highest after training began (LENS's alignment: on true text); of equals the first."""
+    """When the held-out gIoU was highest after training began (LENS's alignment: on true text); ties: the earliest."""
     after = {when: s.get("giou_true_text", s["giou"]) for when, s in heldout.items() if when != "before"}
     return max(after, key=lambda when: after[when] or 0.0, default="")  # without a true mask there is none
 

@@ -40,7 +40,7 @@ def parts(recipe: Recipe, config, gpus: int, sharded: bool) -> dict[str, float]:
     share = gpus if sharded else 1
     # As engine.run.frozen_copies has it: float32 policies that are whole write for themselves.
     replica = recipe.train != "context" and not recipe.lora_rank and (sharded or recipe.dtype == "bfloat16")
-    rows = (recipe.prompts_at_once or recipe.prompts_per_step // gpus) * recipe.num_samples
+    rows = (recipe.prompts_at_once or recipe.prompts_per_step // gpus) * recipe.num_generations
     # A picture of 840 x 840 is 900 tokens, one of max_pixels 1,275; the request about 100.
     tokens = (recipe.image_size or recipe.max_pixels**0.5) ** 2 / 28**2 + 100 + recipe.max_completion
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads  # Qwen3-VL-4B: 128, not 80

@@ -74,7 +74,7 @@ class Run:
     seen: dict  # what a checkpoint keeps of the data (check.fingerprint)
     steps: int
     policy: torch.nn.Module  # what learns, as Accelerate wraps it: forwards go through here
-    bare: models.Policy  # the same without the wrapping: it encodes, packs, decodes, and is saved
+    unwrapped: models.Policy  # the same without the wrapping: it encodes, packs, decodes, and is saved
     segmenter: models.Segmenter | None  # None where nothing is judged by it
     reference: models.Policy | None  # None where it is not needed, as is the replica (frozen_copies)
     replica: models.Policy | None
@@ -91,7 +91,7 @@ class Run:
     def writing(self) -> Iterator[models.Policy]:
         """Who writes completions, its weights up to date: the replica, where there is one, or the policy itself."""
         if self.replica is None:
-            yield self.bare
+            yield self.unwrapped
             return
         give_room(self.replica, True)
         refresh(self.replica, self.policy)  # where weights are sharded all processes take part
@@ -121,7 +121,7 @@ class Run:
         if not self.accelerator.is_main_process:
             weights(), state()  # parts are gathered from all processes, in this order
         else:
-            checkpoint.save(self.output_dir / f"checkpoint-{step}", self.bare, self.recipe, weights, state)
+            checkpoint.save(self.output_dir / f"checkpoint-{step}", self.unwrapped, self.recipe, weights, state)
             for old in checkpoint.all_of(self.output_dir)[: -self.recipe.keep]:
                 shutil.rmtree(old)
         wait_for_the_slowest()
@@ -292,7 +292,7 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         seen=fingerprint(samples, order, recipe.seed),
         steps=steps,
         policy=policy,
-        bare=accelerator.unwrap_model(policy),
+        unwrapped=accelerator.unwrap_model(policy),
         segmenter=segmenter,
         reference=reference,
         replica=replica,

@@ -76,9 +76,9 @@ def stage_decode(mini: bool) -> list[dict]:
     for P in (1, 2) if mini else (1, 4, 16):
         prompts = policy.encode([image] * P, [request] * P)
         S = prompts.inputs["input_ids"].shape[1]
-        how = dict(num_samples=size.G, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids)
-        noise = torch.rand(P, size.G, size.T)
-        sampled = partial(grpo.sample, policy.vlm, prompts.inputs, noise, **how)
+        how = dict(num_generations=size.G, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids)
+        uniforms = torch.rand(P, size.G, size.T)
+        sampled = partial(grpo.sample, policy.vlm, prompts.inputs, uniforms, **how)
         times = {T: min(bench.timed(partial(sampled, max_new_tokens=T)) for _ in range(2)) for T in (1, size.T)}
         token = (times[size.T] - times[1]) / (size.T - 1)
         floor = (weights + P * (S + size.G * size.T / 2) * per_token) / bandwidth

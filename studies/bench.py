@@ -333,7 +333,7 @@ def bench_sampling(size: Size, policy: models.Policy, table: Table, ceiling: flo
     prompts = policy.encode(*[[x] for x in request(size)])
     uniforms = torch.rand(1, size.G, size.T)
     ours = dict(
-        num_samples=size.G, max_new_tokens=size.T, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids
+        num_generations=size.G, max_new_tokens=size.T, eos_token_id=policy.eos_token_id, banned_ids=policy.banned_ids
     )
     one = {k: v for k, v in prompts.inputs.items() if k != "position_ids"}
     rows = {k: v.repeat(size.G, *[1] * (v.ndim - 1)) for k, v in one.items()}  # as trainers do: G prompts, G pictures
@@ -436,7 +436,7 @@ def bench_step(size: Size, table: Table, quick: bool) -> None:
 def our_step(size: Size, policy: models.Policy, checkpointing: bool) -> float:
     """Median seconds of a step on one prompt, through the functions that train.py calls."""
     recipe = dataclasses.replace(
-        RECIPES["drseg"], beta=0.0, num_samples=size.G, prompts_per_step=1, gradient_checkpointing=checkpointing
+        RECIPES["drseg"], beta=0.0, num_generations=size.G, prompts_per_step=1, gradient_checkpointing=checkpointing
     )
     accelerator = Accelerator(cpu=DEVICE == "cpu")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE)
@@ -451,7 +451,7 @@ def our_step(size: Size, policy: models.Policy, checkpointing: bool) -> float:
             policy.vlm,
             prompts.inputs,
             torch.rand(1, size.G, size.T),
-            num_samples=size.G,
+            num_generations=size.G,
             max_new_tokens=size.T,
             eos_token_id=policy.eos_token_id,
             banned_ids=policy.banned_ids,
@@ -564,7 +564,7 @@ def scaling(path: Path) -> None:
             uniforms = torch.rand(P, size.G, size.T)
             image, text = request(size)
             prompts = policy.encode([image] * P, [text] * P)
-            how = dict(num_samples=size.G, max_new_tokens=size.T, eos_token_id=policy.eos_token_id)
+            how = dict(num_generations=size.G, max_new_tokens=size.T, eos_token_id=policy.eos_token_id)
             sides = {
                 "sample": partial(
                     grpo.sample, policy.vlm, prompts.inputs, uniforms, banned_ids=policy.banned_ids, **how

@@ -100,9 +100,9 @@ code("""
 
     prompt = data.build_prompt(sample.query, recipe.schema, data.FAMILIES[policy.family])
     prompts = policy.encode([sample.image], [prompt])
-    noise = torch.rand(1, 8, recipe.max_completion, generator=torch.Generator().manual_seed(1))
+    uniforms = torch.rand(1, 8, recipe.max_completion, generator=torch.Generator().manual_seed(1))
     rollout = grpo.sample(
-        policy.vlm, prompts.inputs, noise, num_samples=8, max_new_tokens=recipe.max_completion,
+        policy.vlm, prompts.inputs, uniforms, num_generations=8, max_new_tokens=recipe.max_completion,
         eos_token_id=policy.end_ids, banned_ids=policy.banned_ids,
     )
     texts = policy.decode(rollout.ids[0], rollout.mask[0])
@@ -253,7 +253,7 @@ text("""
 code("""
     chosen = usable[:6]
     samples = [held_out[i] for i in chosen]
-    trained = run.bare.eval()
+    trained = run.unwrapped.eval()
     figure, axes = plt.subplots(2, 6, figsize=(13, 5))
     for row, (when, who) in enumerate({"before": policy.eval(), "after": trained}.items()):
         found = evaluate.predict(who, segmenter, samples, recipe, chosen)

@@ -54,7 +54,9 @@ def main() -> None:
     # the first request whose completions earn at least four different rewards, in answers of different lengths
     for index in order:
         batch = train.load_batch(recipe, policy, segmenter, samples, [index])
-        rollout = train.complete(recipe, policy, batch.prompts, train.noise(recipe, 0, [0], recipe.max_completion))
+        rollout = train.complete(
+            recipe, policy, batch.prompts, train.draw_uniforms(recipe, 0, [0], recipe.max_completion)
+        )
         texts = policy.decode(rollout.ids[0], rollout.mask[0])
         reward, parts, measured = train.judge(recipe, policy, segmenter, batch, [texts], rewards.RankQueue(), None)
         if len(set(reward[0].tolist())) >= 4 and len(set(rollout.mask[0].sum(-1).tolist())) > 1:

@@ -50,7 +50,7 @@ def test_names_in_backticks_exist(path):
 
 def test_the_equations_numbers_are_the_recipes_and_their_braces_close():
     text = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
-    fields = "num_samples prompts_per_step updates_per_rollout average clip_low clip_high beta".split()
+    fields = "num_generations prompts_per_step updates_per_rollout average clip_low clip_high beta".split()
     rows = [row.split(" | ") for row in re.findall(r"^\| ([a-z][\w-]* \| \d.*) \|$", text, re.M)]
     assert [row[0] for row in rows] == ["drseg", "samr1", "genseg", "genseg-g", "lens"]
     for name, *said in rows:
@@ -208,7 +208,7 @@ def test_the_step_to_copy_is_the_one_that_training_takes():
     accelerator = Accelerator(cpu=True)
     policy, segmenter = build(recipe, accelerator)
     batch = train.load_batch(recipe, policy, segmenter, mine["samples"], [0, 1])
-    rollout = train.complete(recipe, policy, batch.prompts, mine["noise"])
+    rollout = train.complete(recipe, policy, batch.prompts, mine["uniforms"])
     texts = [policy.decode(ids, mask) for ids, mask in zip(rollout.ids, rollout.mask, strict=True)]
     reward, _, _ = train.judge(recipe, policy, segmenter, batch, texts, train.rewards.RankQueue(), None)
     assert torch.equal(reward, mine["reward"]) and reward.std() > 0

@@ -39,7 +39,7 @@ from engine.checkpoint import load_recipe
 from engine.run import build
 
 ROOT = Path(__file__).parents[1]
-QUICK = "--toy --dataset jsonl --num_samples 4 --eval_samples 0 --max_completion 60 --save_every 1 --keep 9".split()
+QUICK = "--toy --dataset jsonl --num_generations 4 --eval_samples 0 --max_completion 60 --save_every 1 --keep 9".split()
 TIMING = ("seconds", "tokens_per_second")
 
 
@@ -674,7 +674,9 @@ def test_between_samplings_the_replica_has_no_memory(tmp_path, go, monkeypatch):
     rows = go(draw(tmp_path / "data", n=2), tmp_path / "run", *more)
     assert len(rows) == 2 and len(held) == 2 and not any(map(sum, held)) and rows[1]["gap"] < 0.1
     with seen[0].writing() as writer:  # the policy as it is now, in 16 bits, and not as it was when the run began
-        for (name, p), (_, q) in zip(writer.vlm.named_parameters(), seen[0].bare.vlm.named_parameters(), strict=True):
+        for (name, p), (_, q) in zip(
+            writer.vlm.named_parameters(), seen[0].unwrapped.vlm.named_parameters(), strict=True
+        ):
             assert torch.equal(p, q.to(torch.bfloat16)), name
 
 

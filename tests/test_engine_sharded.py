@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import model as models
 
 ROOT = Path(__file__).parents[1]
-QUICK = "--toy --prompts_per_step 4 --num_samples 4 --max_completion 40 --limit 40 --save_every 1 --keep 9".split()
+QUICK = "--toy --prompts_per_step 4 --num_generations 4 --max_completion 40 --limit 40 --save_every 1 --keep 9".split()
 
 
 def run(out, *options, processes=1):

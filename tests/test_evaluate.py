@@ -428,10 +428,10 @@ def test_lens_masks_packed_as_alone(tiny):
     for at, logits in together.items():
         assert torch.allclose(logits, alone[at], atol=1e-4)
     assert not torch.allclose(together[0, 0], together[0, 1])  # the completion matters
-    painted = models.paint(
+    query_masks = models.masks_from_queries(
         policy, models.pack_rollout(policy, prompts, rollout, max_row_tokens=9999, rows_per_batch=1), embeddings
     )
-    for at, mask in painted.items():
+    for at, mask in query_masks.items():
         assert mask.shape == (112, 112) and torch.equal(mask, segmenter.resize(together[at], (112, 112)) > 0)
     together[0, 0].sum().backward()
     assert policy.context.queries.grad.abs().sum() > 0

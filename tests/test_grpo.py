@@ -354,7 +354,7 @@ def test_text_models_draw_what_a_slow_twin_draws(kind, segment, large, monkeypat
         model,
         {"input_ids": PROMPTS, "attention_mask": MASK},
         noise,
-        num_samples=4,
+        num_generations=4,
         max_new_tokens=12,
         eos_token_id=ends,
         banned_ids=[0],
@@ -380,7 +380,7 @@ def test_text_models_draw_what_a_slow_twin_draws(kind, segment, large, monkeypat
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_greedy_texts_equal_generate(kind):
     model = text_model(kind)
-    how = dict(num_samples=1, max_new_tokens=12, temperature=0.0, eos_token_id=-1)
+    how = dict(num_generations=1, max_new_tokens=12, temperature=0.0, eos_token_id=-1)
     got = grpo.sample(model, {"input_ids": PROMPTS, "attention_mask": MASK}, torch.zeros(3, 1, 12), **how)
     model.generation_config.eos_token_id = None
     theirs = model.generate(input_ids=PROMPTS, attention_mask=MASK, do_sample=False, max_new_tokens=12, pad_token_id=0)
@@ -407,7 +407,7 @@ def test_models_that_a_packed_row_cannot_serve_are_refused_by_name(name, words):
     with pytest.raises(ValueError, match=words):
         grpo.require_plain_attention(model)
     with pytest.raises(ValueError, match=words):
-        grpo.sample(model, {}, None, num_samples=1, max_new_tokens=1, eos_token_id=0)
+        grpo.sample(model, {}, None, num_generations=1, max_new_tokens=1, eos_token_id=0)
 
 
 def test_layers_past_the_registry_are_refused(monkeypatch):
@@ -422,7 +422,7 @@ def test_layers_past_the_registry_are_refused(monkeypatch):
     with pytest.raises(
         ValueError, match="BloomForCausalLM cannot be sampled from here: its forward names no position_ids"
     ):
-        grpo.sample(model, inputs, torch.zeros(3, 1, 4), num_samples=1, max_new_tokens=4, eos_token_id=-1)
+        grpo.sample(model, inputs, torch.zeros(3, 1, 4), num_generations=1, max_new_tokens=4, eos_token_id=-1)
 
 
 def test_a_prompt_that_is_seen_both_ways_is_refused():
@@ -474,7 +474,7 @@ def test_scaled_logits_and_a_biased_head_are_refused():
 
 def test_sampling_refuses_padding_without_a_mask_and_no_end():
     model = text_model("llama")
-    how = dict(num_samples=1, max_new_tokens=2)
+    how = dict(num_generations=1, max_new_tokens=2)
     model.config.pad_token_id = 0
     with pytest.raises(ValueError, match="no attention_mask"):
         grpo.sample(model, {"input_ids": PROMPTS}, torch.zeros(3, 1, 2), eos_token_id=-1, **how)
@@ -486,7 +486,7 @@ def test_training_flags_of_single_modules_come_back():
     model = text_model("llama").train()
     model.model.norm.eval()
     inputs = {"input_ids": PROMPTS, "attention_mask": MASK}
-    grpo.sample(model, inputs, torch.zeros(3, 1, 2), num_samples=1, max_new_tokens=2, eos_token_id=-1)
+    grpo.sample(model, inputs, torch.zeros(3, 1, 2), num_generations=1, max_new_tokens=2, eos_token_id=-1)
     assert model.training and not model.model.norm.training and model.model.layers.training
 
 

@@ -103,7 +103,7 @@ def separate(policy, prompts, p: int, completion: torch.Tensor, temperature=1.0)
 
 
 def options(policy, **other) -> dict:
-    return {"num_samples": 3, "max_new_tokens": 10, "eos_token_id": -1, "banned_ids": policy.banned_ids} | other
+    return {"num_generations": 3, "max_new_tokens": 10, "eos_token_id": -1, "banned_ids": policy.banned_ids} | other
 
 
 def same(a: grpo.Rollout, b: grpo.Rollout) -> None:
@@ -203,7 +203,7 @@ def test_greedy_tokens_equal_generate(policy):
     prompts = encode(policy)
     never = [*policy.banned_ids, policy.eos_token_id]
     ours = grpo.sample(
-        policy.vlm, prompts.inputs, UNIFORMS, **options(policy, num_samples=1, temperature=0, banned_ids=never)
+        policy.vlm, prompts.inputs, UNIFORMS, **options(policy, num_generations=1, temperature=0, banned_ids=never)
     )
     inputs = {k: v for k, v in prompts.inputs.items() if k != "position_ids"}
     theirs = policy.vlm.generate(**inputs, do_sample=False, max_new_tokens=10, min_new_tokens=10, suppress_tokens=never)
@@ -452,7 +452,7 @@ def test_compiled_layers_draw_and_learn_the_same():
     asked = [data.build_prompt(s.query, "drseg", "pixels") for s in samples]
     prompts = plain.encode([s.image for s in samples], asked)
     noise = torch.rand(4, 3, 30, generator=torch.Generator().manual_seed(0))
-    how = dict(num_samples=3, max_new_tokens=30, eos_token_id=plain.end_ids, banned_ids=plain.banned_ids)
+    how = dict(num_generations=3, max_new_tokens=30, eos_token_id=plain.end_ids, banned_ids=plain.banned_ids)
     rollout = grpo.sample(plain.vlm, prompts.inputs, noise, **how)
     same(grpo.sample(compiled.vlm, prompts.inputs, noise, **how), rollout)
     for checkpointing in (False, True):

@@ -206,7 +206,7 @@ def test_visionreasoner_counts():
     assert score([2, 0, 1]) == 3  # order means nothing
     assert score([1, 2]) == 2 and score([0, 1, 2], n=2) == 2  # one too few costs what one too many does
     assert score([0, 0, 0]) == 1 and score([]) == 0
-    crowd = rewards.match(answer_of(boxes[:1] * 500, points[:1] * 500), target_of(boxes, points), 10, 30)
+    crowd = rewards.match(answer_of(boxes[:1] * 500, points[:1] * 500), target_of(boxes, points), **rewards.NEAR_840)
     assert crowd.larger == 120 and crowd.hits.sum() == 3  # at most 120 a side
     half = said([{"bbox_2d": [0, 0, 100, 100], "point_2d": [50, 50]}, {"bbox_2d": [200, 200, 300], "point_2d": [1, 2]}])
     parts = rewards.visionreasoner_reward(parse_answer(half, "visionreasoner"), target_of(boxes, points))

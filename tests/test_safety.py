@@ -75,7 +75,7 @@ def test_both_ends_of_every_range(name):
                     recipes.check_ranges({name: given})
 
 
-SENSELESS = """--num_samples 1; --learning_rate 0; --queue_size 3
+SENSELESS = """--num_generations 1; --learning_rate 0; --queue_size 3
     --seg_weight 0 --train context --segmenter_use loss --num_queries 4
     --tiers 0.7 0.5 0.6; --limit 3; --warmup_steps 5 --max_steps 5; --top_p 0.5; --clip_high 0.3
     --weights.look 0 --weights.think 0 --weights.answer 0 --weights.accuracy 0 --weights.non_repeat 0"""
@@ -90,7 +90,7 @@ def test_what_is_senseless_is_said():
         assert len(said) == 1 and line.split()[0].split(".")[0] in said[0], (line, said)
 
 
-REFUSED = """--num_samples 0; --top_p 0; --top_p 1.01; --temperature 0; --temperature nan; --save_every 0; --keep 0
+REFUSED = """--num_generations 0; --top_p 0; --top_p 1.01; --temperature 0; --temperature nan; --save_every 0; --keep 0
     --prompts_per_step 0; --max_steps -3; --epochs 0; --epochs inf; --learning_rate -1; --beta nan; --seed -1
     --image_size 20; --image_size 99999; --reward_frame 0 840; --tiers 0.5 0.7 1.5; --tiers 0.5; --components 1 1
     --components 3; --schema nothing; --reward nothing; --weights.thnk 1; --weights.look inf; --max_completion 0

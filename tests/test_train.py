@@ -38,12 +38,12 @@ from toy.make import writes_in
 from train import load_batch, oracle_rollout, update
 
 ROOT = Path(__file__).parents[1]
-QUICK = "--prompts_per_step 4 --num_samples 4 --eval_samples 0 --max_completion 60 --save_every 1".split()
+QUICK = "--prompts_per_step 4 --num_generations 4 --eval_samples 0 --max_completion 60 --save_every 1".split()
 
 
 def setup(name, **changes):
     recipe = replace(
-        recipes.miniature(recipes.RECIPES[name]), prompts_per_step=3, num_samples=4, max_completion=60, **changes
+        recipes.miniature(recipes.RECIPES[name]), prompts_per_step=3, num_generations=4, max_completion=60, **changes
     )
     if name == "lens":
         recipe = replace(recipe, model="toy/qwen2_5_vl", num_queries=3)
@@ -55,8 +55,8 @@ def setup(name, **changes):
     rollout = grpo.sample(
         policy.vlm,
         batch.prompts.inputs,
-        train.noise(recipe, 0, range(3), 60),
-        num_samples=4,
+        train.draw_uniforms(recipe, 0, range(3), 60),
+        num_generations=4,
         max_new_tokens=60,
         eos_token_id=policy.eos_token_id,
         banned_ids=policy.banned_ids,
@@ -132,17 +132,17 @@ def test_steps_read_every_epoch_whole():
 def test_prompts_sampled_a_few_at_a_time_write_the_same():
     recipe, _, policy, _, batch, rollout = setup("drseg")
     few = train.complete(
-        replace(recipe, prompts_at_once=2), policy, batch.prompts, train.noise(recipe, 0, range(3), 60)
+        replace(recipe, prompts_at_once=2), policy, batch.prompts, train.draw_uniforms(recipe, 0, range(3), 60)
     )
     assert torch.equal(few.ids, rollout.ids) and torch.equal(few.mask, rollout.mask)
 
 
 def test_noise_is_of_the_place_not_of_the_sample_or_process():
-    recipe = replace(recipes.miniature(recipes.DRSEG), num_samples=3)
-    whole = train.noise(recipe, 5, range(4), 7)
+    recipe = replace(recipes.miniature(recipes.DRSEG), num_generations=3)
+    whole = train.draw_uniforms(recipe, 5, range(4), 7)
     assert len(whole.flatten(0, 1).unique(dim=0)) == 4 * 3  # a sample that comes twice in a step is answered anew
-    assert torch.equal(torch.cat([train.noise(recipe, 5, places, 7) for places in ([0, 1], [2, 3])]), whole)
-    assert not torch.equal(train.noise(recipe, 6, range(4), 7), whole)
+    assert torch.equal(torch.cat([train.draw_uniforms(recipe, 5, places, 7) for places in ([0, 1], [2, 3])]), whole)
+    assert not torch.equal(train.draw_uniforms(recipe, 6, range(4), 7), whole)
 
 
 def by_hand(setting, recipe, advantages, reference, old):
@@ -159,7 +159,7 @@ def by_hand(setting, recipe, advantages, reference, old):
             pictures = batch.embeddings if policy.context else None
             logp, _, logits = policy(row, recipe.temperature, pictures, torch.tensor([p]))
             with torch.no_grad():
-                ref = reference(replace(row, queries=None), recipe.temperature)[0]
+                ref = reference(replace(row, query_places=None), recipe.temperature)[0]
             now[p, g] = logp.detach()
             rho = (logp - old.get((p, g), logp.detach())).exp()
             A = float(advantages[p, g])
@@ -222,7 +222,7 @@ def test_two_updates_equal_those_by_hand(name):
 
 def test_steps_of_drseg_rank_against_the_steps_before(tmp_path, monkeypatch):
     """Queue, reward, reference and schedule of real steps; and as if another process had written the same answers."""
-    recipe = replace(recipes.miniature(recipes.DRSEG), prompts_per_step=2, num_samples=3, max_completion=60)
+    recipe = replace(recipes.miniature(recipes.DRSEG), prompts_per_step=2, num_generations=3, max_completion=60)
     recipe = replace(recipe, eval_samples=0, max_steps=3, learning_rate=1e-3, weight_decay=0.02, limit=12)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     run = start(recipe, tmp_path)
@@ -245,7 +245,7 @@ def test_steps_of_drseg_rank_against_the_steps_before(tmp_path, monkeypatch):
             texts, batch, (reward, parts, _) = judged[-1]
             new = []
             for p, group in enumerate(texts):
-                frame = data.model_frame(run.bare.family, batch.prompts.resized[p])
+                frame = data.model_frame(run.unwrapped.family, batch.prompts.resized[p])
                 for g, text in enumerate(group):
                     answer = rewards.parse_answer(text, "drseg").rescaled(frame, batch.targets[p].frame)
                     x = rewards.drseg_metrics(answer, batch.targets[p])
@@ -470,7 +470,7 @@ def test_memory_and_descriptors_stay_flat(tmp_path):
         pytest.skip("reads /proc")
     steps = int(os.environ.get("STEPS", "40"))
     options = (
-        "--recipe samr1 --toy --prompts_per_step 2 --num_samples 4 --max_completion 40 --eval_samples 0 --limit 60"
+        "--recipe samr1 --toy --prompts_per_step 2 --num_generations 4 --max_completion 40 --eval_samples 0 --limit 60"
     )
     trimmed = """
 import ctypes, grpo, train

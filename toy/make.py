@@ -614,7 +614,7 @@ def probe(policy: models.Policy, family: str) -> str:
             policy.vlm,
             prompts.inputs,
             torch.zeros(len(part), 1, 160),
-            num_samples=1,
+            num_generations=1,
             max_new_tokens=160,
             temperature=0,
             eos_token_id=policy.eos_token_id,
