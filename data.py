@@ -278,6 +278,22 @@ def inscribed_points(mask: np.ndarray, k: int) -> np.ndarray:
     return np.array(points, dtype=np.float64)
 
 
+def distances_in(mask: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """(distances, x0, y0): of each pixel of a box (rounded, within the picture) to the mask, in pixels, inf where there
+    is none. (x0, y0) is the box's first pixel. Only what can matter of the picture is looked at: every sample of
+    GenSeg-R1-G's training set is asked for its negative points before a run starts."""
+    x0, y0, x1, y1 = np.clip(box.round().astype(int), 0, [*mask.shape[::-1], *mask.shape[::-1]])
+    if x1 <= x0 or y1 <= y0:
+        return np.zeros((0, 0)), x0, y0
+    inside = mask[y0:y1, x0:x1]
+    # No pixel of the box is farther from the mask than from what of the mask is in the box.
+    pad = int(np.ceil(distance_transform_edt(~inside).max())) if inside.any() else max(mask.shape)
+    left, top = max(x0 - pad, 0), max(y0 - pad, 0)
+    near = mask[top : y1 + pad, left : x1 + pad]
+    found = distance_transform_edt(~near) if near.any() else np.full(near.shape, np.inf)
+    return found[y0 - top : y1 - top, x0 - left : x1 - left], x0, y0
+
+
 def background_points(mask: np.ndarray, box: np.ndarray, k: int, clearance: float = 5 / 840) -> np.ndarray | None:
     """(k, 2) points inside `box`, outside `mask`, far from the mask and from each other (with room for one alone, it is
     there k times); None if none clears the mask.
@@ -285,20 +301,17 @@ def background_points(mask: np.ndarray, box: np.ndarray, k: int, clearance: floa
     `clearance` is the distance from the mask's boundary that GenSeg-R1-G's r_neg asks for (5 px of 840), as a fraction
     of the longer side of the picture.
     """
-    x0, y0, x1, y1 = np.clip(box.round().astype(int), 0, [*mask.shape[::-1], *mask.shape[::-1]])
-    if x1 <= x0 or y1 <= y0:
-        return None
-    room = distance_transform_edt(~mask)[y0:y1, x0:x1] if mask.any() else np.full((y1 - y0, x1 - x0), np.inf)
-    ys, xs = np.mgrid[y0:y1, x0:x1] + 0.5
+    room, x0, y0 = distances_in(mask, box)
+    ys, xs = np.mgrid[y0 : y0 + room.shape[0], x0 : x0 + room.shape[1]] + 0.5
     # + 1: a pixel's centre, and rounding to whole coordinates
-    needed = (clearance + 1 / 1000) * max(mask.shape) + 1
+    clear = room >= (clearance + 1 / 1000) * max(mask.shape) + 1
+    if not clear.any():
+        return None
     points = []
     for _ in range(k):
         score = np.minimum.reduce([room, *[np.hypot(xs - x, ys - y) for x, y in points]])
-        score[room < needed] = -1
+        score[~clear] = -1
         i, j = np.unravel_index(score.argmax(), score.shape)
-        if score[i, j] < 0:
-            return None
         points.append((xs[i, j], ys[i, j]))
     return np.array(points, dtype=np.float64)
 

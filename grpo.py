@@ -65,6 +65,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -397,6 +398,22 @@ def pick_tokens(
     return ids, logp
 
 
+def scores(query: Tensor, key: Tensor) -> Tensor:
+    """query (B, H, n, d) x key (B, H, m, d) -> their products (B, H, n, m), float32, whatever comes in.
+
+    A product of 16-bit matrices sums in float32 and rounds its result to 16 bits, which an attention's scores do not
+    bear: Qwen2.5's keys have large biases, so scores reach tens of thousands, where neighbours in bfloat16 are 64 and
+    more apart. All keys share the offset, the softmax does not see it, and the difference is what gets lost. Attention
+    kernels keep scores in float32; so must this.
+    """
+    if query.dtype == torch.float32:
+        return query @ key.transpose(-1, -2)
+    if query.is_cuda:
+        product = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(-1, -2), out_dtype=torch.float32)
+        return product.unflatten(0, query.shape[:2])
+    return query.float() @ key.float().transpose(-1, -2)
+
+
 class PromptOnce:
     """What a decode step looks at: each prompt's keys and values, once for its whole group, and each completion's own.
 
@@ -419,7 +436,7 @@ class PromptOnce:
             raise ValueError(f"a cache of {', '.join(sorted(kinds))}: sampling here is for full attention")
         self.P = len(attention_mask)
         self.G = G
-        self.prompt = [(layer.keys, layer.values) for layer in layers]
+        self.prompt = [(layer.keys.contiguous(), layer.values.contiguous()) for layer in layers]
         # What is added to scores: 0 where there is a token, -inf at the prompts' padding and at places not yet written.
         self.prompt_bias = torch.zeros(attention_mask.shape, device=attention_mask.device)
         self.prompt_bias = self.prompt_bias.masked_fill(attention_mask == 0, -torch.inf)[:, None, None]  # (P, 1, 1, S)
@@ -480,12 +497,18 @@ class PromptOnce:
             return x.view(P, kv, G, r, -1).transpose(1, 2).reshape(P * G, kv, r, -1)
 
         query = query.reshape(P * G, kv, r, d)
-        to_prompt = (by_prompt(query) @ prompt_keys.transpose(-1, -2)).float()
-        to_prompt = by_completion(torch.add(self.prompt_bias, to_prompt, alpha=scaling))
-        to_own = torch.add(self.own_bias, (query @ own_keys.transpose(-1, -2)).float(), alpha=scaling)
+        to_prompt = torch.add(self.prompt_bias, scores(by_prompt(query), prompt_keys), alpha=scaling)
+        to_prompt = by_completion(to_prompt)
+        to_own = torch.add(self.own_bias, scores(query, own_keys), alpha=scaling)
         attention = torch.cat([to_prompt, to_own], -1).softmax(-1).to(value.dtype)  # (P G, kv, r, S + room)
         seen = by_completion(by_prompt(attention[..., :S]) @ prompt_values) + attention[..., S:] @ own_values
         return seen.reshape(P * G, 1, kv * r, -1), None
+
+
+@functools.cache
+def side_stream() -> torch.cuda.Stream:
+    """The stream on which steps warm up, one for all: cuBLAS keeps a workspace for each that it meets."""
+    return torch.cuda.Stream()
 
 
 def record(step: Callable[[], None]) -> Callable[[], None]:
@@ -494,7 +517,7 @@ def record(step: Callable[[], None]) -> Callable[[], None]:
     Drawing one token takes a GPU a few milliseconds of reading weights, and Python more than that to launch the
     thousand small kernels that do it.
     """
-    side = torch.cuda.Stream()
+    side = side_stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # two ordinary steps: what libraries set up on first use must not be recorded
         step()

@@ -617,7 +617,7 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         disable=not main,
         bar_format=BAR,
     )
-    with Stopping() as stopping, run.lock:
+    with Stopping(output_dir) as stopping, run.lock:
         for step in bar:
             row, shown = training_step(run, step)
             run.rows.append(row)

@@ -38,7 +38,7 @@ def parts(recipe: Recipe, config, gpus: int, sharded: bool) -> dict[str, float]:
     learns = adapter or (0 if recipe.train == "context" else whole)
     learns += sum(p.numel() for p in context.parameters()) if context else 0
     share = gpus if sharded else 1
-    # As engine.run.frozen_copies has it: float32 policies that are whole write for themselves.
+    # As engine.run.build_replica has it: float32 policies that are whole write for themselves.
     replica = recipe.train != "context" and not recipe.lora_rank and (sharded or recipe.dtype == "bfloat16")
     rows = (recipe.prompts_at_once or recipe.prompts_per_step // gpus) * recipe.num_generations
     # A picture of 840 x 840 is 900 tokens, one of max_pixels 1,275; the request about 100.
@@ -53,6 +53,7 @@ def parts(recipe: Recipe, config, gpus: int, sharded: bool) -> dict[str, float]:
         "Adam": 8 * learns / share,
         "reference": 0 if adapter or not recipe.needs_reference else size * whole,
         "replica": size * whole * replica,
+        "start": 4 * whole * sharded,  # each loads all of it, before it is shared out
         "cache": 0 if recipe.train == "context" else rows * tokens * 2 * text.num_hidden_layers * heads * size,
     }
     found = {name: value / GIB for name, value in bytes_of.items()}
@@ -69,8 +70,8 @@ def peaks(part: dict[str, float], park: bool = False) -> tuple[float, float]:
 
 
 def peak(part: dict[str, float], park: bool = False) -> float:
-    """GiB at the larger of the two."""
-    return max(peaks(part, park))
+    """GiB at the larger of the two, or at the start, if that takes more."""
+    return max(*peaks(part, park), part["start"] + part["SAM2"])
 
 
 def prompts_at_once(recipe: Recipe, config, gpus: int, sharded: bool, room: float) -> int:

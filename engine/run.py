@@ -76,7 +76,7 @@ class Run:
     policy: torch.nn.Module  # what learns, as Accelerate wraps it: forwards go through here
     unwrapped: models.Policy  # the same without the wrapping: it encodes, packs, decodes, and is saved
     segmenter: models.Segmenter | None  # None where nothing is judged by it
-    reference: models.Policy | None  # None where it is not needed, as is the replica (frozen_copies)
+    reference: models.Policy | None  # None where it is not needed, as is the replica (build_reference, build_replica)
     replica: models.Policy | None
     optimizer: AcceleratedOptimizer  # AdamW, as Accelerate wraps it
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -173,18 +173,25 @@ def fill_optimizer(policy: torch.nn.Module, optimizer: torch.optim.Optimizer, sa
 
 
 class Stopping:
-    """Ctrl-C, or a scheduler's SIGTERM: the step in hand is finished and saved, then the run ends. A second Ctrl-C ends
-    it at once.
+    """Ctrl-C, a scheduler's SIGTERM, or a file `stop` in the run's folder: the step in hand is finished and saved, then
+    the run ends. A second Ctrl-C ends it at once.
 
-        with Stopping() as stopping:
+        with Stopping(output_dir) as stopping:
             for step in ...:
                 ...
                 if stopping.asked(): ...
+
+    The file is for several GPUs: `accelerate launch` passes a signal on, and ends all processes 30 s later, whatever
+    they are doing (torch's TORCH_ELASTIC_SHUTDOWN_TIMEOUT, where its version has that).
     """
+
+    def __init__(self, output_dir: Path):
+        self.file = output_dir / "stop"
 
     def __enter__(self) -> Stopping:
         self.signal = 0
         self.before = {}
+        self.file.unlink(missing_ok=True)  # of a run that had ended by itself
         if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handler
             self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -193,10 +200,17 @@ class Stopping:
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            print(f"the launcher may not wait for it: next time, touch {self.file}", file=sys.stderr)
 
     def asked(self) -> int:
-        """The signal that some process has been sent, or 0. All processes call it."""
-        return max(gather_object([self.signal]))
+        """The signal that some process has been sent (SIGTERM where it was the file), or 0. All processes call it."""
+        if self.file.exists():
+            self.signal = signal.SIGTERM
+        asked = max(gather_object([self.signal]))
+        if asked:  # everyone has looked
+            self.file.unlink(missing_ok=True)
+        return asked
 
     def __exit__(self, *_) -> None:
         for number, handler in self.before.items():
@@ -212,7 +226,7 @@ def sharding(recipe: Recipe) -> FullyShardedDataParallelPlugin | None:
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or not on_gpus()
     if alone or recipe.shard == "never" or recipe.lora_rank or recipe.num_queries:
         return None
-    if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & os.environ.keys():  # by a config file, which says how
+    if "ACCELERATE_USE_FSDP" in os.environ:  # by a config file, which says how
         return None
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -223,13 +237,25 @@ def sharding(recipe: Recipe) -> FullyShardedDataParallelPlugin | None:
     )
 
 
+def _says_yes(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
+
+
 def on_gpus() -> bool:
     """Will Accelerate put this process on a GPU?"""
-    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    return torch.cuda.is_available() and not _says_yes("ACCELERATE_USE_CPU")
 
 
 def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator:
     """Join the other processes, if there are any. SystemExit if they cannot run this recipe together."""
+    if _says_yes("ACCELERATE_USE_DEEPSPEED"):
+        raise SystemExit(
+            "DeepSpeed is not supported: what it shards, FSDP2 does here (no config at all, or fsdp2.yaml)"
+        )
+    if _says_yes("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise SystemExit("FSDP 1 is not supported: set fsdp_version: 2 in the config (configs/fsdp2.yaml has it)")
+    # Every process loads the weights itself: on meta, tied ones (embedding and output matrix) would come apart.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     patience = InitProcessGroupKwargs(timeout=AN_HOUR)
     # Autocast's cache would keep a second copy of all weights, in bf16, through a forward.
     handlers = [patience, AutocastKwargs(cache_enabled=False)]
@@ -273,6 +299,11 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         for line in said if main else ():
             print(f"note: {line}")
     differ = checkpoint.compare(last, recipe) if last else []
+    if recipe.needs_reference and recipe.lora_rank and Path(recipe.model, "adapter_config.json").exists():
+        # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
+        raise SystemExit(
+            f"{recipe.model} is a LoRA, which KL would not see: merge it first (docs/lora.md), or --beta 0"
+        )
 
     # Who learns, on what. The reference is always recipe.model, what the run started from; the policy goes on.
     policy, segmenter = build(dataclasses.replace(recipe, model=str(last)) if last else recipe, accelerator)
@@ -281,8 +312,10 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     )
     order = examine(samples, segmenter, recipe, main)
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
-    reference, replica = frozen_copies(recipe, accelerator, policy)
+    replica = build_replica(recipe, accelerator, policy)
     policy, optimizer, schedule = prepare(recipe, accelerator, policy, steps)
+    # After sharding, which needs the room. Parked, it comes to the GPU only for its turn (reference_of).
+    reference = build_reference(recipe, torch.device("cpu") if recipe.park else accelerator.device)
     run = Run(
         recipe=recipe,
         output_dir=output_dir,
@@ -349,14 +382,20 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
     add_adapters(recipe, policy)
     if recipe.gradient_checkpointing:
         policy.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+        # It also lets the inputs of vision tower and language model ask for gradients, which checkpoints of this kind
+        # do not need, and which would send a backward pass through a tower that does not learn (LoRA, LENS, frozen).
+        policy.vlm.disable_input_require_grads()
     if recipe.compile_layers:
         models.compile_layers(policy.vlm)
     policy.train()  # no dropout anywhere (load_policy): this only lets gradient checkpointing act
     return policy.to(device), None if segmenter is None else segmenter.eval().to(device)
 
 
-def build_reference(recipe: Recipe, device: torch.device) -> models.Policy:
-    """What KL holds on to: the VLM that the run started from, frozen, in the compute dtype."""
+def build_reference(recipe: Recipe, device: torch.device) -> models.Policy | None:
+    """What KL holds on to: the VLM that the run started from, frozen, in the compute dtype. None where there is no KL
+    term, or where the policy can stand in for it (LoRA, its adapter switched off)."""
+    if not recipe.needs_reference or recipe.lora_rank:
+        return None
     dtype = getattr(torch, recipe.dtype)
     policy = models.load_policy(recipe.model, dtype=dtype, device=device, segmenter=recipe.segmenter)
     policy.context = policy.segmenter = None
@@ -412,25 +451,11 @@ def add_adapters(recipe: Recipe, policy: models.Policy) -> None:
         p.requires_grad_("lora_" in name)
 
 
-def frozen_copies(
-    recipe: Recipe, accelerator: Accelerator, policy: models.Policy
-) -> tuple[models.Policy | None, models.Policy | None]:
-    """(reference, replica), each a frozen VLM, or None where it is not needed (see the top of this file)."""
-    reference = replica = None
-    if recipe.needs_reference and not recipe.lora_rank:
-        # Parked, it comes to the GPU only for its turn (reference_of).
-        reference = build_reference(recipe, torch.device("cpu") if recipe.park else accelerator.device)
-    elif recipe.needs_reference and Path(recipe.model, "adapter_config.json").exists():
-        # With LoRA the reference is the policy itself, its adapter switched off: here that is not where the run starts.
-        raise SystemExit(
-            f"{recipe.model} is a LoRA, which KL would not see: merge it first (docs/lora.md), or --beta 0"
-        )
-    # The policy itself can write where it is whole and in the compute dtype already.
+def build_replica(recipe: Recipe, accelerator: Accelerator, policy: models.Policy) -> models.Policy | None:
+    """The replica, without memory for its weights (give_room); None where the policy itself can write, because it is
+    whole and in the compute dtype already."""
     ready = accelerator.distributed_type != "FSDP" and (recipe.dtype == "float32" or recipe.lora_rank)
-    if not ready and recipe.train != "context":
-        replica = full_copy(policy, getattr(torch, recipe.dtype))
-        give_room(replica, False)
-    return reference, replica
+    return None if ready or not recipe.learns_text else full_copy(policy, getattr(torch, recipe.dtype), filled=False)
 
 
 def prepare(
@@ -468,13 +493,23 @@ def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
 # ------------------------------------------------------------------------------------------------- the frozen copies
 
 
-def full_copy(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
-    """A frozen copy of the VLM alone, its weights in `dtype`: the replica that completions are sampled from.
+def full_copy(policy: models.Policy, dtype: torch.dtype, filled: bool = True) -> models.Policy:
+    """A frozen copy of the VLM alone, its weights in `dtype`: the replica that completions are sampled from. filled
+    False: its weights have their shapes and no memory yet.
 
     Buffers stay what they are: rotary frequencies rounded to bfloat16 would turn a token at place 1,000 by radians.
     """
-    copies = {id(p): torch.nn.Parameter(p.detach().to(dtype, copy=True), False) for p in policy.vlm.parameters()}
-    vlm = copy.deepcopy(policy.vlm, memo=copies)  # cast one by one: the float32 whole does not exist twice
+
+    def like(p: torch.nn.Parameter) -> torch.nn.Parameter:
+        new = torch.empty_like(p, dtype=dtype, requires_grad=False)
+        if filled:
+            new.copy_(p.detach())
+        else:
+            new.untyped_storage().resize_(0)
+        return torch.nn.Parameter(new, False)
+
+    copies = {id(p): like(p) for p in policy.vlm.parameters()}
+    vlm = copy.deepcopy(policy.vlm, memo=copies)  # one by one: the float32 whole does not exist twice
     vlm.gradient_checkpointing_disable()
     return models.Policy(vlm, policy.processor, policy.image_size, policy.max_pixels)
 

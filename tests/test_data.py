@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from scipy.ndimage import distance_transform_edt
 
 import data
 from benchmarks import layouts, pictures
@@ -254,6 +255,17 @@ def test_no_room_for_background_points():
     assert data.background_points(mask, np.array([0, 0, 50, 50]), 2).shape == (2, 2)
     assert data.background_points(mask, np.array([7, 7, 33, 33]), 1, clearance=1 / 50) is not None
     assert data.background_points(mask, np.array([7, 7, 33, 33]), 1, clearance=5 / 50) is None  # 3 px of room
+
+
+def test_distances_in_a_box_are_those_of_the_whole_picture():
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        mask = rng.random((40, 70)) < rng.choice([0.0, 0.002, 0.01, 0.3])
+        x0, y0 = rng.integers(-5, 60), rng.integers(-5, 35)
+        box = np.array([x0, y0, x0 + rng.integers(1, 40), y0 + rng.integers(1, 30)], dtype=float)
+        whole = distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
+        own = whole[max(y0, 0) : max(int(box[3]), 0), max(x0, 0) : max(int(box[2]), 0)]
+        assert np.array_equal(data.distances_in(mask, box)[0], own)
 
 
 # -------------------------------------------------------------------------------------------------------- the toy world

@@ -653,10 +653,61 @@ def test_several_gpus_shard_by_themselves_where_all_weights_learn(monkeypatch):
         *(dataclasses.replace(whole, **f) for f in ({"lora_rank": 8}, {"shard": "never"})),
     )
     assert all(run.sharding(recipe) is None for recipe in others)
-    for said in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):  # a config file has said how
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # a config file has said how
+    assert run.sharding(whole) is None
+
+
+def test_what_cannot_shard_a_policy_here_is_refused_by_name(monkeypatch, tmp_path):
+    recipe = recipes.miniature(recipes.RECIPES["drseg"])
+    for said, why in (
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP 1 is not supported: set fsdp_version: 2"),
+    ):
         with monkeypatch.context() as patch:
-            patch.setenv(said, "true")
-            assert run.sharding(whole) is None
+            for name, value in said.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit, match=why):
+                run.launch(recipe, tmp_path, None)
+
+
+def test_no_backward_pass_goes_through_a_tower_that_does_not_learn():
+    from accelerate import Accelerator
+
+    changes = dict(gradient_checkpointing=True, freeze_vision=True)
+    policy, _ = run.build(
+        dataclasses.replace(recipes.miniature(recipes.RECIPES["drseg"]), **changes), Accelerator(cpu=True)
+    )
+    sample = data.load("toy", split="val")[0]
+    prompts = policy.encode([sample.image], ["Where?"])
+    seen = []
+    policy.vlm.model.visual.register_forward_hook(lambda module, given, out: seen.append(out.pooler_output))
+    logp, _, _ = policy(policy.pack(prompts, [(0, [torch.tensor(policy.tokens("<think>"))])]))
+    assert logp.requires_grad and not seen[0].requires_grad
+    logp.sum().backward()
+    learning = [p for p in policy.vlm.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in learning) and len(learning) > 10
+
+
+def test_a_file_named_stop_ends_a_run_after_its_step_and_is_taken_away(tmp_path, go, capsys):
+    folder = draw(tmp_path / "data")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stop").touch()  # left by a run that has ended by itself: no reason to stop this one
+    real, seen = train.training_step, []
+
+    def step(run, number):
+        assert not (tmp_path / "run" / "stop").exists()
+        seen.append(number)
+        if number == 1:
+            (tmp_path / "run" / "stop").touch()
+        return real(run, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "training_step", step)
+        with pytest.raises(SystemExit) as stopped:
+            go(folder, tmp_path / "run", "--max_steps", "5")
+    assert stopped.value.code == 128 + 15 and seen == [0, 1]
+    assert (tmp_path / "run" / "checkpoint-2").is_dir() and not (tmp_path / "run" / "stop").exists()
+    assert "stopped after step 2 of 5, and saved" in capsys.readouterr().out
 
 
 def test_between_samplings_the_replica_has_no_memory(tmp_path, go, monkeypatch):
