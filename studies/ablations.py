@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: 2026 The authors of "Reference implementations of LENS, SAM-R1, GenSeg-R1 and Dr. Seg"
 # SPDX-License-Identifier: MIT
-"""The papers' claims (claims.py) asked of the miniature: paired runs, intervals, and a verdict on the whole order.
+"""The papers' claims (claims.py) asked of the miniature: paired runs, intervals, and a verdict on what a claim names.
 
     python -m studies.ablations                            # what there is
     python -m studies.ablations tiers --seeds 6            # run one study, and write its page again
     python -m studies.ablations all                        # everything: many hours; stop it when you like, it goes on
     python -m studies.ablations --page                     # docs/ablations.md from all that has been run
 
-Runs are paired: a seed means the same data, in the same order, with the same noise in every arm, and what is compared
-is the difference within each seed. A 95 % interval of that difference (Student's t) that leaves out 0 decides; a claim
-is judged in the paper's whole order of arms, neighbour by neighbour. A null result is a result, and the page says how
-large a difference it could have seen.
+Runs are paired: a seed means the same data, in the same order, with the same random numbers in every arm, and what is
+compared is the difference within each seed. Student's t says how likely such a difference is by chance; where a claim
+names several, Holm's correction keeps the risk of taking nothing for something at 5 % per claim, not per difference. A
+null result is a result, and the page says how many seeds would have seen one point.
 
 Finished runs are kept in runs/ablations under a name made of their settings and of the code that made them, and never
 run twice. As many run side by side as there are cores, each on one thread.
@@ -46,7 +46,23 @@ TOLD = {  # how the page calls a metric
     "answerable_giou": "gIoU, percent",
     "giou_true_text": "gIoU on true text, percent",
     "target_miou": "mean IoU with a target, percent",
+    "spread of entropy": "spread of entropy, thousandths of a nat",
 }
+
+SCALE = {"spread of entropy": 1000}  # what the page prints of a metric, times this (others: percent)
+
+HOW_TO_READ = """
+Runs are paired by seed. An interval is Student's, over training seeds on these same requests: other requests would move
+a figure further (one request of 93, which the one-object formats answer, is 1.1 points; of 172 it is 0.6). p is
+two-sided; where a claim names several differences it is corrected for them (Holm), so an interval may leave out 0 where
+p does not: a hint. Arms that are the same run share it: `both`, `ranked`, `2048`, `IoU, count, point` and `rewarded`
+are one set of runs, and so are `tiers` and SAM-R1's `both`; `neither`, `thresholds` and `without`; `16` and
+`transformer`; `aligned, all rewards` and `tuned`: what is said of them is not independent. Which differences a claim
+names was written down after three or four seeds of most studies had been seen, and before the others.
+
+Each study names the commit that ran it. Its weights, and details of its code, are that commit's: check it out to run
+the same again.
+""".strip().split("\n")
 
 # -------------------------------------------------------------------------------------------------------------- one run
 
@@ -200,18 +216,26 @@ def where_negatives_land(model: str, recipe: Recipe) -> dict[str, float]:
 
 @dataclasses.dataclass
 class Difference:
-    """Of two arms, paired by seed: the mean of (first - second), and its 95 % interval."""
+    """Of two arms, paired by seed: the mean of (first - second), its 95 % interval, and how likely so large a one is
+    where there is none (two-sided; corrected where a claim names several)."""
 
     first: str
     second: str
     mean: float
     low: float
     high: float
+    p: float
 
     @property
     def decided(self) -> str:
         """ "first" or "second", whichever is better beyond chance; else "open"."""
-        return "first" if self.low > 0 else "second" if self.high < 0 else "open"
+        return "open" if self.p >= 0.05 else "first" if self.mean > 0 else "second"
+
+
+def interval(d: np.ndarray) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of d."""
+    half = float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+    return float(d.mean()) - half, float(d.mean()) + half
 
 
 def difference(results: dict[str, list[dict]], first: str, second: str) -> Difference | None:
@@ -221,31 +245,64 @@ def difference(results: dict[str, list[dict]], first: str, second: str) -> Diffe
     if len(seeds) < 3:
         return None
     d = np.array([values[0][seed] - values[1][seed] for seed in seeds])
-    half = float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
-    return Difference(first, second, float(d.mean()), float(d.mean()) - half, float(d.mean()) + half)
+    p = float(stats.ttest_1samp(d, 0.0).pvalue) if d.std() > 0 else float(d.mean() == 0)
+    return Difference(first, second, float(d.mean()), *interval(d), p)
 
 
-def gain(runs: list[dict]) -> float:
-    """What training gained, held out, on average."""
-    return float(np.mean([run["after"] - run["before"] for run in runs]))
+def holm(found: list[Difference]) -> list[Difference]:
+    """The same with p corrected for their number (Holm 1979): the smallest times n, the next times n - 1, ..."""
+    corrected = 0.0
+    result = list(found)
+    for rank, i in enumerate(sorted(range(len(found)), key=lambda i: found[i].p)):
+        corrected = max(corrected, min(1.0, found[i].p * (len(found) - rank)))
+        result[i] = dataclasses.replace(found[i], p=corrected)
+    return result
+
+
+def gains(runs: list[dict]) -> np.ndarray:
+    """What training gained, held out, per seed."""
+    return np.array([run["after"] - run["before"] for run in runs])
+
+
+VERDICTS = {
+    "Agrees": "every difference that the claim names is there beyond chance (p < 0.05)",
+    "Agrees in part": "some are, the others are not told apart, none is reversed",
+    "Undecided": "none is told apart, either way",
+    "Disagrees": "one is reversed beyond chance",
+    "Not seen here": "a collapse is claimed, and the arm that should collapse has gained beyond chance",
+    "Nothing named": "the claim is no order of arms: what it describes is shown",
+    "Too few seeds": "fewer than three",
+}
 
 
 def verdict(study: Study, results: dict[str, list[dict]]) -> tuple[str, list[Difference]]:
-    """ "Agrees" if every neighbour in the paper's order is better beyond chance; "Disagrees" if one is worse beyond
-    chance, or if a collapse is claimed and the interval leaves it out; "Agrees in part" if some are better and the
-    others open; "Undecided" if all are open."""
-    pairs = [difference(results, *pair) for pair in zip(study.order, study.order[1:], strict=False)]
-    found = [pair for pair in pairs if pair is not None]
-    if not study.order:
-        return "No order claimed", found
-    if len(found) < len(pairs) or not found:
+    """One of VERDICTS, and the differences that the claim names."""
+    pairs = [difference(results, *pair) for pair in study.pairs]
+    found = holm([pair for pair in pairs if pair is not None])
+    if not study.pairs:
+        return "Nothing named", found
+    if len(found) < len(pairs):
         return "Too few seeds", found
-    decided = [pair.decided for pair in found]
-    if "second" in decided or (study.collapse and found[0].high < gain(results[study.order[0]])):
+    decided = {pair.decided for pair in found}
+    if study.collapse and interval(gains(results[study.pairs[0][1]]))[0] > 0:
+        return "Not seen here", found
+    if "second" in decided:
         return "Disagrees", found
-    if "open" not in decided:
+    if decided == {"first"}:
         return "Agrees", found
     return ("Agrees in part" if "first" in decided else "Undecided"), found
+
+
+def seeds_needed(half: float, seeds: int, effect: float = 1.0) -> int:
+    """How many seeds find a difference of `effect` four times in five, if their spread is that of an interval that
+    reaches `half` to either side with so many seeds (same unit)."""
+    spread = half * seeds**0.5 / stats.t.ppf(0.975, seeds - 1)
+
+    def power(n: int) -> float:
+        edge, shift = stats.t.ppf(0.975, n - 1), effect * n**0.5 / spread
+        return stats.nct.sf(edge, n - 1, shift) + stats.nct.cdf(-edge, n - 1, shift)
+
+    return next(n for n in range(2, 9999) if power(n) >= 0.8)
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
@@ -258,9 +315,10 @@ def plot(name: str, study: Study, results: dict[str, list[dict]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    results = {label: results[label] for label in study.arms if label in results}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), constrained_layout=True, width_ratios=(3, 2))
     styles = ["-", "--", "-.", ":"]
-    scale = 100 if study.metric in TOLD else 1
+    scale = SCALE.get(study.metric, 100)
     for i, (label, runs) in enumerate(results.items()):
         n = min(len(run["curve"]) for run in runs)
         curves = np.array([run["curve"][:n] for run in runs]).mean(0)
@@ -274,7 +332,7 @@ def plot(name: str, study: Study, results: dict[str, list[dict]]) -> None:
     left.set(xlabel="training step", ylabel=f"{what} in training, smoothed")
     left.legend(fontsize=8)
     right.set_xticks(range(len(results)), [label.replace(", ", ",\n") for label in results], fontsize=7)
-    right.set_ylabel(f"{TOLD.get(study.metric, study.metric)}:\na line per seed, black the mean", fontsize=8)
+    right.set_ylabel(f"{TOLD[study.metric]}:\na line per seed, black the mean", fontsize=8)
     figure.savefig(DOCS / "ablations" / f"{name}.png", dpi=90)
     plt.close(figure)
 
@@ -282,34 +340,39 @@ def plot(name: str, study: Study, results: dict[str, list[dict]]) -> None:
 def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -> tuple[str, list[str]]:
     """(verdict, lines) of a study's part of the page. ran: which code ran it."""
     word, pairs = verdict(study, results)
+    results = {label: results[label] for label in study.arms if label in results}  # in the claim's order
     seeds = max(len(runs) for runs in results.values())
-    scale, digits = (100, 1) if study.metric in TOLD else (1, 3)
+    scale = SCALE.get(study.metric, 100)
     lines = [f"## {name}", "", f"{study.place}: {study.claim}", ""]
     command = f"`python -m studies.ablations {name} --seeds {seeds}`"
     lines.append(f"{command}: recipe `{study.recipe}`, {study.steps} steps, {ran}.")
     if starts := sorted({changes["start"] for changes in study.arms.values() if "start" in changes}):
         lines.append(f"Arms that go on from `{'`, `'.join(starts)}` do so after {START_STEPS} steps of it.")
     lines += [""]
-    printed = f" | the paper's ({study.of})" if study.figures else ""
+    printed = "".join(f" | the paper's {column}" for column in study.columns)
     lines += [
-        f"| {TOLD.get(study.metric, study.metric)} | before | after, mean | each seed{printed} |",
-        "|---|---|---|---" + "|---" * bool(printed) + "|",
+        f"| {TOLD[study.metric]} | before | after, mean | each seed{printed} |",
+        "|---" * (4 + len(study.columns)) + "|",
     ]
     for label, runs in results.items():
-        before = "–" if runs[0]["before"] is None else f"{scale * np.mean([run['before'] for run in runs]):.{digits}f}"
+        before = "–" if runs[0]["before"] is None else f"{scale * np.mean([run['before'] for run in runs]):.1f}"
         values = [scale * run["after"] for run in runs]
-        theirs = f" | {study.figures.get(label, '–')}" if study.figures else ""
-        each = ", ".join(f"{value:.{digits}f}" for value in values)
-        lines.append(f"| {label} | {before} | {np.mean(values):.{digits}f} | {each}{theirs} |")
+        theirs = "".join(f" | {value}" for value in study.figures.get(label, ("–",) * len(study.columns)))
+        each = ", ".join(f"{value:.1f}" for value in values)
+        lines.append(f"| {label} | {before} | {np.mean(values):.1f} | {each}{theirs} |")
     lines += [""]
-    first, *rest = results
-    last = study.order[-1] if study.order else first
-    beside = [label for label in (results if study.order else rest) if label not in study.order]
-    for pair in pairs + [found for label in beside if (found := difference(results, last, label))]:
-        words = {"first": "better", "second": "worse", "open": "not told apart"}[pair.decided]
-        mean, low, high = (f"{scale * value:+.{digits}f}" for value in (pair.mean, pair.low, pair.high))
-        aside = " (no part of the claim's order)" if pair not in pairs else ""
-        lines.append(f"- {pair.first} against {pair.second}: {mean}, 95 % interval {low} to {high}: {words}{aside}")
+    last = study.pairs[-1][1] if study.pairs else next(iter(results))
+    named = {label for pair in study.pairs for label in pair} | {last}
+    beside = [difference(results, last, label) for label in results if label not in named]
+    for pair in [*pairs, *filter(None, beside)]:
+        higher = ("more", "less") if study.metric == "spread of entropy" else ("better", "worse")
+        words = {"first": higher[0], "second": higher[1], "open": "not told apart"}[pair.decided]
+        mean, low, high = (f"{scale * value:+.1f}" for value in (pair.mean, pair.low, pair.high))
+        several = f", corrected for {len(pairs)}" if len(pairs) > 1 and pair in pairs else ""
+        aside = "" if pair in pairs else " (no part of the claim)"
+        chance = f"p = {pair.p:.2g}" if pair.p >= 0.001 else "p < 0.001"
+        told = f"{mean}, 95 % interval {low} to {high}, {chance}{several}"
+        lines.append(f"- {pair.first} against {pair.second}: {told}: {words}{aside}")
     same = [
         f"{a} and {b}"
         for i, (a, one) in enumerate(results.items())
@@ -322,15 +385,19 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
     lowest = {label: min(run.get("collapsed", 1.0) for run in runs) for label, runs in results.items()}
     if fell := [f"{share:.0%} ({label})" for label, share in lowest.items() if share < 0.5]:
         told.append(f"In the second half of training a step's completions parsed as seldom as {', '.join(fell)}.")
-    if study.collapse and pairs and pairs[0].high < (gained := gain(results[study.order[0]])):
-        told.append(f"Training gained {scale * gained:.1f} there, and the interval leaves out that all of it is lost.")
+    if study.collapse:
+        label = study.pairs[0][1]
+        low, high = (f"{scale * edge:.1f}" for edge in interval(gains(results[label])))
+        gained = f"{scale * gains(results[label]).mean():.1f}"
+        told.append(f"“{label}” gained {gained} in training, 95 % interval {low} to {high}.")
     if word == "Undecided":
         widest = scale * max(pair.high - pair.low for pair in pairs) / 2
-        told.append(f"The widest interval reaches {widest:.{digits}f} to either side.")
+        told.append(f"The widest interval reaches {widest:.1f} to either side.")
         if scale == 100 and widest > 1:  # what would tell
-            half = lambda n: stats.t.ppf(0.975, n - 1) / n**0.5  # noqa: E731
-            needed = next(n for n in range(seeds, 9999) if widest * half(n) / half(seeds) <= 1)
-            told.append(f"About {needed} seeds would tell a point apart.")
+            needed = (
+                f"About {seeds_needed(widest, seeds)} seeds would find a difference of one point four times in five"
+            )
+            told.append(f"{needed}, if the spread of these is typical.")
     lines += ["", " ".join(told), ""]
     landed = {label: [run["landed"] for run in runs if "landed" in run] for label, runs in results.items()}
     if all(landed.values()) and landed:
@@ -340,8 +407,9 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
             cells = " | ".join(f"{np.mean([one[key] for one in found]):.0%}" for key in keys)
             lines.append(f"| {label} | {cells} |")
         lines += [""]
-        last = {k: [{"seed": r["seed"], "after": r["landed"][keys[-1]]} for r in runs] for k, runs in results.items()}
-        for pair in filter(None, (difference(last, label, first) for label in rest)):
+        first, *rest = results
+        shares = {k: [{"seed": r["seed"], "after": r["landed"][keys[-1]]} for r in runs] for k, runs in results.items()}
+        for pair in filter(None, (difference(shares, label, first) for label in rest)):
             mean, low, high = (f"{100 * value:+.0f}" for value in (pair.mean, pair.low, pair.high))
             lines.append(f"- {keys[-1]}, percent, {pair.first} against {first}: {mean}, 95 % interval {low} to {high}")
         lines += [""]
@@ -365,28 +433,22 @@ def page() -> str:
         group = f"{word} (our own question, not a paper's claim)" if study.ours else word
         verdicts.setdefault(group, []).append(f"[{name}](#{name})" + "\\*" * bool(older))
         sections += lines
-    compared = sum(", 95 % interval " in line for line in sections)
     out = [
         "# The papers' claims, asked of the miniature",
         "",
         "Written by `python -m studies.ablations --page` from the runs' own figures. Tiny networks on drawn shapes:",
         "what agrees here shows that the mechanism works as described, not that its effect has the paper's size; what",
-        "does not agree may need scale. Runs are paired by seed, a difference counts if its 95 % interval leaves",
-        "out 0, and a claim is judged in the paper's whole order of arms: it agrees in part if some neighbours there",
-        "are in the paper's order and the others not told apart. Held-out figures: 200 requests, greedy; gIoU is the",
-        "mean mask IoU over those that the recipe is trained for.",
-        f"Of the {compared} differences on this page about {compared / 20:.0f} would leave out 0 by chance alone: a",
-        "small one that does, from three or four seeds, is a hint.",
-        "Where an earlier edition is named, its commit has the weights that it ran on: the first edition's SAM2 took a",
-        "box at its word and hardly looked at points; in the second edition's first bias boxes were moved further",
-        "([what changed](miniature.md)).",
+        "does not agree may need scale. Held-out figures: 200 requests, greedy; gIoU is the mean mask IoU over those",
+        "that the recipe is trained for. Runs are shorter than those of [results.md](results.md), so the same recipe",
+        "and seed ends elsewhere.",
         "",
         *(f"- {word}: {', '.join(names)}" for word, names in sorted(verdicts.items())),
     ]
     out += ["- \\* on an earlier edition"] if any("*" in name for names in verdicts.values() for name in names) else []
     if missing:
         out.append(f"- Not run: {', '.join(missing)} (`python -m studies.ablations NAME`)")
-    return "\n".join([*out, "", *sections])
+    out += ["", "What the words mean:", "", *(f"- *{word}*: {what}." for word, what in VERDICTS.items())]
+    return "\n".join([*out, "", *HOW_TO_READ, "", *sections])
 
 
 def run(name: str, seeds: list[int], workers: int) -> None:

@@ -3,9 +3,9 @@
 """What the papers claim of their own parts, as studies: where each says it, with which figures, and which runs ask it.
 
 A study names the paper's place and its figures (a test looks them up in the papers' texts), the arms that are run in
-miniature, and the order that the paper gives them, best first. ablations.py runs them and judges the whole order. Where
-a paper's columns order the arms differently, the one in distribution counts: the miniature is asked what it is trained
-on.
+miniature, and the differences that the claim names, better arm first. ablations.py runs the arms and judges these. The
+miniature is asked what it is trained on, so the paper's columns in distribution count: a difference is named where the
+claim's words have it and all such columns bear it out.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Study:
     place: str  # paper, and table or section
     claim: str  # in words
     arms: dict[str, dict]
-    order: tuple[str, ...] = ()  # the paper's own, best first; empty where it claims none
-    figures: dict[str, float] = dataclasses.field(default_factory=dict)  # what the paper prints for an arm
-    of: str = ""  # what these figures are
+    pairs: tuple[tuple[str, str], ...] = ()  # the differences that the claim names: (better, worse); it may name none
+    columns: tuple[str, ...] = ()  # what the paper prints for the arms, a column each, those in distribution first
+    figures: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)  # of an arm, by column
     # of the held-out scores after training, or a column of metrics.jsonl (see ablations.value_of)
     metric: str = "answerable_giou"
     steps: int = 60
     first: bool = False  # a claim that its paper puts first: more seeds
-    collapse: bool = False  # the claim is that the last arm loses all that training gains the first
-    ours: bool = False  # the order is ours: a question that no paper asks
+    collapse: bool = False  # the claim is that the last arm loses what training gains the first
+    ours: bool = False  # the question is ours: no paper asks it
     remark: str = ""
 
 
@@ -82,13 +82,18 @@ STUDIES: dict[str, Study] = {
         "Tiers of the mask IoU (0.5, 0.7, 0.8) beat any single threshold.",
         {
             "tiers": {},
-            "0.8 alone": {"tiers": (0.8,), "tier_rewards": (4.0,)},
             "0.5 alone": {"tiers": (0.5,), "tier_rewards": (4.0,)},
             "0.7 alone": {"tiers": (0.7,), "tier_rewards": (4.0,)},
+            "0.8 alone": {"tiers": (0.8,), "tier_rewards": (4.0,)},
         },
-        order=("tiers", "0.8 alone", "0.5 alone", "0.7 alone"),
-        figures={"tiers": 60.2, "0.8 alone": 58.6, "0.5 alone": 56.5, "0.7 alone": 56.2},
-        of="gIoU, ReasonSeg test (cIoU 54.3, 50.8, 51.9, 51.6: another order)",
+        pairs=(("tiers", "0.5 alone"), ("tiers", "0.7 alone"), ("tiers", "0.8 alone")),
+        columns=("gIoU, RefCOCOg", "ReasonSeg test"),
+        figures={
+            "tiers": (75.4, 60.2),
+            "0.5 alone": (74.7, 56.5),
+            "0.7 alone": (74.9, 56.2),
+            "0.8 alone": (74.6, 58.6),
+        },
         first=True,
     ),
     "objective": Study(
@@ -101,9 +106,19 @@ STUDIES: dict[str, Study] = {
             "token average": {"clip_high": 0.2},
             "GRPO": {"average": "sequence", "clip_high": 0.2},
         },
-        order=("both", "clip-higher", "token average", "GRPO"),
-        figures={"both": 60.2, "clip-higher": 59.1, "token average": 58.0, "GRPO": 57.8},
-        of="gIoU, ReasonSeg test",
+        pairs=(
+            ("clip-higher", "GRPO"),
+            ("token average", "GRPO"),
+            ("both", "clip-higher"),
+            ("both", "token average"),
+        ),
+        columns=("gIoU, RefCOCOg", "ReasonSeg test"),
+        figures={
+            "both": (75.4, 60.2),
+            "clip-higher": (74.9, 59.1),
+            "token average": (74.5, 58.0),
+            "GRPO": (74.1, 57.8),
+        },
         first=True,
     ),
     "kl": Study(
@@ -111,10 +126,11 @@ STUDIES: dict[str, Study] = {
         "SAM-R1 section 4.6, removing the KL constraint",
         "Without the KL term training collapses after about 100 steps.",
         {"with KL": {}, "no KL": {"beta": 0.0}},
-        order=("with KL", "no KL"),
+        pairs=(("with KL", "no KL"),),
         collapse=True,
         steps=220,
-        remark="The miniature's rate falls to 0 over the run, as it does in both arms; the paper names no schedule.",
+        remark="In both arms the rate falls to 0 over the run, which may itself prevent a collapse; the paper names no "
+        "schedule.",
         first=True,
     ),
     "negative-points": Study(
@@ -127,23 +143,24 @@ STUDIES: dict[str, Study] = {
             "+1 for both": {"weights": {}, "reward": "samr1-negative"},
             "+1 for both inside": {"weights": {}, "reward": "samr1-negative-inside"},
         },
-        remark="Where the negative points land is in the table below: the share in their own box, and of these on an object.",
+        remark="The table below says where the points land: how many objects have negative points; of these, how many have "
+        "all their points, positive ones too, in their own box; and of all negative points the share that lies on what "
+        "is asked for. The first half of the claim cannot show here: this policy was taught to put them into its box.",
     ),
     # --- Dr. Seg
     "look-rank": Study(
         "visionreasoner",
         "Dr. Seg Table 4",
-        "Look-to-Confirm and distribution ranking together are more than either alone. In distribution ranking alone helps, "
-        "the tag alone costs a little.",
+        "Look-to-Confirm and distribution ranking together are more than either alone; in distribution, ranking alone helps.",
         {
             "both": {"schema": "drseg", "reward": "drseg", "look": True, "weights": {"look": 1.0}},
-            "look": {"schema": "drseg", "look": True, "weights": {"look": 1.0}},
             "rank": {"reward": "drseg"},
+            "look": {"schema": "drseg", "look": True, "weights": {"look": 1.0}},
             "neither": {},
         },
-        order=("both", "rank", "neither", "look"),
-        figures={"both": 76.8, "rank": 76.6, "neither": 75.3, "look": 75.1},
-        of="gIoU, RefCOCO+ (on ReasonSeg val 67.8, 65.5, 65.5, 66.1)",
+        pairs=(("both", "rank"), ("both", "look"), ("rank", "neither")),
+        columns=("gIoU, RefCOCO+", "ReasonSeg val"),
+        figures={"both": (76.8, 67.8), "rank": (76.6, 65.5), "look": (75.1, 66.1), "neither": (75.3, 65.5)},
         first=True,
     ),
     "raw": Study(
@@ -151,28 +168,28 @@ STUDIES: dict[str, Study] = {
         "Dr. Seg Table 5",
         "The ranked reward beats the raw one.",
         {"ranked": {}, "raw": {"rank": "raw"}},
-        order=("ranked", "raw"),
-        figures={"ranked": 67.8, "raw": 64.4},
-        of="gIoU, ReasonSeg val",
+        pairs=(("ranked", "raw"),),
+        columns=("gIoU, RefCOCO+", "ReasonSeg val"),
+        figures={"ranked": (76.8, 67.8), "raw": (75.0, 64.4)},
     ),
     "continuous": Study(
         "visionreasoner",
         "Dr. Seg Table 1",
         "VisionReasoner with continuous criteria is better where requests are simple (RefCOCO +1.0), worse on ReasonSeg.",
         {"continuous": {"continuous": True}, "thresholds": {}},
-        order=("continuous", "thresholds"),
-        figures={"continuous": 80.0, "thresholds": 79.0},
-        of="gIoU, RefCOCO testA (on ReasonSeg the order is reversed: 64.7, 65.5)",
+        pairs=(("continuous", "thresholds"),),
+        columns=("gIoU, RefCOCO testA", "ReasonSeg"),
+        figures={"continuous": (80.0, 64.7), "thresholds": (79.0, 65.5)},
         remark="The miniature's requests are of the simple kind.",
     ),
     "queue": Study(
         "drseg",
         "Dr. Seg Table 6",
-        "In distribution a longer queue is better; out of distribution 2,048 vectors, 16 steps, are best.",
-        {"2048": {}, "512": {"queue_size": 512}, "8192": {"queue_size": 8192}, "128": {"queue_size": 128}},
-        order=("8192", "2048", "512", "128"),
-        figures={"8192": 77.3, "2048": 76.8, "512": 76.3, "128": 76.0},
-        of="gIoU, RefCOCO+ (on ReasonSeg val 65.2, 67.8, 66.3, 63.3)",
+        "In distribution a longer queue is better (128 and 512 alike); out of distribution 2,048 vectors, 16 steps, are best.",
+        {"8192": {"queue_size": 8192}, "2048": {}, "512": {"queue_size": 512}, "128": {"queue_size": 128}},
+        pairs=(("8192", "2048"), ("2048", "512"), ("2048", "128")),
+        columns=("gIoU, RefCOCO+", "ReasonSeg val"),
+        figures={"8192": (77.3, 65.2), "2048": (76.8, 67.8), "512": (76.3, 66.3), "128": (76.0, 63.3)},
         first=True,
     ),
     "components": Study(
@@ -185,9 +202,14 @@ STUDIES: dict[str, Study] = {
             "IoU": {"components": (0,)},
             "none": {"components": ()},
         },
-        order=("IoU, count, point", "IoU, count", "IoU", "none"),
-        figures={"IoU, count, point": 67.8, "IoU, count": 58.3, "IoU": 57.8, "none": 24.1},
-        of="gIoU, ReasonSeg val (on RefCOCO testA 80.2, 79.8, 72.9, 35.6)",
+        pairs=(("IoU, count, point", "IoU, count"), ("IoU, count", "IoU"), ("IoU", "none")),
+        columns=("gIoU, RefCOCO testA", "ReasonSeg val"),
+        figures={
+            "IoU, count, point": (80.2, 67.8),
+            "IoU, count": (79.8, 58.3),
+            "IoU": (72.9, 57.8),
+            "none": (35.6, 24.1),
+        },
         first=True,
     ),
     "look-format": Study(
@@ -195,9 +217,9 @@ STUDIES: dict[str, Study] = {
         "Dr. Seg Table 9",
         "The tag has to be paid for: with the prompt alone it is not written stably.",
         {"rewarded": {}, "prompt alone": {"look": False, "weights": {"look": None}}},
-        order=("rewarded", "prompt alone"),
-        figures={"rewarded": 67.8, "prompt alone": 65.8},
-        of="gIoU, ReasonSeg val",
+        pairs=(("rewarded", "prompt alone"),),
+        columns=("gIoU, ReasonSeg val",),
+        figures={"rewarded": (67.8,), "prompt alone": (65.8,)},
     ),
     "entropy": Study(
         "visionreasoner",
@@ -207,9 +229,10 @@ STUDIES: dict[str, Study] = {
             "look": {"schema": "drseg", "look": True, "weights": {"look": 1.0}},
             "without": {},
         },
-        order=("look", "without"),
+        pairs=(("look", "without"),),
         metric="spread of entropy",
-        remark="Measured: the standard deviation of entropy from step to step, its trend taken out.",
+        remark="Measured: the standard deviation of entropy from step to step, its trend taken out; only the second half of "
+        "the claim is.",
     ),
     # --- GenSeg-R1
     "points": Study(
@@ -217,11 +240,11 @@ STUDIES: dict[str, Study] = {
         "GenSeg-R1 Table 4",
         "SAM2 prompted with the box and two points beats one point, and the box alone.",
         {"2 points": {"prompts_mode": "2"}, "1 point": {"prompts_mode": "1"}, "box": {"prompts_mode": "box"}},
-        order=("2 points", "1 point", "box"),
-        figures={"2 points": 73.18, "1 point": 72.68, "box": 72.23},
-        of="mIoU, RefCOCOg val (cIoU 70.62, 70.13, 69.29: the same order)",
+        pairs=(("2 points", "1 point"), ("2 points", "box")),
+        columns=("mIoU, RefCOCOg val", "cIoU"),
+        figures={"2 points": (73.18, 70.62), "1 point": (72.68, 70.13), "box": (72.23, 69.29)},
         first=True,
-        remark="One policy's answers are masked three times, so little chance is left.",
+        remark="The same answers are given to SAM2 three times, with two points, one, or none: arms differ by the prompt alone.",
     ),
     "reward-in-loop": Study(
         "genseg-g",
@@ -235,9 +258,9 @@ STUDIES: dict[str, Study] = {
                 "weights": {"mask_iou": None, "negative": None, "no_target": None},
             },
         },
-        order=("SAM2 in the loop", "distances"),
-        figures={"SAM2 in the loop": 76.69, "distances": 75.58},
-        of="target mIoU, gRefCOCO val",
+        pairs=(("SAM2 in the loop", "distances"),),
+        columns=("target mIoU, gRefCOCO val",),
+        figures={"SAM2 in the loop": (76.69,), "distances": (75.58,)},
         metric="target_miou",
         first=True,
         remark="The paper's 75.58 was trained on other data, too (VisionReasoner's, without no-target requests); here the "
@@ -249,7 +272,7 @@ STUDIES: dict[str, Study] = {
         "Two readings of one sentence: one can be gamed. A negative point lies “inside the bounding box”; in the written "
         "box a policy is paid for boxes beside the object, in the true one it is not.",
         {"true box": {}, "both": {"negative_box": "both"}, "written box": {"negative_box": "written"}},
-        order=("true box", "written box"),
+        pairs=(("true box", "written box"),),
         first=True,
         ours=True,
     ),
@@ -258,7 +281,7 @@ STUDIES: dict[str, Study] = {
         "GenSeg-R1 section 3.6",
         "The negative-point part drives boundary refinement.",
         {"rewarded": {}, "not rewarded": {"weights": {"negative": 0.0}}},
-        order=("rewarded", "not rewarded"),
+        pairs=(("rewarded", "not rewarded"),),
     ),
     "two-stages": Study(
         "genseg-g",
@@ -268,7 +291,6 @@ STUDIES: dict[str, Study] = {
             "genseg, then genseg-g": {"start": "genseg"},
             "genseg-g, then again": {"start": "genseg-g"},
         },
-        order=(),
     ),
     # --- LENS
     "lens-queries": Study(
@@ -276,9 +298,9 @@ STUDIES: dict[str, Study] = {
         "LENS Table 3",
         "More context queries are better up to 64.",
         {"64": {"num_queries": 64}, "16": {}, "1": {"num_queries": 1}},
-        order=("64", "16", "1"),
-        figures={"64": 87.9, "16": 87.4, "1": 85.9},
-        of="cIoU, split not named (32: 87.8, 128: 87.2)",
+        pairs=(("64", "16"), ("16", "1")),
+        columns=("cIoU, split not named (32: 87.8, 128: 87.2)",),
+        figures={"64": (87.9,), "16": (87.4,), "1": (85.9,)},
         metric="giou_true_text",
         steps=150,
         first=True,
@@ -288,9 +310,9 @@ STUDIES: dict[str, Study] = {
         "LENS Table 4",
         "A transformer connector is much better than an MLP.",
         {"transformer": {}, "MLP": {"connector": "mlp"}},
-        order=("transformer", "MLP"),
-        figures={"transformer": 87.8, "MLP": 72.8},
-        of="cIoU, split not named",
+        pairs=(("transformer", "MLP"),),
+        columns=("cIoU, split not named",),
+        figures={"transformer": (87.8,), "MLP": (72.8,)},
         metric="giou_true_text",
         steps=150,
         first=True,
@@ -307,13 +329,16 @@ STUDIES: dict[str, Study] = {
             "not aligned, box and format": {"model": "toy/qwen2_5_vl", "weights": {"mask_iou": 0.0}},
             "not aligned, box only": {"model": "toy/qwen2_5_vl", "weights": {"mask_iou": 0.0, "format": 0.0}},
         },
-        order=("aligned, all rewards", "aligned, box and format", "not aligned, box and format"),
+        pairs=(
+            ("aligned, all rewards", "aligned, box and format"),
+            ("aligned, box and format", "not aligned, box and format"),
+        ),
+        columns=("cIoU, RefCOCO testA",),
         figures={
-            "aligned, all rewards": 82.7,
-            "aligned, box and format": 81.9,
-            "not aligned, box and format": 72.3,
+            "aligned, all rewards": (82.7,),
+            "aligned, box and format": (81.9,),
+            "not aligned, box and format": (72.3,),
         },
-        of="cIoU, RefCOCO testA",
         first=True,
     ),
     "lens-decoder": Study(
@@ -322,9 +347,9 @@ STUDIES: dict[str, Study] = {
         "Tuning the mask decoder beats freezing it. The paper's own pair is SAM 1 without context module, alignment or "
         "rewards; here it is asked of the second stage.",
         {"tuned": {"start": "lens-align"}, "frozen": {"start": "lens-align", "tune_decoder": False}},
-        order=("tuned", "frozen"),
-        figures={"tuned": 79.1, "frozen": 78.5},
-        of="cIoU, with SAM 1 and supervised alone",
+        pairs=(("tuned", "frozen"),),
+        columns=("cIoU, with SAM 1 and supervised alone",),
+        figures={"tuned": (79.1,), "frozen": (78.5,)},
         first=True,
     ),
 }

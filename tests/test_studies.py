@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[1]
 def test_every_arm_is_a_recipe_whose_truth_earns_the_maximum(name):
     study = STUDIES[name]
     samples = data.load("toy", None, "val")[:60]
-    assert set(study.order) <= set(study.arms) and set(study.figures) <= set(study.arms)
+    assert {label for pair in study.pairs for label in pair} <= set(study.arms)
+    assert set(study.figures) <= set(study.arms) and {len(f) for f in study.figures.values()} <= {len(study.columns)}
     seen = []
     for changes in study.arms.values():
         recipe = ablations.settings(study, changes)
@@ -61,11 +62,12 @@ def test_claims_stand_where_they_are_said_to(name):
     text = (folder / f"{paper.lower().replace('. ', '-')}.txt").read_text(encoding="utf-8")
     assert PLACES.get(study.place, rest) in text, study.place
     numbers = {f"{float(n) * (100 if float(n) < 1 else 1):.2f}" for n in re.findall(r"\d+\.\d+", text)}
-    for figure in [*study.figures.values(), *map(float, re.findall(r"\d\d\.\d+", study.of + study.claim))]:
+    printed = [figure for figures in study.figures.values() for figure in figures]
+    for figure in [*printed, *map(float, re.findall(r"\d\d\.\d+", "".join(study.columns) + study.claim))]:
         assert f"{figure:.2f}" in numbers, (name, figure)
-    # the order is that of the paper's own figures
-    ordered = [study.figures[label] for label in study.order if label in study.figures]
-    assert ordered == sorted(ordered, reverse=True)
+    for better, worse in study.pairs:  # the paper's own figures bear out what the claim names
+        if better in study.figures and worse in study.figures:
+            assert study.figures[better][0] > study.figures[worse][0], (better, worse)
 
 
 def runs(*values, curve=(0.1, 0.2)):
@@ -78,13 +80,29 @@ def test_a_difference_is_paired_and_its_interval_is_students():
     d = [0.05, 0.02, 0.08, 0.04]
     low, high = stats.t.interval(0.95, 3, loc=np.mean(d), scale=stats.sem(d))
     assert (found.mean, found.low, found.high) == pytest.approx((np.mean(d), low, high))
+    assert found.p == pytest.approx(stats.ttest_rel([0.5, 0.7, 0.6, 0.9], [0.45, 0.68, 0.52, 0.86]).pvalue)
     assert found.decided == "first"  # though the seeds' ranges overlap widely
     assert ablations.difference(results | {"b": runs(0.5, 0.6)}, "a", "b") is None
 
 
-def test_a_verdict_looks_at_the_whole_order():
-    study = dataclasses.replace(STUDIES["tiers"], arms={k: {} for k in "abc"}, order=("a", "b", "c"), figures={})
-    up, level, down = runs(0.9, 0.91, 0.92), runs(0.5, 0.6, 0.7), runs(0.1, 0.11, 0.12)
+def test_several_differences_of_one_claim_are_corrected_as_holm_says():
+    several = [ablations.Difference("a", "b", 1.0, 0.5, 1.5, p) for p in (0.04, 0.01, 0.03, 0.5)]
+    assert [d.p for d in ablations.holm(several)] == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert [d.decided for d in ablations.holm(several)] == ["open", "first", "open", "open"]
+
+
+def test_so_many_seeds_find_a_difference_four_times_in_five():
+    rng = np.random.default_rng(0)
+    half = stats.t.ppf(0.975, 3) * 0.8 / 2  # an interval from four seeds whose differences spread by 0.8
+    n = ablations.seeds_needed(half, 4)
+    found = lambda n: (stats.ttest_1samp(rng.normal(1.0, 0.8, (4000, n)), 0, axis=1).pvalue < 0.05).mean()  # noqa: E731
+    assert found(n - 1) < 0.8 < found(n) + 0.02
+
+
+def test_a_verdict_looks_at_all_that_a_claim_names():
+    pairs = (("a", "b"), ("b", "c"))
+    study = dataclasses.replace(STUDIES["tiers"], arms={k: {} for k in "abc"}, pairs=pairs, figures={}, columns=())
+    up, level, down = runs(0.9, 0.91, 0.92), runs(0.5, 0.53, 0.55), runs(0.1, 0.11, 0.12)
     wild = runs(0.7, 0.5, 0.6)
     word = lambda a, b, c: ablations.verdict(study, {"a": a, "b": b, "c": c})[0]  # noqa: E731
     assert word(up, level, down) == "Agrees"
@@ -92,9 +110,12 @@ def test_a_verdict_looks_at_the_whole_order():
     assert word(up, level, wild) == "Agrees in part"
     assert word(level, wild, runs(0.6, 0.7, 0.5)) == "Undecided"
     assert word(up, level, runs(0.1, 0.2)) == "Too few seeds"
-    assert ablations.verdict(dataclasses.replace(study, order=()), {})[0] == "No order claimed"
-    _, lines = ablations.section("tiers", dataclasses.replace(study, order=()), {"a": up, "b": down}, "commit 1")
+    nothing = dataclasses.replace(study, arms={k: {} for k in "ab"}, pairs=())
+    assert ablations.verdict(nothing, {})[0] == "Nothing named"
+    _, lines = ablations.section("tiers", nothing, {"b": down, "a": up}, "commit 1")
     assert any(line.startswith("- a against b: +80.0, ") for line in lines)  # compared all the same
+    rows = [line for line in lines if line.startswith(("| a ", "| b "))]
+    assert rows[0].startswith("| a ")  # in the claim's order, whatever the file's
 
 
 def test_where_negative_points_land_is_compared_by_seed():
@@ -113,9 +134,9 @@ def test_a_collapse_is_refuted_by_an_interval_that_leaves_it_out():
     kl = STUDIES["kl"]
     kept, fell, scattered = runs(0.5, 0.51, 0.52), runs(0.2, 0.22, 0.21), runs(0.2, 0.7, 0.5)  # all from 0.3
     word = lambda without: ablations.verdict(kl, {"with KL": kept, "no KL": without})[0]  # noqa: E731
-    assert word(fell) == "Agrees" and word(scattered) == "Undecided" and word(runs(0.51, 0.5, 0.51)) == "Disagrees"
+    assert word(fell) == "Agrees" and word(scattered) == "Undecided" and word(runs(0.51, 0.5, 0.51)) == "Not seen here"
     _, lines = ablations.section("kl", kl, {"with KL": kept, "no KL": runs(0.51, 0.5, 0.51)}, "commit 1")
-    assert "Training gained 21.0 there, and the interval leaves out that all of it is lost." in "\n".join(lines)
+    assert "“no KL” gained 20.7 in training, 95 % interval 19.2 to 22.1." in "\n".join(lines)
 
 
 def test_runs_are_named_by_settings_and_code(monkeypatch):
@@ -165,8 +186,8 @@ def test_the_page_says_what_the_runs_say(tmp_path, monkeypatch):
     found = {"commit": "0", "code": "0", "arms": arms}
     (tmp_path / "ablations" / "raw.json").write_text(json.dumps(found), encoding="utf-8")
     page = ablations.page()
-    assert "| ranked | 30.0 | 50.0 | 40.0, 60.0, 50.0 | 67.8 |" in page
-    assert "+10.0, 95 % interval +10.0 to +10.0: better" in page and "- Agrees: [raw](#raw)" in page
+    assert "| ranked | 30.0 | 50.0 | 40.0, 60.0, 50.0 | 76.8 | 67.8 |" in page
+    assert "+10.0, 95 % interval +10.0 to +10.0, p < 0.001: better" in page and "- Agrees: [raw](#raw)" in page
     assert "`python -m studies.ablations NAME`" in page and "tiers" in page.split("Not run")[1].split("\n")[0]
     ablations.plot("raw", STUDIES["raw"], arms)
     assert (tmp_path / "ablations" / "raw.png").stat().st_size > 5000
