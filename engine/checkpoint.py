@@ -178,6 +178,8 @@ def load_recipe(folder: str | Path, override: Recipe | None = None) -> Recipe:
         saved = json.loads(path.read_text(encoding="utf-8"))
         family = saved.pop("family")
         space = saved.pop("space")
+        if "num_samples" in saved:  # its name before 0.2 was whole
+            saved["num_generations"] = saved.pop("num_samples")
         recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
         config = json.loads(model.read_text(encoding="utf-8"))["model_type"] if model.exists() else family
         recipes.check(recipe)

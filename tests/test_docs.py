@@ -62,11 +62,23 @@ def test_the_equations_numbers_are_the_recipes_and_their_braces_close():
             assert one.count(opening) == one.count(closing), one
 
 
+def headings(path):
+    """The anchors that GitHub makes of a page's headings."""
+    lines = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_links_and_files_exist(path):
-    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
-        if not target.startswith("http"):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text):
+        file, _, heading = target.partition("#")
+        if target.startswith("http"):
+            continue
+        there = path.parent / file if file else path
+        assert there.exists(), f"{path.name} links to {target}"
+        if heading:
+            assert heading in headings(there), f"{path.name} links to {target}"
     for file in re.findall(r"`([\w/]+\.(?:py|md|yaml))`", path.read_text()):
         places = [ROOT, path.parent, *(ROOT / wing for wing in WINGS)]
         assert any((place / file).exists() for place in places), f"{path.name} names {file}"
@@ -85,6 +97,7 @@ def test_recipes_and_options_in_the_readme_exist():
                 "tracker",
                 "output_dir",
                 "config_file",
+                "help",
             } | recipes.Recipe.__dataclass_fields__.keys()
             assert option in known, f"the README passes --{option} to train.py"
     asked = {f.name for f in dataclasses.fields(evaluate.Options)}
