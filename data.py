@@ -172,6 +172,11 @@ class Sample:
         """The RGB picture, upright; read from its file at every call. BadData if that cannot be."""
         return self.open()
 
+    def with_picture(self) -> Sample:
+        """The same with its picture in memory, read now: whoever looks at it again does not read it again."""
+        image = self.image
+        return dataclasses.replace(self, open=lambda: image)
+
     @property
     def mask(self) -> np.ndarray | None:
         """(H, W) bool, the union of all objects; all False if nothing fits; None without masks in the data."""

@@ -72,6 +72,10 @@ def to_answer(text: str, recipe: Recipe, frame: tuple[float, float], size: tuple
     return answer if answer.answer_ok or lenient else dataclasses.replace(answer, instances=[])
 
 
+Answerer = models.Policy | Literal["oracle"]  # the oracle writes the truth
+Masker = models.Segmenter | Literal["truth"] | None  # "truth" masks what was hit with its true mask; None: no masks
+
+
 class Prediction(NamedTuple):
     """What was answered to one sample, read and turned into a mask."""
 
@@ -126,7 +130,9 @@ def policy_writes(
     requests = [data.build_prompt(s.query, recipe.schema, space) + more for s in samples]
     prompts = policy.encode([s.image for s in samples], requests)
     tokens = prompts.inputs["attention_mask"].sum(-1).tolist()
-    if max(tokens) > (limit := 8 * recipe.max_prompt):  # a sentence may be a megabyte
+    # Training stops above max_prompt, where its memory was planned for; here longer ones may be asked, but a sentence
+    # may be a megabyte.
+    if max(tokens) > (limit := 8 * recipe.max_prompt):
         worst = samples[int(np.argmax(tokens))].id
         raise data.BadData(f"the prompt of sample {worst} has {max(tokens)} tokens, more than {limit}.")
     rollout = grpo.sample(
@@ -146,8 +152,8 @@ def policy_writes(
 
 @torch.no_grad()
 def predict(
-    policy: models.Policy | Literal["oracle"],
-    segmenter: models.Segmenter | Literal["truth"] | None,
+    policy: Answerer,
+    segmenter: Masker,
     samples: Sequence[data.Sample],
     recipe: Recipe,
     indices: Sequence[int],
@@ -253,8 +259,8 @@ def make_record(index: int, sample: data.Sample, p: Prediction, answerable: bool
 
 
 def answer_samples(
-    policy,
-    segmenter,
+    policy: Answerer,
+    segmenter: Masker,
     samples: Sequence[data.Sample],
     recipe: Recipe,
     *,
@@ -270,9 +276,7 @@ def answer_samples(
         batch: dict[int, data.Sample] = {}
         for i in part:
             try:
-                sample = samples[i]
-                image = sample.image
-                batch[i] = dataclasses.replace(sample, open=lambda image=image: image)
+                batch[i] = samples[i].with_picture()
             except data.BadData as error:
                 if broken is None:
                     raise
@@ -287,7 +291,14 @@ def answer_samples(
 # ------------------------------------------------------------------------------------------------- benchmarks, a photo
 
 
-def evaluate(policy, segmenter, samples: Sequence[data.Sample], recipe: Recipe, bar: str | None = None, **kw) -> dict:
+def evaluate(
+    policy: Answerer,
+    segmenter: Masker,
+    samples: Sequence[data.Sample],
+    recipe: Recipe,
+    bar: str | None = None,
+    **kw,
+) -> dict:
     """segmentation_metrics over answer_samples, with its arguments: train.py's score before and after. bar: the name of
     a progress bar."""
     answers = answer_samples(policy, segmenter, samples, recipe, **kw)
@@ -312,7 +323,16 @@ def report_metrics(records: list[dict], run: dict, options: Options) -> dict:
     return metrics
 
 
-def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: Options, how: dict, state) -> None:
+def benchmark(
+    policy: Answerer,
+    segmenter: Masker,
+    recipe: Recipe,
+    run: dict,
+    out: Path,
+    options: Options,
+    how: dict,
+    state: PartialState,
+) -> None:
     """Answer what is not answered yet, by all processes, each into a file of its own; then merge and print."""
     samples = load_samples(run)
     if options.overlap_with:  # read when all is answered: a slip of the pen should not wait for that
@@ -365,7 +385,9 @@ def benchmark(policy, segmenter, recipe: Recipe, run: dict, out: Path, options: 
         print(f"\n{merged}, metrics.json and run.json written; to look at it: {report}")
 
 
-def photo(policy, segmenter, recipe: Recipe, out: Path, options: Options, how: dict) -> None:
+def photo(
+    policy: models.Policy, segmenter: models.Segmenter, recipe: Recipe, out: Path, options: Options, how: dict
+) -> None:
     """One photo and its requests: what was written, as text, and a new folder `out` (out-2, ... where that is taken).
 
     OUT/index.html, to look at; OUT/answers.jsonl, a record each; OUT/N.mask.png, N.overlay.png of request N. LENS: the

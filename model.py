@@ -422,9 +422,9 @@ class MicroBatch:
     rows: Rows
     at: Tensor  # (M,) index of each token in the rollout's flattened (P, G, T)
     completions: list[tuple[int, int]]  # (p, g) of each of the B completions, in the order of the rows
-    # What the update writes down here (train.py), each (M,):
-    old_logp: Tensor | None = None  # log-probabilities in its first forward, pi_old
-    ref_logp: Tensor | None = None  # ... under the reference
+    # What the update writes down here (train.py), each (M,), once per rollout:
+    old_logp: Tensor | None = None  # log-probabilities in its first forward, pi_old; None until then
+    ref_logp: Tensor | None = None  # ... under the reference, before the update; None without a KL term
 
 
 def pack_rollout(

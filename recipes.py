@@ -415,10 +415,12 @@ ABOUT = {  # a line each, for those who choose one (train.py --help)
 
 
 def miniature(recipe: Recipe) -> Recipe:
-    """The same recipe at laptop size: tiny networks, drawn shapes, fewer steps, shorter completions; a rate, a schedule
-    and a number of prompts and queries for small models; beta at most 0.01.
+    """The same recipe at laptop size: tiny networks, drawn shapes, fewer steps, shorter prompts and completions; a
+    rate, a schedule, a warm-up and a number of prompts and queries for small models; no weight decay; beta at most
+    0.01; float32; coordinates in true texts in steps of 4.
 
-    What makes a paper's recipe what it is (schema, reward, averages, clips, updates) is untouched.
+    What makes a paper's recipe what it is (schema, reward, averages, clips, updates) is untouched, but for one of
+    LENS's rules: the toy has one sentence per object, so none is drawn anew.
     """
     align, joint = recipe.train == "context", recipe.train == "all"
     qwen3 = "Qwen3" in recipe.model

@@ -86,8 +86,7 @@ def draw(run: Run, step: int, places: Sequence[int]) -> list[tuple[int, data.Sam
             if index in run.broken:
                 continue
             try:
-                sample = run.samples[index]
-                image = sample.image
+                sample = run.samples[index].with_picture()
                 recipes.to_target(sample, run.recipe)
             except data.BadData as error:
                 run.broken[index] = str(error)
@@ -98,7 +97,7 @@ def draw(run: Run, step: int, places: Sequence[int]) -> list[tuple[int, data.Sam
                     ) from error
                 tqdm.write(f"left out: {error}")
                 continue
-            drawn.append((index, dataclasses.replace(sample, open=lambda image=image: image)))
+            drawn.append((index, sample))
             break
     return drawn
 
