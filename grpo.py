@@ -5,8 +5,8 @@ takes to compute them fast: log-probabilities in pieces, a group in one row, and
 
 Where it comes from: PPO's clipped surrogate (Schulman 2017) without a value network (GRPO; DeepSeekMath, Shao 2024).
 Each prompt is answered G times, and a completion's advantage, the same for all its tokens, is its reward less its
-group's mean, over its group's deviation. The KL to a frozen reference is a term of the loss, not of the reward. Clip-
-higher and the token average are DAPO's (Yu 2025); SAM-R1 takes both.
+group's mean, over its group's deviation. The KL to a frozen reference is a term of the loss, not of the reward. The
+higher upper clip and the token average are DAPO's (Yu 2025); SAM-R1 takes both.
 
 What it leaves out, on purpose: a trainer object. These are functions of tensors (`sample` takes the model, too);
 docs/copying.md says what to take with each. This is a whole step on a text model of random weights, each completion in
@@ -17,7 +17,7 @@ a row of its own:
     >>> sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     >>> model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**sizes))
     >>> prompts = torch.tensor([[5, 6, 7], [8, 9, 10]])  # P = 2 prompts of S = 3 tokens; shorter ones: padded left
-    >>> inputs = {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}
+    >>> inputs = {"input_ids": prompts}  # where prompts are padded, with an attention_mask
     >>> uniforms = torch.rand(2, 4, 6)  # (P, G, T): all the randomness there is
     >>> rollout = sample(model, inputs, uniforms, num_generations=4, max_new_tokens=6, eos_token_id=1)
     >>> rewards = (rollout.ids % 2 * rollout.mask).sum(-1).float()  # (P, G): here, the odd tokens are what is wanted
@@ -80,9 +80,9 @@ from torch.utils.checkpoint import checkpoint
 def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     """A_i = (r_i - mean(r)) / (std(r) + eps) within each group: rewards (P, G) -> advantages (P, G).
 
-    LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one; dividing by it lets rewards of any
-    scale, and groups easy and hard, push equally hard, nearly unanimous ones too, which Dr. GRPO (Liu 2025) holds
-    against it. A group whose rewards are all equal has nothing to compare and gets exactly 0. That is decided by its
+    LENS Eq. 8-9, SAM-R1 Eq. 1, Dr. Seg Eq. 2 (without eps). std is the unbiased one. Dividing by it makes every
+    group push equally hard, whatever its rewards' scale, even a nearly unanimous one; Dr. GRPO (Liu 2025) objects to
+    that. A group whose rewards are all equal has nothing to compare and gets exactly 0. That is decided by its
     range: the standard deviation of equal floats may come out as 1e-17, and dividing by it and a tiny eps would turn
     rounding into a training signal.
 
@@ -399,7 +399,7 @@ def pick_tokens(
 
 
 def scores(query: Tensor, key: Tensor) -> Tensor:
-    """query (B, H, n, d) x key (B, H, m, d) -> their products (B, H, n, m), float32, whatever comes in.
+    """query (B, H, n, d) x key (B, H, m, d) -> their products (B, H, n, m), float32, from 16 bits or float32.
 
     A product of 16-bit matrices sums in float32 and rounds its result to 16 bits, which an attention's scores do not
     bear: Qwen2.5's keys have large biases, so scores reach tens of thousands, where neighbours in bfloat16 are 64 and

@@ -469,8 +469,8 @@ def masks_from_queries(
 ) -> dict[tuple[int, int], Tensor]:
     """LENS (Eq. 2-4): the mask of every completion from its context queries, (p, g) -> (H, W) bool, at original size.
 
-    policy: a Policy with a context module, bare or as Accelerate wrapped it; embeddings: of the P prompts' pictures.
-    The written box plays no part, so a text that does not parse has a mask too. Without gradient: reward and evaluation
+    policy: a Policy with a context module, wrapped by Accelerate or not; embeddings: of the P prompts' pictures. The
+    written box plays no part, so a text that does not parse has a mask too. Without gradient: reward and evaluation
     look at it; the loss makes its own.
     """
     masks = {}

@@ -207,7 +207,7 @@ VISIONREASONER = Recipe(
 # where it looks, in <look> tags, and a format part (Eq. 8) pays for it: exploration where perception happens. (2)
 # Distribution-Ranked Reward (section 4.3, Eq. 9-12): box IoU, count and point score (Eq. 13-16) are replaced by their
 # percentiles among the last 2,048 answers (rewards.RankQueue), so that parts of different scale and spread weigh the
-# same and an improvement counts for as much late in training as early.
+# same, and accuracy as much beside the format parts late in training as early.
 DRSEG = Recipe(
     name="drseg",
     schema="drseg",
@@ -222,7 +222,6 @@ DRSEG = Recipe(
     weights={"look": 1.0, "think": 1.0, "answer": 1.0, "non_repeat": 1.0, "accuracy": 1.0},
     num_generations=8,
     prompts_per_step=16,
-    average="sequence",  # Eq. 1
     learning_rate=1e-6,
     weight_decay=1e-2,
     beta=1e-2,
@@ -232,6 +231,8 @@ DRSEG = Recipe(
     reward_frame=(840, 840),
     max_prompt=1300,
     max_completion=3000,
+    # decided here
+    average="sequence",  # Eq. 1 leaves 1 / |o_i| out
 )
 
 # SAM-R1. SAM2 sits in the reward: boxes and points are turned into a mask, and its IoU with the truth is paid in tiers
@@ -329,7 +330,7 @@ LENS_ALIGN = Recipe(
     image_size=0,
     reward_frame=(0, 0),
     num_queries=64,
-    weights={"format": 1.0, "box_iou": 1.0, "mask_iou": 1.0},
+    tune_decoder=False,
     prompts_per_step=128,
     schedule="cosine",
     epochs=25,
@@ -342,10 +343,11 @@ LENS_ALIGN = Recipe(
     learning_rate=3e-5,
     warmup_steps=150,
     weight_decay=0.0,
-    # nothing is sampled, and no reward is learned from
+    # nothing is sampled, and no reward is learned from (the weights are for the log)
     num_generations=1,
     beta=0.0,
-    tune_decoder=False,
+    weights={"format": 1.0, "box_iou": 1.0, "mask_iou": 1.0},
+    # how it runs
     rows_per_batch=8,
 )
 LENS = dataclasses.replace(
@@ -355,6 +357,7 @@ LENS = dataclasses.replace(
     start="lens-align",
     train="all",
     # the paper: Table A2
+    weights={"format": 1.0, "box_iou": 1.0, "mask_iou": 1.0},
     num_generations=8,
     average="sequence",  # Eq. 12
     seg_weight=1.0,  # lambda, Eq. 7
@@ -362,10 +365,11 @@ LENS = dataclasses.replace(
     schedule="linear",
     epochs=16,
     # [C]
-    prompts_per_step=64,  # the paper's "batch size 64"
     learning_rate=3e-6,
     warmup_steps=0,
     beta=0.04,
+    # decided here
+    prompts_per_step=64,  # "batch size 64" of Table A2 could be completions, too
     # how it runs
     rows_per_batch=1,
     park=True,
@@ -553,21 +557,20 @@ def check(recipe: Recipe) -> None:
 def remarks(recipe: Recipe) -> list[str]:
     """What is allowed, and will not do what one may think: a sentence each."""
     said = []
-    words = recipe.learns_text
     group = recipe.prompts_per_step * recipe.num_generations
-    if recipe.num_generations == 1 and words:
+    if recipe.num_generations == 1 and recipe.learns_text:
         said.append(
             "--num_generations 1: nothing is learned from rewards, for a completion has no siblings to be better than"
         )
     if recipe.learning_rate == 0:
         said.append("--learning_rate 0: nothing is learned, everything else runs")
-    if words and recipe.weights and not any(recipe.weights.values()):
+    if recipe.learns_text and recipe.weights and not any(recipe.weights.values()):
         said.append("--weights: all are 0, and so is every reward")
     if recipe.eval_every and not recipe.eval_samples:
         said.append(f"--eval_every {recipe.eval_every}: nothing is held out to be scored (--eval_samples)")
-    if recipe.seg_weight == 0 and not words:
+    if recipe.seg_weight == 0 and not recipe.learns_text:
         said.append("--seg_weight 0: LENS's alignment learns from nothing else")
-    if recipe.updates_per_rollout == 1 and recipe.clip_high != recipe.clip_low and words:
+    if recipe.updates_per_rollout == 1 and recipe.clip_high != recipe.clip_low and recipe.learns_text:
         said.append("--clip_low, --clip_high: with --updates_per_rollout 1 the ratio is 1, and no clip acts")
     if recipe.reward in rewards.RANKED and recipe.rank == "queue" and recipe.queue_size < group:
         said.append(f"--queue_size {recipe.queue_size}: less than the {group} answers of one step")
@@ -577,7 +580,7 @@ def remarks(recipe: Recipe) -> list[str]:
         said.append(f"--limit {recipe.limit}: a step of {recipe.prompts_per_step} prompts has samples more than once")
     if 0 < recipe.max_steps * recipe.updates_per_rollout <= recipe.warmup_steps:
         said.append(f"--warmup_steps {recipe.warmup_steps}: the run ends before the learning rate is reached")
-    if recipe.top_p < 1 and words:
+    if recipe.top_p < 1 and recipe.learns_text:
         said.append("--top_p below 1: sampled from fewer words than the update scores, so the two policies differ")
     return said
 

@@ -328,8 +328,8 @@ def _arrays(answer: Answer, target: Target) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def best_box_iou(answer: Answer, target: Target) -> float:
-    """The mean over true boxes of each one's IoU with the written box nearest to it, 0 to 1: what is measured of all
-    recipes, and paid by none. nan for a target without boxes."""
+    """The mean over true boxes of each one's IoU with the written box that overlaps it most, 0 to 1: measured in all
+    recipes, paid by none. nan for a target without boxes."""
     boxes, _, true_boxes, _ = _arrays(answer, target)
     return float(box_ious(boxes, true_boxes).max(0, initial=0.0).mean()) if len(true_boxes) else math.nan
 
@@ -558,9 +558,10 @@ class RankQueue:
     """Dr. Seg's distribution ranking (section 4.3, Eq. 9-12): how a metric vector compares with the last `size` ones.
 
     rank(x) = mean over j of q_j,  q_j = (1/Q) sum_m 1(s_m <= x_j): the fraction of the queue's Q rows that x equals or
-    beats, per component. Why rank at all, where GRPO compares siblings only? A level that a group shares cancels, but
-    its spacing does not. Ranks spread answers where most answers lie: 0.90 against 0.85 can come to differ by as much
-    late in training as 0.6 against 0.3 did early. And IoU, count and point score, whose spreads differ, weigh the same.
+    beats, per component. Why rank at all, where GRPO takes a group's mean away and divides by its spread? A level and a
+    scale that a whole reward has do cancel; what its parts weigh beside each other does not. A part of large variance
+    drowns the others ("high-variance dominance", section 3.3). As ranks, IoU, count and point score spread alike, and
+    the accuracy keeps its weight beside the format parts when answers have become good and much alike.
 
     The queue starts with one step of zeros ("a full step of zeros", section 5.1; 128 = 16 prompts x 8): at first every
     answer ranks 1, a malformed one too, and only the other parts teach; that fades as real vectors come in. These zeros

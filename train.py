@@ -295,9 +295,8 @@ def add_reference(reference: models.Policy, micros: list[models.MicroBatch], tem
     """log pi_ref of every token, in the distribution that was sampled from: at the same temperature, without the banned
     tokens. So the KL is between the two policies as they are sampled."""
     for micro in micros:
-        rows = dataclasses.replace(
-            micro.rows, query_places=None
-        )  # they come after their completions: no token sees them
+        # LENS's queries come after their completions, so no token sees them: the reference does without.
+        rows = dataclasses.replace(micro.rows, query_places=None)
         micro.ref_logp = reference(rows, temperature)[0]
 
 
@@ -429,8 +428,8 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
 
     What a Run holds (engine/run.py): `policy` is what learns, as Accelerate wraps it, and every forward with gradient
     goes through it; `unwrapped` is the same network, which encodes, packs and decodes. Who samples (`writing`) is
-    either that or a whole copy of it in 16 bits, brought up to date first. `reference`: the weights that the run began
-    with. The optimizer is AdamW.
+    either that or a whole copy of it in the compute dtype, brought up to date first. `reference`: the weights that the
+    run began with (with LoRA the policy itself, its adapter switched off). The optimizer is AdamW.
 
     SystemExit if the loss is not finite: no file has changed then, and the step's inputs are in the output folder.
     """
@@ -626,20 +625,21 @@ def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
                 journal.tell(bar, row, shown)
             if tracker:  # TensorBoard or Weights & Biases, beside the files
                 run.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
-            asked = stopping.asked()
+            code = stopping.asked()
             last = step + 1 == run.steps
             scored = due(recipe, step + 1, run.steps)
-            if asked or scored or (step + 1) % recipe.save_every == 0:
+            if code is not None or scored or (step + 1) % recipe.save_every == 0:
                 run.save(step + 1)
                 if main:
                     journal.plot_curves(run.rows, output_dir / "curves.png")
-            if last or (scored and not asked):
+            if last or (scored and code is None):
                 score_saved(run, step + 1)
-            if asked and not last:
+            if code is not None and not last:
                 bar.close()
                 if main:
                     print(f"stopped after step {step + 1} of {run.steps}, and saved. To go on: {journal.go_on()}")
-                raise SystemExit(128 + asked)
+                wait_for_the_slowest()  # the launcher ends the others as soon as one is gone
+                raise SystemExit(code)
     if main:
         final = checkpoint.finish(output_dir, run.steps)
         print(f"checkpoint: {final}")

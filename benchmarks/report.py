@@ -270,10 +270,10 @@ def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, 
 # ----------------------------------------------------------------------------------------------------------- one photo
 
 
-def verdict(record: dict, painted: bool) -> str:
-    """What became of an answer, in a sentence. painted: its mask does not come from the text (LENS)."""
+def verdict(record: dict, from_queries: bool) -> str:
+    """What became of an answer, in a sentence. from_queries: its mask does not come from the text (LENS)."""
     if not record["answer_ok"]:
-        rest = "; the mask is the context queries', whatever the text" if painted else ", so it has no mask"
+        rest = "; the mask is the context queries', whatever the text" if from_queries else ", so it has no mask"
         return f"the answer could not be read: it is not in the recipe's format{rest}"
     found = len(record["boxes"])
     return "nothing fits, says the answer" if record["predicted_none"] else f"{found} object{'s' * (found != 1)} found"

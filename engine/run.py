@@ -191,7 +191,6 @@ class Stopping:
     def __enter__(self) -> Stopping:
         self.signal = 0
         self.before = {}
-        self.file.unlink(missing_ok=True)  # of a run that had ended by itself
         if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handler
             self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -203,14 +202,14 @@ class Stopping:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             print(f"the launcher may not wait for it: next time, touch {self.file}", file=sys.stderr)
 
-    def asked(self) -> int:
-        """The signal that some process has been sent (SIGTERM where it was the file), or 0. All processes call it."""
-        if self.file.exists():
-            self.signal = signal.SIGTERM
-        asked = max(gather_object([self.signal]))
-        if asked:  # everyone has looked
+    def asked(self) -> int | None:
+        """The exit code to end with, where some process has been asked to: 128 + the signal, 0 where it was the file;
+        else None. All processes call it."""
+        own = 128 + self.signal if self.signal else 0 if self.file.exists() else None
+        codes = [code for code in gather_object([own]) if code is not None]
+        if codes:  # everyone has looked
             self.file.unlink(missing_ok=True)
-        return asked
+        return max(codes, default=None)
 
     def __exit__(self, *_) -> None:
         for number, handler in self.before.items():
@@ -228,6 +227,7 @@ def sharding(recipe: Recipe) -> FullyShardedDataParallelPlugin | None:
         return None
     if "ACCELERATE_USE_FSDP" in os.environ:  # by a config file, which says how
         return None
+    os.environ["FSDP_VERSION"] = "2"  # the plugin says in the environment that it is there, and not which it is
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         reshard_after_forward=True,
@@ -291,6 +291,8 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     main = accelerator.is_main_process
     for line in remarks(recipe) if main else ():
         print(f"note: {line}")
+    if main:
+        (output_dir / "stop").unlink(missing_ok=True)  # of a run that had ended by itself (Stopping)
 
     last = checkpoint.to_go_on_from(output_dir, resume)
     if accelerator.device.type == "cuda":

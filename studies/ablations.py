@@ -55,13 +55,11 @@ HOW_TO_READ = """
 Runs are paired by seed. An interval is Student's, over training seeds on these same requests: other requests would move
 a figure further (one request of 93, which the one-object formats answer, is 1.1 points; of 172 it is 0.6). p is
 two-sided; where a claim names several differences it is corrected for them (Holm), so an interval may leave out 0 where
-p does not: a hint. Arms that are the same run share it: `both`, `ranked`, `2048`, `IoU, count, point` and `rewarded`
-are one set of runs, and so are `tiers` and SAM-R1's `both`; `neither`, `thresholds` and `without`; `16` and
-`transformer`; `aligned, all rewards` and `tuned`: what is said of them is not independent. Which differences a claim
-names was written down after three or four seeds of most studies had been seen, and before the others.
+p does not: a hint. Each claim is given a risk of 5 %, so one verdict in twenty may still be chance. Which differences a
+claim names was written down after three or four seeds of most studies had been seen, and before the others.
 
-Each study names the commit that ran it. Its weights, and details of its code, are that commit's: check it out to run
-the same again.
+Each study names the commit that ran it; the code has changed since in names, and in what such runs do not meet:
+`ranked` and `raw`, seed 0, run again on commit e212dc0, came out the same to the last digit (same machine, one thread).
 """.strip().split("\n")
 
 # -------------------------------------------------------------------------------------------------------------- one run
@@ -225,6 +223,7 @@ class Difference:
     low: float
     high: float
     p: float
+    seeds: int
 
     @property
     def decided(self) -> str:
@@ -245,8 +244,9 @@ def difference(results: dict[str, list[dict]], first: str, second: str) -> Diffe
     if len(seeds) < 3:
         return None
     d = np.array([values[0][seed] - values[1][seed] for seed in seeds])
-    p = float(stats.ttest_1samp(d, 0.0).pvalue) if d.std() > 0 else float(d.mean() == 0)
-    return Difference(first, second, float(d.mean()), *interval(d), p)
+    error = d.std(ddof=1) / np.sqrt(len(d))
+    p = float(2 * stats.t.sf(abs(d.mean()) / error, len(d) - 1)) if error > 0 else float(d.mean() == 0)
+    return Difference(first, second, float(d.mean()), *interval(d), p, len(d))
 
 
 def holm(found: list[Difference]) -> list[Difference]:
@@ -293,16 +293,17 @@ def verdict(study: Study, results: dict[str, list[dict]]) -> tuple[str, list[Dif
     return ("Agrees in part" if "first" in decided else "Undecided"), found
 
 
-def seeds_needed(half: float, seeds: int, effect: float = 1.0) -> int:
-    """How many seeds find a difference of `effect` four times in five, if their spread is that of an interval that
-    reaches `half` to either side with so many seeds (same unit)."""
+def seeds_needed(half: float, seeds: int, effect: float = 1.0, named: int = 1) -> int | None:
+    """How many seeds find a difference of `effect`, one of so many that a claim names, four times in five, if their
+    spread is that of an interval that reaches `half` to either side with `seeds` of them (same unit). None: more than
+    a thousand."""
     spread = half * seeds**0.5 / stats.t.ppf(0.975, seeds - 1)
 
     def power(n: int) -> float:
-        edge, shift = stats.t.ppf(0.975, n - 1), effect * n**0.5 / spread
+        edge, shift = stats.t.ppf(1 - 0.025 / named, n - 1), effect * n**0.5 / spread
         return stats.nct.sf(edge, n - 1, shift) + stats.nct.cdf(-edge, n - 1, shift)
 
-    return next(n for n in range(2, 9999) if power(n) >= 0.8)
+    return next((n for n in range(2, 1001) if power(n) >= 0.8), None)
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
@@ -385,19 +386,19 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
     lowest = {label: min(run.get("collapsed", 1.0) for run in runs) for label, runs in results.items()}
     if fell := [f"{share:.0%} ({label})" for label, share in lowest.items() if share < 0.5]:
         told.append(f"In the second half of training a step's completions parsed as seldom as {', '.join(fell)}.")
-    if study.collapse:
+    if study.collapse and word != "Too few seeds":
         label = study.pairs[0][1]
         low, high = (f"{scale * edge:.1f}" for edge in interval(gains(results[label])))
         gained = f"{scale * gains(results[label]).mean():.1f}"
         told.append(f"“{label}” gained {gained} in training, 95 % interval {low} to {high}.")
     if word == "Undecided":
-        widest = scale * max(pair.high - pair.low for pair in pairs) / 2
+        vaguest = max(pairs, key=lambda pair: pair.high - pair.low)
+        widest = scale * (vaguest.high - vaguest.low) / 2
         told.append(f"The widest interval reaches {widest:.1f} to either side.")
-        if scale == 100 and widest > 1:  # what would tell
-            needed = (
-                f"About {seeds_needed(widest, seeds)} seeds would find a difference of one point four times in five"
-            )
-            told.append(f"{needed}, if the spread of these is typical.")
+        if scale == 100:  # what would tell
+            needed = seeds_needed(widest, vaguest.seeds, named=len(pairs))
+            many = f"About {needed}" if needed else "More than a thousand"
+            told.append(f"{many} seeds would find one point four times in five, if the spread of these is typical.")
     lines += ["", " ".join(told), ""]
     landed = {label: [run["landed"] for run in runs if "landed" in run] for label, runs in results.items()}
     if all(landed.values()) and landed:
@@ -416,11 +417,25 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
     return word, [*lines, f"![{name}](ablations/{name}.png)", ""]
 
 
+def shared(found: dict[str, dict[str, list[dict]]]) -> str:
+    """A sentence: which arms of different studies are the same runs (their first seed's curves are equal)."""
+    same: dict[tuple, list[tuple[str, str]]] = {}
+    for name, arms in found.items():
+        for label, runs in arms.items():
+            same.setdefault(tuple(runs[0]["curve"]), []).append((name, label))
+    groups = [group for group in same.values() if len({name for name, _ in group}) > 1]
+    if not groups:
+        return ""
+    listed = "; ".join(", ".join(f"{name}: {label}" for name, label in group) for group in groups)
+    return f"Some arms of different studies are the same runs, so what is said of them is not independent: {listed}."
+
+
 def page() -> str:
     """docs/ablations.md from docs/ablations/*.json."""
     verdicts: dict[str, list[str]] = {}
     sections: list[str] = []
     missing = []
+    ran_all = {}
     for name, study in STUDIES.items():
         path = DOCS / "ablations" / f"{name}.json"
         if not path.exists():
@@ -430,6 +445,7 @@ def page() -> str:
         older = EDITIONS.get(found.get("edition", 1), "")
         ran = f"commit {found['commit']}" + f", {older}" * bool(older)
         word, lines = section(name, study, found["arms"], ran)
+        ran_all[name] = found["arms"]
         group = f"{word} (our own question, not a paper's claim)" if study.ours else word
         verdicts.setdefault(group, []).append(f"[{name}](#{name})" + "\\*" * bool(older))
         sections += lines
@@ -444,11 +460,12 @@ def page() -> str:
         "",
         *(f"- {word}: {', '.join(names)}" for word, names in sorted(verdicts.items())),
     ]
-    out += ["- \\* on an earlier edition"] if any("*" in name for names in verdicts.values() for name in names) else []
+    if any("*" in name for names in verdicts.values() for name in names):
+        out.append("- \\* on an earlier edition, whose weights its commit has ([what changed](miniature.md))")
     if missing:
         out.append(f"- Not run: {', '.join(missing)} (`python -m studies.ablations NAME`)")
     out += ["", "What the words mean:", "", *(f"- *{word}*: {what}." for word, what in VERDICTS.items())]
-    return "\n".join([*out, "", *HOW_TO_READ, "", *sections])
+    return "\n".join([*out, "", *HOW_TO_READ, "", shared(ran_all), "", *sections])
 
 
 def run(name: str, seeds: list[int], workers: int) -> None:

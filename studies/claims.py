@@ -185,7 +185,7 @@ STUDIES: dict[str, Study] = {
     "queue": Study(
         "drseg",
         "Dr. Seg Table 6",
-        "In distribution a longer queue is better (128 and 512 alike); out of distribution 2,048 vectors, 16 steps, are best.",
+        "In distribution a longer queue is better (128 and 512 stand in no order over its three columns); out of distribution 2,048 vectors, 16 steps, are best.",
         {"8192": {"queue_size": 8192}, "2048": {}, "512": {"queue_size": 512}, "128": {"queue_size": 128}},
         pairs=(("8192", "2048"), ("2048", "512"), ("2048", "128")),
         columns=("gIoU, RefCOCO+", "ReasonSeg val"),

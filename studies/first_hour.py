@@ -91,7 +91,7 @@ code("""
 text("""
     ## 2. Eight answers
 
-    The policy is asked once, and answers eight times. `grpo.sample` takes all its randomness as an argument, so the same noise gives the same answers
+    The policy is asked once, and answers eight times. `grpo.sample` takes all its randomness as an argument, so the same numbers gives the same answers
     again. The prompt is computed once for all eight.
 """)
 code("""

@@ -92,7 +92,7 @@ def main() -> None:
         "",
         "## 2. Eight completions (`grpo.sample`), read and judged (`train.judge`)",
         "",
-        "Each is drawn by inverse CDF from its own seeded noise, parsed (`rewards.parse_answer`), taken to original pixels, and turned into a mask by SAM2",
+        "Each is drawn by inverse CDF from seeded random numbers of its own, parsed (`rewards.parse_answer`), taken to original pixels, and turned into a mask by SAM2",
         f"(`model.Segmenter.union`): one picture embedding, one batch of {len(boxes)} objects. `tiered` pays the mask's IoU (SAM-R1 §3.3): above 0.5, 0.7, 0.8 it is 2, 3, 4.",
         "The miniature's SAM2 forgives a loose box, as the real one does; one that is moved by a third of its sides costs much of the mask ([a picture](miniature.md#sam2)).",
         "",

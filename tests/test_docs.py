@@ -64,7 +64,8 @@ def test_the_equations_numbers_are_the_recipes_and_their_braces_close():
 
 def headings(path):
     """The anchors that GitHub makes of a page's headings."""
-    lines = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    lines = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
 
 

@@ -402,7 +402,7 @@ def test_batch_size_does_not_change_answers(tiny, temperature):
         texts.append([(r["index"], r["text"], r["length"], r["mask"]) for r in records])
     assert texts[0] == texts[1]
     assert [t[0] for t in texts[0]] == [4, 0, 9, 7]
-    assert temperature == 0 or len({t[1] for t in texts[0]}) == 4  # each sample has noise of its own
+    assert temperature == 0 or len({t[1] for t in texts[0]}) == 4  # each sample has random numbers of its own
 
 
 def test_lens_masks_packed_as_alone(tiny):

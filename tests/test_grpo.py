@@ -349,12 +349,12 @@ def test_text_models_draw_what_a_slow_twin_draws(kind, segment, large, monkeypat
             _linear_pointwise=torch.ops.mkldnn._linear_pointwise,
         )
         monkeypatch.setattr(torch.ops, "mkldnn", counted)
-    noise = torch.rand(3, 4, 12, generator=torch.Generator().manual_seed(2))
+    uniforms = torch.rand(3, 4, 12, generator=torch.Generator().manual_seed(2))
     ends = [7, 11, 30, 31, 32, 33]
     got = grpo.sample(
         model,
         {"input_ids": PROMPTS, "attention_mask": MASK},
-        noise,
+        uniforms,
         num_generations=4,
         max_new_tokens=12,
         eos_token_id=ends,
@@ -369,7 +369,7 @@ def test_text_models_draw_what_a_slow_twin_draws(kind, segment, large, monkeypat
             row = PROMPTS[p][MASK[p].bool()]
             for t in range(12):
                 logits = model(input_ids=row[None]).logits[:, -1].index_fill(-1, torch.tensor([0]), -torch.inf)
-                token, logp = grpo.pick_tokens(logits, noise[p, g, t : t + 1])
+                token, logp = grpo.pick_tokens(logits, uniforms[p, g, t : t + 1])
                 assert got.ids[p, g, t] == token and got.logp[p, g, t].item() == pytest.approx(logp.item(), abs=1e-4)
                 row = torch.cat([row, token])
                 if int(token) in ends:

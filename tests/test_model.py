@@ -366,9 +366,9 @@ def test_inputs_that_would_sample_nonsense_are_refused_before_the_prefill(policy
     with pytest.raises(ValueError, match="give position_ids"):
         rest = {k: v for k, v in inputs.items() if k != "position_ids"}
         grpo.sample(policy.vlm, rest, UNIFORMS, **options(policy))
-    for noise in (UNIFORMS + 1, UNIFORMS - 1, UNIFORMS * torch.nan):
+    for uniforms in (UNIFORMS + 1, UNIFORMS - 1, UNIFORMS * torch.nan):
         with pytest.raises(ValueError, match="at least 0 and below 1"):
-            grpo.sample(policy.vlm, inputs, noise, **options(policy))
+            grpo.sample(policy.vlm, inputs, uniforms, **options(policy))
     with pytest.raises(ValueError, match=r"uniforms \(2, 3, 10\) must be at least"):
         grpo.sample(policy.vlm, inputs, UNIFORMS[:2], **options(policy))
 
@@ -451,10 +451,10 @@ def test_compiled_layers_draw_and_learn_the_same():
     samples = data.load("toy", None, "train")[:4]
     asked = [data.build_prompt(s.query, "drseg", "pixels") for s in samples]
     prompts = plain.encode([s.image for s in samples], asked)
-    noise = torch.rand(4, 3, 30, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.rand(4, 3, 30, generator=torch.Generator().manual_seed(0))
     how = dict(num_generations=3, max_new_tokens=30, eos_token_id=plain.end_ids, banned_ids=plain.banned_ids)
-    rollout = grpo.sample(plain.vlm, prompts.inputs, noise, **how)
-    same(grpo.sample(compiled.vlm, prompts.inputs, noise, **how), rollout)
+    rollout = grpo.sample(plain.vlm, prompts.inputs, uniforms, **how)
+    same(grpo.sample(compiled.vlm, prompts.inputs, uniforms, **how), rollout)
     for checkpointing in (False, True):
         for longest in (9999, 130):
             gradients = []

@@ -1110,3 +1110,14 @@ def test_misspelt_names_and_impossible_masks_are_said():
         target_of([[0, 0, math.nan, 9]], [[[4, 4]]])
     with pytest.raises(ValueError, match="second corner lies before its first"):
         target_of([[50, 50, 20, 20]], [[[4, 4]]])  # x, y, width, height
+
+
+def test_the_box_iou_that_is_measured_takes_the_best_box_for_each_true_one():
+    boxes = [[0.0, 0, 10, 10], [50.0, 50, 70, 60]]
+    truth = target_of(np.array(boxes), np.zeros((2, 1, 2)))
+    none = np.zeros((0, 4)), np.zeros((0, 1, 2))
+    cases = {1.0: boxes[::-1], 0.5: [boxes[0], boxes[0]], 0.25: [[0.0, 0, 10, 5], [0.0, 0, 10, 2]], 0.0: []}
+    for expected, written in cases.items():
+        answer = answer_of(written, [[[5.0, 2.0]]] * len(written))
+        assert rewards.best_box_iou(answer, truth) == pytest.approx(expected)
+    assert np.isnan(rewards.best_box_iou(answer_of(boxes, [[[5.0, 2.0]]] * 2), target_of(*none)))

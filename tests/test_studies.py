@@ -86,9 +86,16 @@ def test_a_difference_is_paired_and_its_interval_is_students():
 
 
 def test_several_differences_of_one_claim_are_corrected_as_holm_says():
-    several = [ablations.Difference("a", "b", 1.0, 0.5, 1.5, p) for p in (0.04, 0.01, 0.03, 0.5)]
+    several = [ablations.Difference("a", "b", 1.0, 0.5, 1.5, p, 4) for p in (0.04, 0.01, 0.03, 0.5)]
     assert [d.p for d in ablations.holm(several)] == pytest.approx([0.09, 0.04, 0.09, 0.5])
     assert [d.decided for d in ablations.holm(several)] == ["open", "first", "open", "open"]
+    # and a verdict is of the corrected ones: p = 0.03 decides alone, and not as one of three
+    results = {"a": runs(0.6, 0.62, 0.67), **{label: runs(0.5, 0.5, 0.5) for label in "bcd"}}
+    assert 0.02 < ablations.difference(results, "a", "b").p < 0.05
+    study = dataclasses.replace(STUDIES["tiers"], pairs=(("a", "b"),))
+    assert ablations.verdict(study, results)[0] == "Agrees"
+    three = dataclasses.replace(study, pairs=(("a", "b"), ("a", "c"), ("a", "d")))
+    assert ablations.verdict(three, results)[0] == "Undecided"
 
 
 def test_so_many_seeds_find_a_difference_four_times_in_five():
@@ -97,6 +104,14 @@ def test_so_many_seeds_find_a_difference_four_times_in_five():
     n = ablations.seeds_needed(half, 4)
     found = lambda n: (stats.ttest_1samp(rng.normal(1.0, 0.8, (4000, n)), 0, axis=1).pvalue < 0.05).mean()  # noqa: E731
     assert found(n - 1) < 0.8 < found(n) + 0.02
+    assert ablations.seeds_needed(half, 4, named=3) > n and ablations.seeds_needed(60.0, 4) is None
+
+
+def test_arms_of_several_studies_that_are_one_run_are_named():
+    one, other = runs(0.5, 0.6), runs(0.4, 0.3, curve=(0.3, 0.1))
+    found = {"raw": {"ranked": one, "raw": other}, "queue": {"2048": one}, "points": {"1": runs(0.1), "2": runs(0.1)}}
+    assert ablations.shared(found).endswith("not independent: raw: ranked, queue: 2048.")
+    assert ablations.shared({"raw": {"ranked": one}}) == ""
 
 
 def test_a_verdict_looks_at_all_that_a_claim_names():
@@ -136,6 +151,7 @@ def test_a_collapse_is_refuted_by_an_interval_that_leaves_it_out():
     word = lambda without: ablations.verdict(kl, {"with KL": kept, "no KL": without})[0]  # noqa: E731
     assert word(fell) == "Agrees" and word(scattered) == "Undecided" and word(runs(0.51, 0.5, 0.51)) == "Not seen here"
     _, lines = ablations.section("kl", kl, {"with KL": kept, "no KL": runs(0.51, 0.5, 0.51)}, "commit 1")
+    assert ablations.section("kl", kl, {"with KL": kept[:1], "no KL": fell[:1]}, "")[0] == "Too few seeds"
     assert "“no KL” gained 20.7 in training, 95 % interval 19.2 to 22.1." in "\n".join(lines)
 
 

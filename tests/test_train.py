@@ -137,7 +137,7 @@ def test_prompts_sampled_a_few_at_a_time_write_the_same():
     assert torch.equal(few.ids, rollout.ids) and torch.equal(few.mask, rollout.mask)
 
 
-def test_noise_is_of_the_place_not_of_the_sample_or_process():
+def test_random_numbers_are_of_the_place_not_of_the_sample_or_process():
     recipe = replace(recipes.miniature(recipes.DRSEG), num_generations=3)
     whole = train.draw_uniforms(recipe, 5, range(4), 7)
     assert len(whole.flatten(0, 1).unique(dim=0)) == 4 * 3  # a sample that comes twice in a step is answered anew
