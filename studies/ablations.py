@@ -54,9 +54,10 @@ SCALE = {"spread of entropy": 1000}  # what the page prints of a metric, times t
 HOW_TO_READ = """
 Runs are paired by seed. An interval is Student's, over training seeds on these same requests: other requests would move
 a figure further (one request of 93, which the one-object formats answer, is 1.1 points; of 172 it is 0.6). p is
-two-sided; where a claim names several differences it is corrected for them (Holm), so an interval may leave out 0 where
-p does not: a hint. Each claim is given a risk of 5 %, so one verdict in twenty may still be chance. Which differences a
-claim names was written down after three or four seeds of most studies had been seen, and before the others.
+two-sided; where a claim names several differences it is corrected for them (Holm). So an interval may leave out 0 while
+p is above 0.05: take that as a hint. Each claim is given a risk of 5 %, so one verdict in twenty may still be chance.
+Which differences a claim names was written down after three or four seeds of most studies had been seen, and before the
+others.
 
 Each study names the commit that ran it; the code has changed since in names, and in what such runs do not meet:
 `ranked` and `raw`, seed 0, run again on commit e212dc0, came out the same to the last digit (same machine, one thread).
@@ -398,7 +399,7 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
         if scale == 100:  # what would tell
             needed = seeds_needed(widest, vaguest.seeds, named=len(pairs))
             many = f"About {needed}" if needed else "More than a thousand"
-            told.append(f"{many} seeds would find one point four times in five, if the spread of these is typical.")
+            told.append(f"{many} seeds would find a difference of 1.0 with a power of 80 %, if these are typical.")
     lines += ["", " ".join(told), ""]
     landed = {label: [run["landed"] for run in runs if "landed" in run] for label, runs in results.items()}
     if all(landed.values()) and landed:
@@ -417,22 +418,22 @@ def section(name: str, study: Study, results: dict[str, list[dict]], ran: str) -
     return word, [*lines, f"![{name}](ablations/{name}.png)", ""]
 
 
-def shared(found: dict[str, dict[str, list[dict]]]) -> str:
-    """A sentence: which arms of different studies are the same runs (their first seed's curves are equal)."""
+def shared(found: dict[str, dict[str, list[dict]]]) -> list[str]:
+    """A list: which arms of different studies are the same runs (their first seed's curves are equal)."""
     same: dict[tuple, list[tuple[str, str]]] = {}
     for name, arms in found.items():
         for label, runs in arms.items():
             same.setdefault(tuple(runs[0]["curve"]), []).append((name, label))
     groups = [group for group in same.values() if len({name for name, _ in group}) > 1]
-    if not groups:
-        return ""
-    listed = "; ".join(", ".join(f"{name}: {label}" for name, label in group) for group in groups)
-    return f"Some arms of different studies are the same runs, so what is said of them is not independent: {listed}."
+    lines = ["- " + " · ".join(f"{name}: {label}" for name, label in group) for group in groups]
+    said = "Some arms of different studies are the same runs, so what is said of them is not independent:"
+    return [said, "", *lines, ""] if lines else []
 
 
 def page() -> str:
     """docs/ablations.md from docs/ablations/*.json."""
-    verdicts: dict[str, list[str]] = {}
+    table = ["| study | asks | verdict | what the claim names: difference, 95 % interval |", "|---|---|---|---|"]
+    verdicts: list[str] = []
     sections: list[str] = []
     missing = []
     ran_all = {}
@@ -446,8 +447,15 @@ def page() -> str:
         ran = f"commit {found['commit']}" + f", {older}" * bool(older)
         word, lines = section(name, study, found["arms"], ran)
         ran_all[name] = found["arms"]
-        group = f"{word} (our own question, not a paper's claim)" if study.ours else word
-        verdicts.setdefault(group, []).append(f"[{name}](#{name})" + "\\*" * bool(older))
+        scale = SCALE.get(study.metric, 100)
+        named = [
+            f"{d.first} − {d.second}: {scale * d.mean:+.1f}, {scale * d.low:+.1f} to {scale * d.high:+.1f}"
+            for d in verdict(study, found["arms"])[1]
+        ]
+        asks = "our own question" if study.ours else study.place
+        star = "\\*" * bool(older)
+        table.append(f"| [{name}](#{name}){star} | {asks} | {word} | {'; '.join(named) or '–'} |")
+        verdicts.append(word)
         sections += lines
     out = [
         "# The papers' claims, asked of the miniature",
@@ -458,14 +466,17 @@ def page() -> str:
         "that the recipe is trained for. Runs are shorter than those of [results.md](results.md), so the same recipe",
         "and seed ends elsewhere.",
         "",
-        *(f"- {word}: {', '.join(names)}" for word, names in sorted(verdicts.items())),
+        f"Of {len(verdicts)} studies {verdicts.count('Undecided')} are undecided: three to six seeds see only",
+        "differences that are large or very regular.",
+        "",
+        *table,
     ]
-    if any("*" in name for names in verdicts.values() for name in names):
-        out.append("- \\* on an earlier edition, whose weights its commit has ([what changed](miniature.md))")
+    if any("\\*" in line for line in table):
+        out += ["", "\\* on an earlier edition, whose weights its commit has ([what changed](miniature.md))"]
     if missing:
-        out.append(f"- Not run: {', '.join(missing)} (`python -m studies.ablations NAME`)")
+        out += ["", f"Not run: {', '.join(missing)} (`python -m studies.ablations NAME`)."]
     out += ["", "What the words mean:", "", *(f"- *{word}*: {what}." for word, what in VERDICTS.items())]
-    return "\n".join([*out, "", *HOW_TO_READ, "", shared(ran_all), "", *sections])
+    return "\n".join([*out, "", *HOW_TO_READ, "", *shared(ran_all), *sections])
 
 
 def run(name: str, seeds: list[int], workers: int) -> None:

@@ -110,8 +110,8 @@ def test_so_many_seeds_find_a_difference_four_times_in_five():
 def test_arms_of_several_studies_that_are_one_run_are_named():
     one, other = runs(0.5, 0.6), runs(0.4, 0.3, curve=(0.3, 0.1))
     found = {"raw": {"ranked": one, "raw": other}, "queue": {"2048": one}, "points": {"1": runs(0.1), "2": runs(0.1)}}
-    assert ablations.shared(found).endswith("not independent: raw: ranked, queue: 2048.")
-    assert ablations.shared({"raw": {"ranked": one}}) == ""
+    assert ablations.shared(found)[2:] == ["- raw: ranked · queue: 2048", ""]
+    assert ablations.shared({"raw": {"ranked": one}}) == []
 
 
 def test_a_verdict_looks_at_all_that_a_claim_names():
@@ -203,7 +203,10 @@ def test_the_page_says_what_the_runs_say(tmp_path, monkeypatch):
     (tmp_path / "ablations" / "raw.json").write_text(json.dumps(found), encoding="utf-8")
     page = ablations.page()
     assert "| ranked | 30.0 | 50.0 | 40.0, 60.0, 50.0 | 76.8 | 67.8 |" in page
-    assert "+10.0, 95 % interval +10.0 to +10.0, p < 0.001: better" in page and "- Agrees: [raw](#raw)" in page
+    assert (
+        "+10.0, 95 % interval +10.0 to +10.0, p < 0.001: better" in page
+        and "| [raw](#raw)\\* | Dr. Seg Table 5 | Agrees | ranked − raw: +10.0, +10.0 to +10.0 |" in page
+    )
     assert "`python -m studies.ablations NAME`" in page and "tiers" in page.split("Not run")[1].split("\n")[0]
     ablations.plot("raw", STUDIES["raw"], arms)
     assert (tmp_path / "ablations" / "raw.png").stat().st_size > 5000
