@@ -735,8 +735,8 @@ def valid_negatives(answer: Answer, target: Target, negative_box: str = "truth",
     objects written; one without negative points, or without a true partner (match), counts 0.
 
     Valid: "inside the bounding box but outside the ground-truth mask" (section 3.6), in the picture, and no nearer than
-    `clearance` (of the picture's longer side) to the mask's boundary. Which box the paper means decides whether the
-    recipe works (docs/choices.md): the "truth"'s, that of the matched object; the "written" one, which pays a policy
+    `clearance` (of the picture's longer side) to the mask's boundary. Which box the paper means decides what a policy
+    can be paid for (docs/results.md): the "truth"'s, that of the matched object; the "written" one, which pays a policy
     for boxes beside the object; or "both". 0 without a mask.
     """
     if negative_box not in ("truth", "written", "both"):
