@@ -41,7 +41,6 @@ RUNS = Path("runs/ablations")
 DOCS = ROOT / "docs"
 NOT_FIELDS = ("start", "prompts_mode")  # of an arm: what is no field of a recipe
 START_STEPS = 150  # of the stage before, where an arm has one
-EDITIONS = {1: "**the miniature's first edition**", 2: "**the second edition's first bias**"}  # 3: as it is shipped
 TOLD = {  # how the page calls a metric
     "answerable_giou": "gIoU, percent",
     "giou_true_text": "gIoU on true text, percent",
@@ -443,9 +442,7 @@ def page() -> str:
             missing.append(name)
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
-        older = EDITIONS.get(found.get("edition", 1), "")
-        ran = f"commit {found['commit']}" + f", {older}" * bool(older)
-        word, lines = section(name, study, found["arms"], ran)
+        word, lines = section(name, study, found["arms"], f"commit {found['commit']}")
         ran_all[name] = found["arms"]
         scale = SCALE.get(study.metric, 100)
         named = [
@@ -453,8 +450,7 @@ def page() -> str:
             for d in verdict(study, found["arms"])[1]
         ]
         asks = "our own question" if study.ours else study.place
-        star = "\\*" * bool(older)
-        table.append(f"| [{name}](#{name}){star} | {asks} | {word} | {'; '.join(named) or '–'} |")
+        table.append(f"| [{name}](#{name}) | {asks} | {word} | {'; '.join(named) or '–'} |")
         verdicts.append(word)
         sections += lines
     out = [
@@ -471,8 +467,6 @@ def page() -> str:
         "",
         *table,
     ]
-    if any("\\*" in line for line in table):
-        out += ["", "\\* on an earlier edition, whose weights its commit has ([what changed](miniature.md))"]
     if missing:
         out += ["", f"Not run: {', '.join(missing)} (`python -m studies.ablations NAME`)."]
     out += ["", "What the words mean:", "", *(f"- *{word}*: {what}." for word, what in VERDICTS.items())]
@@ -493,7 +487,7 @@ def run(name: str, seeds: list[int], workers: int) -> None:
     ).stdout.strip()
     folder = DOCS / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"commit": commit, "edition": max(EDITIONS) + 1, "code": code_version(), "arms": arms}
+    found = {"commit": commit, "code": code_version(), "arms": arms}
     (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
     plot(name, study, arms)
 
