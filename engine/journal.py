@@ -92,8 +92,9 @@ def tell(bar, row: dict[str, float], shown: Shown) -> None:
 def what_next(final: Path, recipe: Recipe) -> str:
     """The commands that a run's last lines name."""
     asked = ["python", "evaluate.py", "--model", str(final)]
-    ways = [[*asked, "--image", "PHOTO.jpg", "--query", "what to find"]]
-    if recipe.eval_samples or recipe.eval_dataset:  # else nobody said that there is such a split
+    toy = recipe.dataset == "toy"  # who was taught on drawn shapes knows no photographs
+    ways = [] if toy else [[*asked, "--image", "PHOTO.jpg", "--query", "what to find"]]
+    if recipe.eval_samples or recipe.eval_dataset or toy:  # else nobody said that there is such a split
         name, root = recipe.held_out
         where = ["--dataset", name.split(",")[0], *(["--data_root", root] * bool(root)), "--split", recipe.eval_split]
         ways.insert(0, asked + where)

@@ -638,6 +638,8 @@ def test_the_next_commands_can_be_pasted():
         Path("final"), dataclasses.replace(recipe, eval_samples=0)
     )  # is there a val? nobody knows
     assert "--dataset" not in alone and "--image PHOTO.jpg" in alone
+    toy = journal.what_next(Path("final"), dataclasses.replace(recipe, dataset="toy", data_root="", eval_samples=0))
+    assert "--dataset toy --split val" in toy and "PHOTO" not in toy  # who knows drawn shapes knows no photographs
 
 
 def test_several_gpus_shard_by_themselves_where_all_weights_learn(monkeypatch):
