@@ -369,7 +369,7 @@ class Matched:
 
 
 # What counts as near, in the frame that a paper's numbers are for. VisionReasoner [C], so Dr. Seg: pixels of 840.
-# GenSeg: thousandths; 11.9 is the same 10 pixels (our number), 119 Seg-Zero's 100 pixels (its section 3.6).
+# GenSeg: thousandths; 11.9 is the same 10 pixels (our number), 119 (GenSeg section 3.6) Seg-Zero's 100 pixels.
 NEAR_840 = {"max_l1": 10.0, "max_distance": 30.0}
 NEAR_1000 = {"max_l1": 11.9, "max_distance": 119.0}
 

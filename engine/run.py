@@ -291,10 +291,10 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     main = accelerator.is_main_process
     for line in remarks(recipe) if main else ():
         print(f"note: {line}")
-    if main:
-        (output_dir / "stop").unlink(missing_ok=True)  # of a run that had ended by itself (Stopping)
 
     last = checkpoint.to_go_on_from(output_dir, resume)
+    if main:
+        (output_dir / "stop").unlink(missing_ok=True)  # of a run that had ended by itself (Stopping)
     if accelerator.device.type == "cuda":
         room, sharded = torch.cuda.mem_get_info()[1] / memory.GIB, accelerator.distributed_type == "FSDP"
         recipe, said = memory.fit(recipe, models.config_of(recipe.model), accelerator.num_processes, sharded, room)
