@@ -165,15 +165,21 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
         except (ValueError, RecursionError):
             value = None
         _read_objects(value, spec, answer)
-        if not answer.answer_ok:  # what looks like a box is one, for whoever is to be charged for boxes
-            answer.boxes_written = max(answer.boxes_written, len(_FOUR_NUMBERS.findall(found[0])))
+    if not answer.answer_ok:
+        # What looks like a box is one, for whoever is to be charged for boxes: in an answer that was cut off or has no
+        # tags, too. In the reasoning it is none.
+        at = text.find("<answer>")
+        if at < 0:
+            at = thought[1] if thought else len(text) if text.startswith("<think>") else 0
+        answer.boxes_written = max(answer.boxes_written, len(_FOUR_NUMBERS.findall(text, at)))
     if lenient and not answer.answer_ok:
-        if four := _FOUR_NUMBERS.search(found[0] if found else text):
-            answer.instances = [Instance([float(v) for v in four.groups()])]
+        four = _FOUR_NUMBERS.search(found[0] if found else text)
+        if four and (box := _numbers([float(v) for v in four.groups()], 4)):
+            answer.instances = [Instance(box)]
     return answer
 
 
-_NUMBER = r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*"
+_NUMBER = r"\s*(-?\d{1,6}(?:\.\d{1,20})?(?:[eE][+-]?\d)?)\s*"
 _FOUR_NUMBERS = re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]")
 
 

@@ -318,6 +318,14 @@ def test_a_box_in_a_malformed_answer_costs_the_no_target_penalty():
     assert score(said(str([box])[:-2])) == -10  # no JSON at all, but there it stands
     for wrapped in (box, [box, 1], {"objects": [box]}, {"no_target": True} | box, [box["bbox_2d"]]):
         assert score(said(json.dumps(wrapped))) == -10, wrapped  # JSON, and no list of objects
+    # Cut off, without tags, behind a first empty answer, in numbers of another kind: boxes all the same.
+    there = json.dumps([box])
+    assert score(said(there).removesuffix("</answer>")) == score(f"<think>a</think>{there}") == score(there) == -10
+    assert score(f"<think>a</think><answer></answer><answer>{there}</answer>") == -10
+    for numbers in ("[1e2, 100, 300, 300]", "[10.12345678901, 100, 300, 300]"):
+        assert score(said('[{"bbox_2d": ' + numbers)) == -10, numbers
+    for thought in (f"<think>At {there}?", f"<think>At {there}?</think>", f"<think>{there}</think><answer>no</answer>"):
+        assert score(thought) == 0, thought  # what is only considered is not charged
     assert score(said("what?")) == 0 and score(NOTHING) == 10
     worst = parse_answer(f"A. A. A. <answer>{json.dumps([box])}</answer>", "genseg-g")  # nothing else is paid either
     assert sum(rewards.genseg_g_reward(worst, nothing, 0.0).values()) == -10
