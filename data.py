@@ -106,11 +106,10 @@ class reading:
 
 
 def encode_rle(mask: np.ndarray) -> dict:
-    """(H, W) bool to COCO's compressed run-length encoding, a few hundred bytes for most masks.
-
-    (Its counts are bytes; JSON takes them as counts.decode("ascii").)
-    """
-    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    """(H, W) bool to COCO's compressed run-length encoding, a few hundred characters for most masks: {"size": [H, W],
+    "counts": ...}, as JSON takes it."""
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return code | {"counts": code["counts"].decode("ascii")}
 
 
 def decode_rle(rle: dict) -> np.ndarray:
@@ -160,7 +159,8 @@ class Sample:
     height: int
     open: Callable[[], Image.Image]  # returns the RGB picture
     object_masks: list[dict] = dataclasses.field(default_factory=list)
-    ignore_mask: dict | None = None
+    ignore_mask: dict | None = None  # pixels that no metric counts: crowds, what ReasonSeg leaves open
+    crowds: list[list[float]] = dataclasses.field(default_factory=list)  # COCO's: boxes (K, 4) that no metric counts
     no_target: bool = False
     count: int | None = None  # counting sets: how many there are
     sentences: tuple[str, ...] = ()  # with one_expression: all sentences of the reference, of which query is one
@@ -444,7 +444,7 @@ def load(
         file, function = LOADERS[name].rsplit(".", 1)
         reader = getattr(importlib.import_module(file), function)
         on_hub = function == "tables" and re.fullmatch(r"[\w.-]+/[\w.-]+", str(root))
-        if name != "toy" and (root is None or not (Path(root).exists() or on_hub)):
+        if name != "toy" and (not root or not (Path(root).exists() or on_hub)):
             raise BadData(f"{name}: folder not found: {root}. --data_root is where {name} lies.")
         collects = gc.isenabled()
         gc.disable()  # what is read is many small lists and no circles: looking for some takes a fifth of the time

@@ -46,13 +46,13 @@ import grpo
 import model as models
 import rewards
 from benchmarks import pictures
-from benchmarks.metrics import all_metrics, iou_of, segmentation_metrics
+from benchmarks.metrics import all_metrics, box_miou, iou_of, segmentation_metrics
 from benchmarks.overlap import overlap, seen
 from benchmarks.published import show
-from benchmarks.records import choose, claim, ignored_box, load_samples, merge_records, read_records, read_run
+from benchmarks.records import choose, claim, load_samples, merge_records, read_records, read_run
 from benchmarks.report import photo_page, verdict
 from engine.check import readable
-from engine.checkpoint import fingerprint, load_recipe, newest
+from engine.checkpoint import load_recipe, newest, weights_digest
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer, true_mask
 from engine.waiting import AN_HOUR, patient, wait_for_the_slowest
@@ -195,8 +195,8 @@ def predict(
         embeddings = segmenter.embed([s.image for s in samples], recipe.pictures_at_once)
         each = range(len(samples))
         if policy != "oracle" and policy.context is not None:
-            rows = {"max_row_tokens": recipe.max_row_tokens, "rows_per_batch": recipe.rows_per_batch}
-            micros = models.pack_rollout(policy, written.prompts, written.rollout, **rows)
+            rows = recipe.max_row_tokens, recipe.rows_per_batch
+            micros = models.pack_rollout(policy, written.prompts, written.rollout, *rows)
             query_masks = models.masks_from_queries(policy, micros, embeddings)
             found = [query_masks[p, 0] for p in each]
         else:
@@ -215,21 +215,17 @@ def make_record(index: int, sample: data.Sample, p: Prediction, answerable: bool
 
     answerable: is the recipe trained for such a sample (recipes.unanswerable)?
     """
-
-    def rle(mask: np.ndarray) -> dict:
-        return (code := data.encode_rle(mask)) | {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
-
     a = p.answer
     truth = sample.mask
     ignore = sample.ignore
     # Whole pixels: sums of integers come out the same in any order, and a metric can be redone from the file.
     pixels = dict.fromkeys(("mask", "truth_mask", "intersection", "union", "area", "iou"))
     if p.mask is not None:
-        pixels["mask"] = rle(p.mask)
+        pixels["mask"] = data.encode_rle(p.mask)
     if p.mask is not None and truth is not None:
         counted = np.ones_like(truth) if ignore is None else ~ignore
         both, either, area = (int((m & counted).sum()) for m in (p.mask & truth, p.mask | truth, p.mask))
-        pixels |= {"truth_mask": rle(truth), "intersection": both, "union": either, "area": area}
+        pixels |= {"truth_mask": data.encode_rle(truth), "intersection": both, "union": either, "area": area}
         pixels["iou"] = iou_of(both, either, a.no_target)
     return {
         "index": index,
@@ -243,7 +239,8 @@ def make_record(index: int, sample: data.Sample, p: Prediction, answerable: bool
         "answerable": answerable,
         "is_sentence": sample.is_sentence,
         "truth_boxes": sample.boxes.tolist(),
-        "ignore_box": ignored_box(sample),
+        "crowds": sample.crowds,
+        "ignore_mask": None if ignore is None else data.encode_rle(ignore),
         "text": p.text,
         "thought": a.thought,
         "looks": a.looks,
@@ -299,11 +296,12 @@ def evaluate(
     bar: str | None = None,
     **kw,
 ) -> dict:
-    """segmentation_metrics over answer_samples, with its arguments: train.py's score before and after. bar: the name of
-    a progress bar."""
+    """segmentation_metrics and box_miou over answer_samples, with its arguments: train.py's score before and after.
+    bar: the name of a progress bar."""
     answers = answer_samples(policy, segmenter, samples, recipe, **kw)
     chosen = samples if kw.get("indices") is None else kw["indices"]
-    return segmentation_metrics(list(tqdm(answers, bar, len(chosen), disable=bar is None)))
+    records = list(tqdm(answers, bar, len(chosen), disable=bar is None))
+    return segmentation_metrics(records) | {"box_miou": box_miou(records)}
 
 
 def report_metrics(records: list[dict], run: dict, options: Options) -> dict:
@@ -312,14 +310,14 @@ def report_metrics(records: list[dict], run: dict, options: Options) -> dict:
     print(show(metrics, run))
     # RefCOCO's sets share COCO's pictures: a picture of the test may have been trained on, under another sentence.
     if options.overlap_with:
-        there, queries = seen(data.load(options.overlap_with, run["data_root"] or None, options.overlap_split))
+        there, queries = seen(data.load(options.overlap_with, run["data_root"], options.overlap_split))
         metrics["shared"] = overlap([(r["image_id"], r["query"]) for r in records], there, queries)
         counted = "".join(f"\n  {name.replace('_', ' '):34}{value:>8}" for name, value in metrics["shared"].items())
         print(f"\nshared with {options.overlap_with} {options.overlap_split}{counted}")
         for name, inside in (("overlap", True), ("clean", False)):
             metrics[name] = all_metrics([r for r in records if (r["image_id"] in there) == inside], run["dataset"])
             print(f"\n{name}: pictures {'' if inside else 'not '}in {options.overlap_with} {options.overlap_split}")
-            print(show(metrics[name], run | {"split": "", "data_root": ""}))
+            print(show(metrics[name], run | {"split": "", "data_root": "", "not_scored": 0}))
     return metrics
 
 
@@ -336,7 +334,7 @@ def benchmark(
     """Answer what is not answered yet, by all processes, each into a file of its own; then merge and print."""
     samples = load_samples(run)
     if options.overlap_with:  # read when all is answered: a slip of the pen should not wait for that
-        data.load(options.overlap_with, run["data_root"] or None, options.overlap_split)
+        data.load(options.overlap_with, run["data_root"], options.overlap_split)
     chosen = choose(samples, options.make_up, options.limit, options.seed)
     chosen, bad = readable(samples, chosen)
     if state.is_main_process and (bad or samples.skipped):
@@ -377,8 +375,12 @@ def benchmark(
         if len(answered) < len(asked):
             there = f"{out} has {len(answered)} of {len(asked)} answers: another run has written there meanwhile."
             raise data.BadData(f"{there} Start this one again, alone: it goes on from what is there.")
+        why = [*bad, *samples.skipped]
+        if why:  # the table says so now, and when it is printed again
+            run = run | {"not_scored": len(why)}
+            write_atomically(out / "run.json", json.dumps(run, indent=1))
         metrics = report_metrics(answered, run, options)
-        if why := [*bad, *samples.skipped]:
+        if why:
             metrics["not_scored"] = {"wrong": len(bad), "skipped": len(samples.skipped), "why": why[:100]}
         write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
         report = shlex.join(["python", "-m", "benchmarks.report", str(out)])
@@ -499,7 +501,7 @@ def load_networks(options: Options, recipe: Recipe, masks: str, device: torch.de
     if options.model != "oracle":
         policy = models.load_policy(
             options.model,
-            image_size=recipe.image_size or None,
+            image_size=recipe.image_size,
             max_pixels=recipe.max_pixels,
             device=device,
             dtype=torch.float32 if device.type == "cpu" else getattr(torch, recipe.dtype),
@@ -520,7 +522,7 @@ def provenance(policy, recipe: Recipe, dataset: str, masks: str, options: Option
         "dataset": dataset,
         "segmenter": masks,
         **{field: getattr(options, field) for field in asked},
-        "weights": fingerprint(options.model),
+        "weights": weights_digest(options.model),
         "image_size": recipe.image_size,
         "max_pixels": recipe.max_pixels,
         "prompt_hash": None if policy == "oracle" else data.prompt_hash(recipe.schema, data.FAMILIES[policy.family]),

@@ -428,7 +428,7 @@ class MicroBatch:
 
 
 def pack_rollout(
-    policy: Policy, prompts: Prompts, rollout: grpo.Rollout, *, max_row_tokens: int, rows_per_batch: int
+    policy: Policy, prompts: Prompts, rollout: grpo.Rollout, max_row_tokens: int, rows_per_batch: int
 ) -> list[MicroBatch]:
     """Cut a rollout (P, G, T) into micro-batches of packed rows. That changes no gradient: the weights of its tokens
     are the whole step's (grpo.token_weights).
@@ -648,7 +648,8 @@ def add_lora(vlm, rank: int = 0, folder: str | Path | None = None) -> None:
     try:
         from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     except ModuleNotFoundError as error:
-        raise CannotLoad("policy", str(folder or ""), "a LoRA needs one more package: pip install peft") from error
+        name = str(folder or vlm.name_or_path)
+        raise CannotLoad("policy", name, "a LoRA needs one more package: pip install peft") from error
     # The language model's alone: the vision towers of the families call their layers by different names.
     names = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
     if folder:
@@ -709,7 +710,6 @@ class Segmenter(nn.Module):
         self.mask_decoder = mask_decoder
         self.no_mem_embed = nn.Parameter(no_mem_embed)
         self.image_size = image_size
-        self.half: bool | None = None  # the image encoder in bfloat16 where that is safe (autocast); None: on a GPU
         self.name = ""  # where it was loaded from
 
     @classmethod
@@ -724,8 +724,8 @@ class Segmenter(nn.Module):
 
     @property
     def in_16_bits(self) -> bool:
-        """Does the image encoder, which is nearly all of SAM2's cost, compute in bfloat16?"""
-        return self.device.type == "cuda" if self.half is None else self.half
+        """Does the image encoder, which is nearly all of SAM2's cost, compute in bfloat16 where that is safe?"""
+        return self.device.type == "cuda"
 
     def embed(self, images: Sequence[Image.Image], chunk: int = 16) -> Embeddings:
         """I RGB pictures of any sizes -> Embeddings. The image encoder sees each once (`chunk` at a time); everything
@@ -781,23 +781,10 @@ class Segmenter(nn.Module):
         points: np.ndarray,  # (N, k, 2) ORIGINAL pixels
         labels: np.ndarray,  # (N, k) 1: on the object, 0: beside it
         chunk: int = 64,  # objects in the mask decoder at a time: each holds its own copy of the picture's features
-    ) -> list[Tensor]:
-        """N objects, boxes (N, 4) and points (N, k, 2) in ORIGINAL pixels -> N masks (H, W) bool at their pictures'
-        original sizes: of three proposals, the best by SAM2's own prediction of its IoU."""
-        return list(self.each_mask(embeddings, index, boxes, points, labels, chunk))
-
-    @torch.no_grad()
-    def each_mask(
-        self,
-        embeddings: Embeddings,
-        index: Sequence[int],
-        boxes: np.ndarray,
-        points: np.ndarray,
-        labels: np.ndarray,
-        chunk: int = 64,
     ) -> Iterator[Tensor]:
-        """segment's masks, one after the other: who joins them (union) need not hold them all, of 12 megapixels each
-        maybe."""
+        """N objects, boxes (N, 4) and points (N, k, 2) in ORIGINAL pixels -> N masks (H, W) bool at their pictures'
+        original sizes: of three proposals, the best by SAM2's own prediction of its IoU. One after the other: who joins
+        them (union) need not hold them all, of 12 megapixels each maybe."""
         if not len(index):
             return
         # SAM2 squares every picture, so a fraction of the side is all that it needs to know of a coordinate.
@@ -836,7 +823,7 @@ class Segmenter(nn.Module):
             points = np.array([[*o.points, *o.negative_points] for _, o in group], dtype=np.float64)
             labels = np.tile(np.int32([1] * positive + [0] * negative), (len(group), 1))
             points = points.reshape(*labels.shape, 2)  # also where there are none: (n, 0, 2)
-            found = self.each_mask(embeddings, [index[b] for b, _ in group], boxes, points, labels)
+            found = self.segment(embeddings, [index[b] for b, _ in group], boxes, points, labels)
             for (b, _), mask in zip(group, found, strict=True):
                 masks[b] |= mask
         return masks
@@ -965,13 +952,6 @@ def load_segmenter(name: str, device: str | torch.device = "cpu") -> Segmenter:
 # ------------------------------------------------------------------------------------------------- LENS: context module
 
 
-class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), the activation of Qwen2-VL's vision blocks."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
 class ContextModule(nn.Module):
     """LENS section 3: K learned queries read the finished sequence; a connector makes SAM2's prompt tokens of them.
 
@@ -1005,8 +985,10 @@ class ContextModule(nn.Module):
         self.config = dict(d=d, c=c, num_queries=num_queries, connector=connector, collapse=collapse, layers=layers)
         self.queries = nn.Parameter(torch.randn(num_queries, d) * 0.02)
         if connector == "transformer":
+            from transformers.activations import QuickGELUActivation
+
             self.positions = nn.Parameter(torch.randn(num_queries, d) * 0.02)
-            how = dict(activation=QuickGELU(), layer_norm_eps=1e-6, batch_first=True, norm_first=True)
+            how = dict(activation=QuickGELUActivation(), layer_norm_eps=1e-6, batch_first=True, norm_first=True)
             blocks = [nn.TransformerEncoderLayer(d, 16, 4 * d, dropout=0.0, **how) for _ in range(layers)]
             self.blocks = nn.Sequential(*blocks)
         elif connector == "mlp":

@@ -149,6 +149,10 @@ class Recipe:
         """Is there a KL term?"""
         return self.beta > 0 and self.learns_text
 
+    def needs_replica(self, sharded: bool) -> bool:
+        """Does a copy of the policy write? One that is whole and in the compute dtype writes itself."""
+        return self.learns_text and not self.lora_rank and (sharded or self.dtype != "float32")
+
 
 # Each paper with its numbers, in groups by who says so: the paper, its released code [C], or neither (decided here;
 # docs/choices.md). What a recipe does not name it shares with all (the defaults above), or does not use.

@@ -41,6 +41,7 @@ import tyro
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 import data
@@ -196,24 +197,10 @@ def oracle_rollout(policy: models.Policy, batch: Batch, recipe: Recipe) -> grpo.
     texts = []
     for sample, size in zip(batch.samples, batch.prompts.resized, strict=True):
         texts.append(oracle_answer(sample, recipe.schema, data.model_frame(policy.family, size), recipe.text_step))
-    tokens = [policy.tokens(text) for text in texts]
-    ids = torch.zeros(len(tokens), 1, max(map(len, tokens)), dtype=torch.long, device=policy.device)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for p, row in enumerate(tokens):
-        ids[p, 0, : len(row)] = torch.tensor(row)
-        mask[p, 0, : len(row)] = True
+    tokens = [torch.tensor(policy.tokens(text), device=policy.device) for text in texts]
+    ids = pad_sequence(tokens, batch_first=True)[:, None]  # (P, 1, T)
+    mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in tokens], batch_first=True)[:, None]
     return grpo.Rollout(ids, mask, torch.zeros(ids.shape, device=policy.device))
-
-
-def cut_rollout(recipe: Recipe, policy: models.Policy, batch: Batch, rollout: grpo.Rollout) -> list[models.MicroBatch]:
-    """The rollout in packed rows, some at a time (model.pack_rollout)."""
-    return models.pack_rollout(
-        policy,
-        batch.prompts,
-        rollout,
-        max_row_tokens=recipe.max_row_tokens,
-        rows_per_batch=recipe.rows_per_batch,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- judge
@@ -463,7 +450,7 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
     G = rollout.ids.shape[1]
     flat = run.unwrapped.decode(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1))
     texts = [flat[p * G : (p + 1) * G] for p in range(P)]
-    micros = cut_rollout(recipe, run.unwrapped, batch, rollout)
+    micros = models.pack_rollout(run.unwrapped, batch.prompts, rollout, recipe.max_row_tokens, recipe.rows_per_batch)
     query_masks = None
     if recipe.num_queries and recipe.learns_text:  # in alignment no text is paid for its mask: the loss has it
         query_masks = models.masks_from_queries(run.policy, micros, batch.embeddings)
@@ -507,13 +494,14 @@ def training_step(run: Run, step: int) -> tuple[dict[str, float], journal.Shown]
 
 def aligned_giou(run: Run, samples: data.Samples, indices: list[int]) -> float:
     """What LENS's alignment learns, held out: the mean mask IoU on ground-truth completions."""
+    recipe, policy = run.recipe, run.unwrapped
     ious: list[float] = []
-    for i in tqdm(range(0, len(indices), run.recipe.prompts_per_step), desc="held out, true text"):
-        here = indices[i : i + run.recipe.prompts_per_step]
-        batch = load_batch(run.recipe, run.unwrapped, run.segmenter, samples, here)
-        micros = cut_rollout(run.recipe, run.unwrapped, batch, oracle_rollout(run.unwrapped, batch, run.recipe))
-        masks = models.masks_from_queries(run.unwrapped, micros, batch.embeddings)
-        truths = [torch.as_tensor(target.mask, device=run.unwrapped.device) for target in batch.targets]
+    for i in tqdm(range(0, len(indices), recipe.prompts_per_step), desc="held out, true text"):
+        batch = load_batch(recipe, policy, run.segmenter, samples, indices[i : i + recipe.prompts_per_step])
+        rollout = oracle_rollout(policy, batch, recipe)
+        micros = models.pack_rollout(policy, batch.prompts, rollout, recipe.max_row_tokens, recipe.rows_per_batch)
+        masks = models.masks_from_queries(policy, micros, batch.embeddings)
+        truths = [torch.as_tensor(target.mask, device=policy.device) for target in batch.targets]
         ious += [models.mask_iou(masks[p, 0], truth) for p, truth in enumerate(truths)]
     return float(np.mean(ious))
 
@@ -523,7 +511,7 @@ def held_out_metrics(run: Run, policy: models.Policy, when: str) -> dict:
     Before training it is said which of them cannot be scored, or are on pictures that are trained on."""
     recipe = run.recipe
     name, root = recipe.held_out
-    held = data.load(name, root or None, recipe.eval_split)
+    held = data.load(name, root, recipe.eval_split)
     chosen, bad = readable(held, choose(held, (0, 0), recipe.eval_samples, recipe.seed))
     if when == "before":
         if bad or held.skipped:
@@ -579,13 +567,16 @@ def told(heldout: dict) -> str:
     if not heldout:
         return "nothing held out was scored (eval_samples is 0)"
     last = list(heldout.values())[-1]
-    if not last["mask_n"]:
-        return f"held out: {data.plural(last['n'], 'request')}, and no mask that a gIoU could be told from"
     counted = {
         "giou": f"held-out gIoU, percent, over {with_mask(last)}",
         "answerable_giou": f"  over the {last['answerable_n']} that the recipe is trained for",
         "giou_true_text": "  over these, on ground-truth completions",
     }
+    if not last["mask_n"]:
+        none = f"held out: {data.plural(last['n'], 'request')}, and no mask that a gIoU could be told from"
+        if last.get("box_miou") is None:
+            return none
+        counted = {"box_miou": f"{none}; the boxes' IoU, percent"}
     lines = []
     for name, what in counted.items():
         values = [f"{as_text(name, scores[name])} {when}" for when, scores in heldout.items() if name in scores]
@@ -594,9 +585,14 @@ def told(heldout: dict) -> str:
 
 
 def best_of(heldout: dict) -> str:
-    """When the held-out gIoU was highest after training began (LENS's alignment: on true text); ties: the earliest."""
-    after = {when: s.get("giou_true_text", s["giou"]) for when, s in heldout.items() if when != "before"}
-    return max(after, key=lambda when: after[when] or 0.0, default="")  # without a true mask there is none
+    """When the held-out gIoU was highest after training began (LENS's alignment: on true text; without true masks: the
+    boxes' IoU); ties: the earliest."""
+
+    def height(when: str) -> float:
+        scores = heldout[when]
+        return scores.get("giou_true_text", scores["giou"] if scores["mask_n"] else scores.get("box_miou")) or 0.0
+
+    return max((when for when in heldout if when != "before"), key=height, default="")
 
 
 def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:

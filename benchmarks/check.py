@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import data
 from benchmarks import pictures
-from engine.check import CLOSELY, deep, examine, remarks, trait
+from engine.check import CLOSELY, deep, examine, oddities, trait
 from engine.files import console
 from recipes import RECIPES, check_ranges
 
@@ -31,13 +31,9 @@ MARKS = (
 )
 
 
-def contact_sheet(samples: Sequence[data.Sample], cell: int = 320, first: Sequence[tuple[data.Sample, str]] = ()):
-    """Up to twelve samples, four to a row, with id and request under each: of `first` (a sample and what is wrong with
-    it) up to six, then samples spread over the dataset. At the foot stands what the marks mean."""
-    chosen = [*first[:6]]
-    if samples:
-        spread = np.unique(np.linspace(0, len(samples) - 1, 12 - len(chosen)).astype(int))
-        chosen += [(samples[i], "") for i in spread]
+def contact_sheet(chosen: Sequence[tuple[data.Sample, str]], cell: int = 320) -> Image.Image:
+    """Samples, four to a row, with id, request and what is wrong ("": nothing) under each. At the foot stands what the
+    marks mean."""
     legend = textwrap.wrap(MARKS, 4 * cell // 7)  # a letter of size 11 is 5 to 6 pixels wide
     rows = -(-len(chosen) // 4) * (cell + 50)
     sheet = Image.new("RGB", (4 * cell, rows + 15 * len(legend) + 5), "white")
@@ -94,7 +90,7 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
     print("objects per sample: " + ", ".join(f"{n}: {count}" for n, count in sorted(objects.items())))
     print(f"{len(closely)} held against their pictures; {len(bad)} wrong; {len(samples.skipped)} skipped")
     for line in (
-        [f"  look: {line}" for line in remarks(traits)]
+        [f"  look: {line}" for line in oddities(traits)]
         + [f"  wrong: {line}" for line in bad]
         + [f"  skipped: {line}" for line in samples.skipped]
     ):
@@ -104,15 +100,15 @@ def check(samples: data.Samples, out: Path, limit: int) -> list[str]:
         with contextlib.suppress(data.BadData):  # a picture that cannot be opened is named above
             s.open()
             shown.append((s, why))
-    if good or shown:
+    shown = shown[:6]
+    if good:  # the others spread over the dataset
+        spread = np.unique(np.linspace(0, len(good) - 1, 12 - len(shown)).astype(int))
+        shown += [(samples[good[i]], "") for i in spread]
+    if shown:
         out.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet([samples[i] for i in _spread(good)], first=shown).save(out)
+        contact_sheet(shown).save(out)
         print(f"look at {out}; its foot says what each mark means")
     return bad
-
-
-def _spread(indices: list[int]) -> list[int]:
-    return [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, 12).astype(int))] if indices else []
 
 
 def main() -> None:

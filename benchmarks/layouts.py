@@ -123,7 +123,7 @@ def to_rle(part: list | dict | Callable, size: tuple[int, int]) -> dict:
     part = {"size": part["size"], "counts": counts}
     if fault := rle_fault(part):
         raise BadData(fault)
-    return part if isinstance(counts, bytes) else part | {"counts": counts.encode("ascii")}
+    return part
 
 
 def _drawable(part) -> bool:
@@ -178,6 +178,17 @@ def _make(at: str, query: str, id: str, image_id, where: Path | tuple, size=None
         return sample
 
 
+def _boxes(given, xywh: bool) -> np.ndarray:
+    """(N, 4) corners. xywh: COCO's boxes, x, y, width, height."""
+    boxes = numbers(given, "the boxes")
+    if boxes.shape != (0,) and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise BadData(f"a box is four numbers, and not {boxes.tolist()!s:.80}")
+    boxes = boxes.reshape(-1, 4)
+    if xywh:
+        boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
 def _truth(
     size,
     parts=(),
@@ -186,6 +197,7 @@ def _truth(
     *,
     xywh=False,
     ignored=(),
+    crowds=(),
     frame=None,
     count=None,
     no_target=False,
@@ -203,12 +215,7 @@ def _truth(
             raise BadData("no pixel of it is in a mask. Was the mask made for this picture?")
         masks = [rle for rle, any_pixel in zip(masks, drawn, strict=True) if any_pixel]
         boxes = [(x, y, x + w, y + h) for x, y, w, h in map(coco_mask.toBbox, masks)]
-    boxes = numbers(boxes, "the boxes")
-    if boxes.shape != (0,) and (boxes.ndim != 2 or boxes.shape[1] != 4):
-        raise BadData(f"a box is four numbers, and not {boxes.tolist()!s:.80}")
-    boxes = boxes.reshape(-1, 4)
-    if xywh:
-        boxes[:, 2:] += boxes[:, :2]
+    boxes = _boxes(boxes, xywh)
     points = np.zeros((len(boxes), 0, 2)) if points is None else numbers(points, "the points")
     if points.ndim != 3 or len(points) != len(boxes) or points.shape[2] != 2:
         raise BadData(f"points are, for each of the {len(boxes)} objects, a list of as many [x, y]")
@@ -218,6 +225,7 @@ def _truth(
         "points": to_frame(points, frame, size) if frame else points,
         "object_masks": masks,
         "ignore_mask": ignore,
+        "crowds": _boxes(crowds, xywh=True).tolist(),
         "no_target": no_target or count == 0 or (count is None and not len(boxes)),
         "count": count,
         "sentences": sentences,
@@ -373,11 +381,12 @@ def _request(at: str, image: dict, folder: Path, annotations: list[dict], crowds
     """What makes a Sample of a query and an id, on one picture; crowds become pixels that no metric counts."""
     boxed = all("bbox" in a for a in annotations)
     boxes = [a["bbox"] for a in annotations] if boxed else None
+    around = [a["bbox"] for a in crowds if "bbox" in a]
     parts, ignored = ([a["segmentation"] for a in group if a.get("segmentation")] for group in (annotations, crowds))
     where = _join(folder, image["file_name"])
     with reading(f"{at}, its picture {where.name}"):
         size = (image["width"], image["height"])
-    more = {"parts": parts, "boxes": boxes, "xywh": boxed, "ignored": ignored, "sentences": sentences}
+    more = {"parts": parts, "boxes": boxes, "xywh": boxed, "ignored": ignored, "crowds": around, "sentences": sentences}
     return functools.partial(_make, at, image_id=image["id"], where=where, size=size, **more)
 
 
@@ -566,7 +575,9 @@ def _painted(shapes: list[dict], ignore: bool, size: tuple[int, int]) -> np.ndar
         if corners.max(initial=0) <= 1:
             raise BadData(f"its {shape['label']!r:.20} lies within a pixel: are its points fractions?")
         drawn = Image.new("1", size)
-        ImageDraw.Draw(drawn).polygon([tuple(xy) for xy in corners.astype(int).tolist()], fill=1, outline=1)
+        corners = [tuple(xy) for xy in corners.astype(int).tolist()]
+        ImageDraw.Draw(drawn).polygon(corners, fill=1)  # of an outline in the colour of its fill Pillow draws none
+        ImageDraw.Draw(drawn).line([*corners, corners[0]], fill=1)
         layers.append((np.asarray(drawn), "ignore" in shape["label"].lower()))
     canvas = np.zeros(size[::-1], dtype=bool, order="F")  # column by column, as COCO's masks are
     for drawn, is_ignore in sorted(layers, key=lambda layer: -int(layer[0].sum())):

@@ -72,7 +72,7 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
     nothing to count.
 
     With I_i, U_i the pixels in both masks and in either, of sample i, and IoU_i = I_i / U_i (iou_of):
-    mask_n        how many records have a true mask
+    mask_n        how many records have a true mask (0 if only those have one where nothing fits: it is empty)
     giou          mean IoU_i over all of them                 (ReasonSeg; Dr. Seg Table 2 and SAM-R1 Table 1)
     ciou          sum I_i / sum U_i                           (RefCOCO's "cIoU" or "oIoU"; LENS Table 1)
     miou          mean IoU_i of the samples with a target; target_miou is the same figure   (GenSeg section 4.5)
@@ -84,8 +84,9 @@ def segmentation_metrics(records: Sequence[dict]) -> dict:
     """
     counted = counts(records)
     records = [r for r in records if r["intersection"] is not None]
-    ious = [iou_of(r["intersection"], r["union"], r["predicted_none"]) for r in records]
     target, empty = ([r for r in records if r["truth_none"] == none] for none in (False, True))
+    records = records if target else []  # where no target has a mask, gIoU would be n_acc under another name
+    ious = [iou_of(r["intersection"], r["union"], r["predicted_none"]) for r in records]
     miou = mean([iou for iou, r in zip(ious, records, strict=True) if not r["truth_none"]])
     answerable = [iou for iou, r in zip(ious, records, strict=True) if r["answerable"]]
     by_length = {}
@@ -128,17 +129,22 @@ def best_box_ious(record: dict) -> list[float]:
     return [float(rewards.box_ious(boxes, truth).max(initial=0.0)) for truth in truths]
 
 
+def box_miou(records: Sequence[dict]) -> float | None:
+    """The mean, over the records with true boxes, of best_box_ious' mean (GenSeg Table 3)."""
+    return mean([mean(best_box_ious(r)) for r in records if r["truth_boxes"]])
+
+
 def box_metrics(records: Sequence[dict], by_query: bool = False) -> dict:
     """Boxes, for the records with true boxes: REC accuracy (some written box has IoU > 0.5 with some true one; Dr. Seg
-    Table 12), box mIoU (GenSeg Table 3), and COCO's figures (coco_metrics, with by_query). {} without true boxes.
+    Table 12), box_miou, and COCO's figures (coco_metrics, with by_query). {} without true boxes.
     """
     records = [r for r in records if r["truth_boxes"] or r["truth_none"]]
     best = [best_box_ious(r) for r in records if r["truth_boxes"]]
     if not best:
         return {}
     accuracy = mean([float(max(ious) > 0.5) for ious in best])
-    miou = mean([mean(ious) for ious in best])
-    return {"box_n": len(best), "box_acc": accuracy, "box_miou": miou, **coco_metrics(records, by_query)}
+    own = {"box_n": len(best), "box_acc": accuracy, "box_miou": box_miou(records)}
+    return own | coco_metrics(records, by_query)
 
 
 def joint_table(records: Sequence[dict]) -> dict:
@@ -170,7 +176,7 @@ def coco_metrics(records: Sequence[dict], by_query: bool) -> dict:
     A written box's score is its area over the picture's (VisionReasoner; Dr. Seg Table 7): text has no confidence.
     Precision, recall and F1 use it only as the order in which boxes are matched, of which pycocotools reads the first
     100 a picture. by_query: detection. Each query is a category, one picture has several, and a box on a crowd
-    (ignore_box) is neither right nor wrong. Otherwise each record is a picture of its own, with one class.
+    (crowds) is neither right nor wrong. Otherwise each record is a picture of its own, with one class.
     """
     # pycocotools breaks ties of the score by what it was given first: the samples' order, whatever the records' is.
     records = sorted(records, key=lambda r: r["index"])
@@ -179,8 +185,8 @@ def coco_metrics(records: Sequence[dict], by_query: bool) -> dict:
     for r in records:
         image = pictures.setdefault(r["image_id"] if by_query else r["index"], len(pictures) + 1)
         category = classes.setdefault(r["query"] if by_query else "", len(classes) + 1)
-        crowd = [r["ignore_box"]] if by_query and r["ignore_box"] else []
-        kinds = (true, r["truth_boxes"], 0), (true, crowd, 1), (written, r["boxes"], 0)
+        crowds = r["crowds"] if by_query else []
+        kinds = (true, r["truth_boxes"], 0), (true, crowds, 1), (written, r["boxes"], 0)
         for side, (x1, y1, x2, y2), is_crowd in ((s, box, c) for s, boxes, c in kinds for box in boxes):
             area = max(x2 - x1, 0) * max(y2 - y1, 0)
             side.append(

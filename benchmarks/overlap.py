@@ -2,19 +2,15 @@
 # SPDX-License-Identifier: MIT
 """How much of a test was in the training set: pictures shared, and expressions that are there word for word.
 
-    python -m benchmarks.overlap --dataset refcocog --split val --one_expression True --training grefcoco
-
-needs annotations and pictures, no model. (GenSeg section 4.8 counts 634 of 1,300 pictures and 10 of 2,573 expressions.)
-evaluate.py --overlap_with prints these counts too, and the metrics on both parts.
+evaluate.py --overlap_with counts it, and gives the metrics on both parts; with --model oracle --segmenter none no model
+is needed. (GenSeg section 4.8 counts 634 of 1,300 pictures and 10 of 2,573 expressions.)
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-import tyro
 from tqdm import tqdm
 
 import data
@@ -44,41 +40,3 @@ def overlap(tested: Iterable[tuple[str, str]], pictures: set[str], queries: set[
         "expressions_on_shared_pictures": sum(picture in pictures for picture, _ in tested),
         "expressions_verbatim": sum(query.strip() in queries for _, query in tested),
     }
-
-
-def main(
-    dataset: str,
-    training: str,
-    split: str = "val",
-    training_split: str = "train",
-    data_root: str = "data",
-    one_expression: bool = False,
-    seed: int = 0,
-) -> None:
-    """Count what a test set shares with a training set.
-
-    Args:
-        dataset: the test's layout (data.load)
-        training: the training set's layout; several are joined by commas
-        split: the test's split
-        training_split: the training set's split
-        data_root: where both lie
-        one_expression: one sentence per object of the test, drawn by seed
-        seed: of that draw
-    """
-    try:
-        there = seen(data.load(training, data_root, training_split))
-        tested = data.load(dataset, data_root, split, one_expression=one_expression, seed=seed)
-    except (data.BadData, OSError) as error:
-        sys.exit(f"benchmarks.overlap: {error}")
-    asked = []
-    for i in range(len(tested)):
-        with suppress(data.BadData):  # it is not scored either
-            sample = tested[i]
-            asked.append((sample.image_id, sample.query))
-    for name, value in overlap(asked, *there).items():
-        print(f"{name.replace('_', ' '):34}{value:>8}")
-
-
-if __name__ == "__main__":
-    tyro.cli(main, config=(tyro.conf.FlagConversionOff,), use_underscores=True)

@@ -50,11 +50,11 @@ def open_image(path: str | Path | io.BytesIO, name: str = "") -> Image.Image:
     """A picture as upright RGB, whatever its mode (grey, palette, CMYK, RGBA) or EXIF rotation; or data.BadData."""
     with _opened(path, name or path) as file:
         picture = ImageOps.exif_transpose(file)
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")  # over white: a plain convert() shows whatever colour hides underneath
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         if picture.mode[0] in "IF":  # convert() would clip them to white, or leave them black
             picture = _eight_bits(np.asarray(picture))
+        elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")  # over white: a plain convert() shows whatever colour hides underneath
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return picture.convert("RGB")
 
 

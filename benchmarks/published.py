@@ -168,6 +168,7 @@ def not_comparable(run: dict) -> str:
     why = [f"a draw of {run['limit']} of its samples"] if run.get("limit") else []
     drawn = tuple(run.get("make_up") or ())
     why += [f"a draw of {' + '.join(map(str, drawn))}"] if any(drawn) and name not in RECONSTRUCTED else []
+    why += [f"{data.plural(run['not_scored'], 'sample')} could not be read"] if run.get("not_scored") else []
     why += ["the answers are the truth"] if run.get("model") == "oracle" else []
     why += ["the masks are true ones"] if run.get("segmenter") == "truth" else []
     why += [RECONSTRUCTED[name]] if name in RECONSTRUCTED else []
@@ -265,6 +266,8 @@ def show(metrics: dict, run: dict) -> str:
     these are not comparable where they are not. run: what run.json holds."""
     dataset, split = run["dataset"], run["split"]
     lines = [f"{dataset} {split}"]
+    if lost := run.get("not_scored"):
+        lines[0] += f" without {data.plural(lost, 'sample')} that could not be read"
     for how, found in explained(metrics).items():
         lines += [f" {how}", *(f"  {name:22}{value:>8}  {word}" for name, value, word in found)]
     rows, columns = beside(dataset, split, run.get("data_root", ""))

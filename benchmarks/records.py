@@ -39,7 +39,7 @@ def claim(folder: Path, run: dict) -> None:
 
 def load_samples(run: dict) -> data.Samples:
     """The samples that a run.json speaks of; the records' "index" counts in them."""
-    root = run["data_root"] or None
+    root = run["data_root"]
     one = run["one_expression"]
     return data.load(run["dataset"], root, run["split"], one_expression=one, seed=run["seed"])
 
@@ -60,6 +60,7 @@ def choose(samples: data.Samples, make_up: Sequence[int], limit: int, seed: int)
     return sorted((rng.permutation(chosen)[:limit] if limit else chosen).tolist())
 
 
+MASKS = ("mask", "truth_mask", "ignore_mask")
 _RLE = {"size": [int, 2], "counts": str}
 # What each field of a record may be: a type (float: any finite number), None; a list of one kind, of one length if
 # that is named; a dict with these keys; a tuple of alternatives.
@@ -69,10 +70,9 @@ KINDS = {
     "is_sentence": (bool, None),
     **dict.fromkeys(("index", "width", "height", "length"), int),
     **dict.fromkeys(("count", "intersection", "union", "area"), (int, None)),
-    **dict.fromkeys(("truth_boxes", "boxes"), [[float, 4]]),
+    **dict.fromkeys(("truth_boxes", "boxes", "crowds"), [[float, 4]]),
     **dict.fromkeys(("points", "negative_points"), [[[float, 2]]]),
-    **dict.fromkeys(("mask", "truth_mask"), (_RLE, None)),
-    "ignore_box": ([float, 4], None),
+    **dict.fromkeys(MASKS, (_RLE, None)),
     "iou": (float, None),
     "looks": [str],
 }
@@ -103,11 +103,9 @@ def _fault(record) -> str | None:
     size = [record["height"], record["width"]]
     if min(record["width"], record["height"]) < 1 or min(record["index"], record["length"], record["count"] or 0) < 0:
         return "a size or a count is below what it can be"
-    if any(record[k] is not None and record[k]["size"] != size for k in ("mask", "truth_mask")):
+    if any(record[k] is not None and record[k]["size"] != size for k in MASKS):
         return "a mask is not of the picture's size"
-    if broken := [
-        fault for k in ("mask", "truth_mask") if record[k] is not None and (fault := data.rle_fault(record[k]))
-    ]:
+    if broken := [fault for k in MASKS if record[k] is not None and (fault := data.rle_fault(record[k]))]:
         return broken[0]
     pixels = [record[k] for k in ("intersection", "union", "area", "iou")]
     if any(v is None for v in pixels):
@@ -160,20 +158,13 @@ def is_of(record: dict, sample: data.Sample) -> bool:
     """Is a record an answer to this sample, as its data are today? Query, picture and truth are compared."""
     fields = {k: getattr(sample, k) for k in ("id", "image_id", "query", "width", "height", "count")}
     fields |= {"truth_none": bool(sample.no_target), "truth_boxes": sample.boxes.tolist()}
-    fields |= {"is_sentence": sample.is_sentence, "ignore_box": ignored_box(sample)}
+    fields |= {"is_sentence": sample.is_sentence, "crowds": sample.crowds}
     if any(record[k] != v for k, v in fields.items()):
         return False
-    return record["truth_mask"] is None or record["truth_mask"]["counts"] == _counts(sample.mask)
-
-
-def ignored_box(sample: data.Sample) -> list[float] | None:
-    """The tight box of the pixels that do not count."""
-    ignore = sample.ignore
-    return data.box_of(ignore).tolist() if ignore is not None and ignore.any() else None
-
-
-def _counts(mask: np.ndarray | None) -> str | None:
-    return None if mask is None else data.encode_rle(mask)["counts"].decode("ascii")
+    truths = (record["truth_mask"], sample.mask), (record["ignore_mask"], sample.ignore)
+    if record["truth_mask"] is None:  # masks were not asked for, maybe
+        truths = truths[1:]
+    return all(there == (None if mask is None else data.encode_rle(mask)) for there, mask in truths)
 
 
 def _still(record: dict, samples: data.Samples) -> bool:

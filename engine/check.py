@@ -105,8 +105,8 @@ ODD = re.compile(  # a file's name, a cell's nothing, an answer, HTML, UTF-8 rea
 
 
 def trait(sample: data.Sample) -> tuple:
-    """What `remarks` wants of a sample: its request and truth, how many boxes, how many of these from edge to edge, how
-    far they reach, and how many repeat another."""
+    """What `oddities` wants of a sample: its request and truth, how many boxes, how many of these from edge to edge,
+    how far they reach, and how many repeat another."""
     sides = np.array([sample.width, sample.height] * 2)
     boxes = sample.boxes / sides
     whole = int((np.abs(boxes - [0, 0, 1, 1]).max(1) < 0.01).sum()) if len(boxes) else 0
@@ -115,7 +115,7 @@ def trait(sample: data.Sample) -> tuple:
     return (sample.image_id, sample.query.strip()), truth, len(boxes), whole, boxes.max(initial=0), again
 
 
-def remarks(traits: list[tuple]) -> list[str]:
+def oddities(traits: list[tuple]) -> list[str]:
     """What no sample shows by itself, a sentence each: to be looked at, and perhaps right."""
     requests, truths, objects, whole, reach, again = zip(*traits, strict=True) if traits else [()] * 6
     n, said = sum(objects), []
@@ -163,7 +163,7 @@ def held_in(samples: data.Samples, order: list[int], held: data.Samples, chosen:
     return f"{both} of {len(trained)} samples to train on are on pictures that are held out" if both else None
 
 
-def fingerprint(samples: data.Samples, order: list[int], seed: int = 0) -> dict[str, int | str]:
+def data_digest(samples: data.Samples, order: list[int], seed: int = 0) -> dict[str, int | str]:
     """How many samples there are, how many can be used, and a digest of a seeded CLOSELY of these: query, picture,
     boxes, points. A checkpoint keeps it: a resumed run says if its data have changed."""
     digest = hashlib.sha256()
@@ -246,7 +246,7 @@ def examine(
         if said is None:
             if samples.skipped:
                 print(f"  {data.plural(len(samples.skipped), 'entry')} of the data skipped")
-            for line in remarks(traits):
+            for line in oddities(traits):
                 print(f"  look: {line}")
             for line in samples.skipped[:5]:
                 print(f"  skipped: {line}")

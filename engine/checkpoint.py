@@ -202,7 +202,7 @@ def load_recipe(folder: str | Path, override: Recipe | None = None) -> Recipe:
     return recipe
 
 
-def fingerprint(folder: str | Path) -> str | None:
+def weights_digest(folder: str | Path) -> str | None:
     """Eight characters that change with a checkpoint's weights (the ends of its files are read); None for a Hub id."""
     digest = hashlib.sha256()
     files = sorted(Path(folder).glob("*.safetensors"))

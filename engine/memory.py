@@ -35,11 +35,9 @@ def parts(recipe: Recipe, config, gpus: int, sharded: bool) -> dict[str, float]:
     whole = sum(p.numel() for p in vlm.parameters())
     adapted = [m for n, m in vlm.named_modules() if "language_model" in n and n.endswith("_proj")]
     adapter = recipe.lora_rank * sum(m.in_features + m.out_features for m in adapted)
-    learns = adapter or (0 if recipe.train == "context" else whole)
+    learns = adapter or whole * recipe.learns_text
     learns += sum(p.numel() for p in context.parameters()) if context else 0
     share = gpus if sharded else 1
-    # As engine.run.build_replica has it: float32 policies that are whole write for themselves.
-    replica = recipe.train != "context" and not recipe.lora_rank and (sharded or recipe.dtype == "bfloat16")
     rows = (recipe.prompts_at_once or recipe.prompts_per_step // gpus) * recipe.num_generations
     # A picture of 840 x 840 is 900 tokens, one of max_pixels 1,275; the request about 100.
     tokens = (recipe.image_size or recipe.max_pixels**0.5) ** 2 / 28**2 + 100 + recipe.max_completion
@@ -47,14 +45,14 @@ def parts(recipe: Recipe, config, gpus: int, sharded: bool) -> dict[str, float]:
     heads = text.num_key_value_heads * width
     size = 2 if recipe.dtype == "bfloat16" else 4
     bytes_of = {
-        "frozen": size * whole if adapter else 4 * whole * (recipe.train == "context"),
+        "frozen": size * whole if adapter else 4 * whole * (not recipe.learns_text),
         "weights": 4 * learns / share,
         "gradients": 4 * learns / share,
         "Adam": 8 * learns / share,
         "reference": 0 if adapter or not recipe.needs_reference else size * whole,
-        "replica": size * whole * replica,
+        "replica": size * whole * recipe.needs_replica(sharded),
         "start": 4 * whole * sharded,  # each loads all of it, before it is shared out
-        "cache": 0 if recipe.train == "context" else rows * tokens * 2 * text.num_hidden_layers * heads * size,
+        "cache": rows * tokens * 2 * text.num_hidden_layers * heads * size * recipe.learns_text,
     }
     found = {name: value / GIB for name, value in bytes_of.items()}
     found["activations"] = ACTIVATIONS * recipe.max_row_tokens * recipe.rows_per_batch

@@ -36,13 +36,18 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import AutocastKwargs, FullyShardedDataParallelPlugin, InitProcessGroupKwargs, gather_object
+from accelerate.utils import (
+    AutocastKwargs,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    gather_object,
+    parse_flag_from_env,
+)
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -55,7 +60,7 @@ import data
 import model as models
 import rewards
 from engine import checkpoint, memory
-from engine.check import examine, fingerprint
+from engine.check import data_digest, examine
 from engine.files import lock, write_atomically
 from engine.journal import open_tracker
 from engine.waiting import AN_HOUR, patient, wait_for_the_slowest
@@ -71,7 +76,7 @@ class Run:
     accelerator: Accelerator
     samples: data.Samples
     order: list[int]  # indices of the samples that the recipe can use
-    seen: dict  # what a checkpoint keeps of the data (check.fingerprint)
+    seen: dict  # what a checkpoint keeps of the data (check.data_digest)
     steps: int
     policy: torch.nn.Module  # what learns, as Accelerate wraps it: forwards go through here
     unwrapped: models.Policy  # the same without the wrapping: it encodes, packs, decodes, and is saved
@@ -237,22 +242,18 @@ def sharding(recipe: Recipe) -> FullyShardedDataParallelPlugin | None:
     )
 
 
-def _says_yes(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
-
-
 def on_gpus() -> bool:
     """Will Accelerate put this process on a GPU?"""
-    return torch.cuda.is_available() and not _says_yes("ACCELERATE_USE_CPU")
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator:
     """Join the other processes, if there are any. SystemExit if they cannot run this recipe together."""
-    if _says_yes("ACCELERATE_USE_DEEPSPEED"):
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise SystemExit(
             "DeepSpeed is not supported: what it shards, FSDP2 does here (no config at all, or fsdp2.yaml)"
         )
-    if _says_yes("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
         raise SystemExit("FSDP 1 is not supported: set fsdp_version: 2 in the config (configs/fsdp2.yaml has it)")
     # Every process loads the weights itself: on meta, tied ones (embedding and output matrix) would come apart.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
@@ -289,6 +290,7 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     """From a recipe to a run, or back to the newest checkpoint of one. SystemExit, with what to do, if it cannot be."""
     accelerator = launch(recipe, output_dir, tracker)
     main = accelerator.is_main_process
+    sharded = accelerator.distributed_type == "FSDP"
     for line in remarks(recipe) if main else ():
         print(f"note: {line}")
 
@@ -296,7 +298,7 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     if main:
         (output_dir / "stop").unlink(missing_ok=True)  # of a run that had ended by itself (Stopping)
     if accelerator.device.type == "cuda":
-        room, sharded = torch.cuda.mem_get_info()[1] / memory.GIB, accelerator.distributed_type == "FSDP"
+        room = torch.cuda.mem_get_info()[1] / memory.GIB
         recipe, said = memory.fit(recipe, models.config_of(recipe.model), accelerator.num_processes, sharded, room)
         for line in said if main else ():
             print(f"note: {line}")
@@ -310,11 +312,11 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     # Who learns, on what. The reference is always recipe.model, what the run started from; the policy goes on.
     policy, segmenter = build(dataclasses.replace(recipe, model=str(last)) if last else recipe, accelerator)
     samples = data.load(
-        recipe.dataset, recipe.data_root or None, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
+        recipe.dataset, recipe.data_root, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
     )
     order = examine(samples, segmenter, recipe, main)
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
-    replica = build_replica(recipe, accelerator, policy)
+    replica = build_replica(policy, getattr(torch, recipe.dtype)) if recipe.needs_replica(sharded) else None
     policy, optimizer, schedule = prepare(recipe, accelerator, policy, steps)
     # After sharding, which needs the room. Parked, it comes to the GPU only for its turn (reference_of).
     reference = build_reference(recipe, torch.device("cpu") if recipe.park else accelerator.device)
@@ -324,7 +326,7 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         accelerator=accelerator,
         samples=samples,
         order=order,
-        seen=fingerprint(samples, order, recipe.seed),
+        seen=data_digest(samples, order, recipe.seed),
         steps=steps,
         policy=policy,
         unwrapped=accelerator.unwrap_model(policy),
@@ -365,7 +367,7 @@ def build(recipe: Recipe, accelerator: Accelerator) -> tuple[models.Policy, mode
     The whole VLM learns, or its adapters alone (--lora_rank), or none of it (LENS's alignment). SAM2 is frozen, its
     mask decoder in LENS's joint stage excepted.
     """
-    size = {"image_size": recipe.image_size or None, "max_pixels": recipe.max_pixels}
+    size = {"image_size": recipe.image_size, "max_pixels": recipe.max_pixels}
     # Weights that learn are float32, whatever the compute dtype: in bfloat16, steps of 1e-6 would be rounded away.
     only_read = recipe.lora_rank and recipe.dtype == "bfloat16"
     dtype = torch.bfloat16 if only_read else torch.float32
@@ -444,20 +446,11 @@ def add_adapters(recipe: Recipe, policy: models.Policy) -> None:
         return
     if recipe.train == "context":
         raise SystemExit("LENS's alignment trains the context module alone: leave --lora_rank out")
-    if find_spec("peft") is None:
-        raise SystemExit("--lora_rank needs one more package: pip install peft")
     if not lora:
         torch.manual_seed(recipe.seed)
         models.add_lora(policy.vlm, recipe.lora_rank)
     for name, p in policy.vlm.named_parameters():
         p.requires_grad_("lora_" in name)
-
-
-def build_replica(recipe: Recipe, accelerator: Accelerator, policy: models.Policy) -> models.Policy | None:
-    """The replica, without memory for its weights (give_room); None where the policy itself can write, because it is
-    whole and in the compute dtype already."""
-    ready = accelerator.distributed_type != "FSDP" and (recipe.dtype == "float32" or recipe.lora_rank)
-    return None if ready or not recipe.learns_text else full_copy(policy, getattr(torch, recipe.dtype), filled=False)
 
 
 def prepare(
@@ -495,19 +488,16 @@ def learning_rate_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
 # ------------------------------------------------------------------------------------------------- the frozen copies
 
 
-def full_copy(policy: models.Policy, dtype: torch.dtype, filled: bool = True) -> models.Policy:
-    """A frozen copy of the VLM alone, its weights in `dtype`: the replica that completions are sampled from. filled
-    False: its weights have their shapes and no memory yet.
+def build_replica(policy: models.Policy, dtype: torch.dtype) -> models.Policy:
+    """The replica that completions are sampled from: a frozen copy of the VLM alone, its weights in `dtype`, with their
+    shapes and no memory yet (give_room, refresh).
 
     Buffers stay what they are: rotary frequencies rounded to bfloat16 would turn a token at place 1,000 by radians.
     """
 
     def like(p: torch.nn.Parameter) -> torch.nn.Parameter:
         new = torch.empty_like(p, dtype=dtype, requires_grad=False)
-        if filled:
-            new.copy_(p.detach())
-        else:
-            new.untyped_storage().resize_(0)
+        new.untyped_storage().resize_(0)
         return torch.nn.Parameter(new, False)
 
     copies = {id(p): like(p) for p in policy.vlm.parameters()}

@@ -67,10 +67,6 @@ def stage_decode(mini: bool) -> list[dict]:
     size = TINY if mini else bench.SIZES["3b"]
     policy = bench.build_policy(size)
     _, bandwidth = bench.ceilings()
-    text = policy.vlm.config.text_config
-    weights = sum(p.numel() * p.element_size() for p in policy.vlm.model.language_model.parameters())
-    heads = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * heads * torch.finfo(size.dtype).bits // 8
     image, request = bench.request(size)
     found = []
     for P in (1, 2) if mini else (1, 4, 16):
@@ -81,7 +77,7 @@ def stage_decode(mini: bool) -> list[dict]:
         sampled = partial(grpo.sample, policy.vlm, prompts.inputs, uniforms, **how)
         times = {T: min(bench.timed(partial(sampled, max_new_tokens=T)) for _ in range(2)) for T in (1, size.T)}
         token = (times[size.T] - times[1]) / (size.T - 1)
-        floor = (weights + P * (S + size.G * size.T / 2) * per_token) / bandwidth
+        floor = bench.decode_bytes(policy, S, size, P) / bandwidth
         what = {"rows": P * size.G, "ms a token": 1e3 * token, "floor, ms": 1e3 * floor, "of the floor": floor / token}
         found.append({"stage": f"decode, {P * size.G} rows", **what, "prefill, s": times[1], "GiB, peak": gib()[1]})
     return found

@@ -44,8 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import grpo
 import model as models
 import train
-from recipes import QWEN25_3B, RECIPES
-from studies.memory import TEXT, VISION
+from recipes import QWEN25_3B, QWEN25_7B, RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,6 +84,27 @@ MINI = Size(
 )
 
 
+VISION = dict(depth=32, hidden_size=1280, num_heads=16, intermediate_size=3420, fullatt_block_indexes=[7, 15, 23, 31])
+TEXT = {  # as in the config.json of each on the Hub
+    QWEN25_3B: dict(
+        vocab_size=151936,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+    ),
+    QWEN25_7B: dict(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+    ),
+}
+
+
 def real_size(hub_id: str) -> Size:
     """A Qwen2.5-VL of the Hub, by its sizes alone."""
     text = TEXT[hub_id] | {"rope_parameters": MROPE | {"mrope_section": [16, 24, 24]}}
@@ -115,6 +135,16 @@ def config_of(size: Size):
         vision_start_token_id=token("vision_start"),
         vision_end_token_id=token("vision_end"),
     )
+
+
+def decode_bytes(policy: models.Policy, prompt_tokens: int, size: Size, P: int = 1) -> float:
+    """What decoding reads for one token of all P G completions: the language model's weights once, each prompt's keys
+    and values once, and each completion's own, half written on average."""
+    text = policy.vlm.config.text_config
+    weights = sum(p.numel() * p.element_size() for p in policy.vlm.model.language_model.parameters())
+    heads = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    of_a_token = 2 * text.num_hidden_layers * heads * size.dtype.itemsize
+    return weights + P * (prompt_tokens + size.G * size.T / 2) * of_a_token
 
 
 def build_policy(size: Size) -> models.Policy:
@@ -349,16 +379,10 @@ def bench_sampling(size: Size, policy: models.Policy, table: Table, ceiling: flo
         "generate, num_return_sequences=G": "sample_return_sequences",
     }
     table.add("sample", seconds, "s", size.G * size.T, names)
-    # Decoding reads all weights of the language model once per token, the prompt's keys and values, and each row's own.
-    text = policy.vlm.config.text_config
-    weights = sum(p.numel() * p.element_size() for p in policy.vlm.model.language_model.parameters())
-    heads = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
-    per_token = 2 * text.num_hidden_layers * heads * torch.finfo(size.dtype).bits // 8
-    cache = (one["input_ids"].shape[1] + size.G * size.T / 2) * per_token
     alone = ours | {"max_new_tokens": 1}
     prefill = race({"prefill": lambda: grpo.sample(policy.vlm, prompts.inputs, uniforms, **alone)}, 3)["prefill"]
     decoding = seconds["grpo.sample"] - prefill
-    rate = (weights + cache) * (size.T - 1) / decoding
+    rate = decode_bytes(policy, one["input_ids"].shape[1], size) * (size.T - 1) / decoding
     print(
         f"  {'':8} grpo.sample: prefill {prefill:.2f} s, then {1e3 * decoding / (size.T - 1):.1f} ms a token: "
         f"{rate / 1e9:.1f} GB/s, {rate / ceiling:.0%} of this machine's copy ceiling"

@@ -7,44 +7,15 @@ python -m studies.memory
 
 import dataclasses
 
-from transformers import Qwen2_5_VLConfig
-
 from engine import memory
 from recipes import QWEN25_3B, QWEN25_7B, RECIPES
-
-VISION = dict(depth=32, hidden_size=1280, num_heads=16, intermediate_size=3420, fullatt_block_indexes=[7, 15, 23, 31])
-TEXT = {  # as in the config.json of each on the Hub
-    QWEN25_3B: dict(
-        vocab_size=151936,
-        hidden_size=2048,
-        intermediate_size=11008,
-        num_hidden_layers=36,
-        num_attention_heads=16,
-        num_key_value_heads=2,
-    ),
-    QWEN25_7B: dict(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-    ),
-}
-
-
-def config_of(hub_id: str) -> Qwen2_5_VLConfig:
-    """The sizes of one of the two, without a download."""
-    tied = hub_id == QWEN25_3B
-    d = TEXT[hub_id]["hidden_size"]
-    text = dict(TEXT[hub_id], tie_word_embeddings=tied)
-    return Qwen2_5_VLConfig(text_config=text, vision_config=dict(VISION, out_hidden_size=d), tie_word_embeddings=tied)
+from studies.bench import config_of, real_size
 
 
 def row(name: str, title: str, gpus: int, hub_id: str, sharded: bool = False, **options) -> str:
     """One line of the table: GiB per GPU."""
     recipe = dataclasses.replace(RECIPES[name], **options)
-    part = memory.parts(recipe, config_of(hub_id), gpus, sharded)
+    part = memory.parts(recipe, config_of(real_size(hub_id)), gpus, sharded)
     kind = "in bf16" if recipe.lora_rank else "frozen"
     frozen = f"{part['frozen']:.1f} {kind} + " if part["frozen"] else ""
     others = ("gradients", "Adam", "reference", "replica", "cache", "activations", "SAM2")

@@ -16,9 +16,10 @@ from matplotlib import patheffects
 
 import data
 import grpo
+import model as models
 import rewards
 import train
-from engine.run import build, full_copy
+from engine.run import build, build_reference
 from evaluate import to_answer
 from recipes import RECIPES, miniature, usable
 
@@ -46,11 +47,11 @@ def drawn(sample: data.Sample, boxes: dict[int, np.ndarray], rewards_of: dict[in
 
 def main() -> None:
     recipe = dataclasses.replace(miniature(RECIPES["samr1"]), prompts_per_step=1)
-    policy, segmenter = build(recipe, Accelerator(cpu=True))
+    accelerator = Accelerator(cpu=True)
+    policy, segmenter = build(recipe, accelerator)
     samples = data.load("toy", None, "train")
     order, _ = usable(samples, recipe)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate)
-    accelerator = Accelerator(cpu=True)
     # the first request whose completions earn at least four different rewards, in answers of different lengths
     for index in order:
         batch = train.load_batch(recipe, policy, segmenter, samples, [index])
@@ -65,8 +66,8 @@ def main() -> None:
     A = grpo.group_advantages(reward)
     lengths = rollout.mask[0].sum(-1).tolist()
     weights = grpo.token_weights(rollout.mask, recipe.average)
-    micros = train.cut_rollout(recipe, policy, batch, rollout)
-    train.add_reference(full_copy(policy, torch.float32), micros, recipe.temperature)
+    micros = models.pack_rollout(policy, batch.prompts, rollout, recipe.max_row_tokens, recipe.rows_per_batch)
+    train.add_reference(build_reference(recipe, policy.device), micros, recipe.temperature)
     first = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
     second = train.update(accelerator, policy, optimizer, micros, batch, rollout, A, recipe)
 

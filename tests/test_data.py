@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from scipy.ndimage import distance_transform_edt
@@ -156,19 +156,29 @@ def test_any_mode_becomes_rgb(tmp_path, mode):
         assert opened.getpixel((3, 3)) == (255, 255, 255)
 
 
+def test_sixteen_bits_with_a_transparent_grey_are_scaled_too(tmp_path):
+    """A tRNS chunk names one grey of a PNG as transparent: the picture was clipped to white."""
+    ramp = Image.fromarray(np.linspace(0, 65535, 35).round().astype(np.uint16).reshape(5, 7))
+    for name, more in (("plain.png", {}), ("trns.png", {"transparency": 9})):
+        ramp.save(tmp_path / name, **more)
+    plain, transparent = (np.asarray(pictures.open_image(tmp_path / n)) for n in ("plain.png", "trns.png"))
+    assert "transparency" in Image.open(tmp_path / "trns.png").info and (plain == transparent).all()
+    assert 120 < plain.mean() < 135
+
+
 @pytest.mark.parametrize("size", [(1, 1), (20000, 3)])
 def test_extreme_sizes_open(tmp_path, size):
     path = picture(tmp_path / "x.png", size)
     dump(tmp_path / "train.jsonl", json.dumps({"image": "x.png", "query": "it", "boxes": [[0, 0, *size]]}))
     sample = data.load("jsonl", tmp_path)[0]
     assert sample.image.size == pictures.open_image(path).size == (sample.width, sample.height) == size
-    assert contact_sheet([sample]).size == (1280, 370 + 2 * 15 + 5)
+    assert contact_sheet([(sample, "")]).size == (1280, 370 + 2 * 15 + 5)
 
 
 @pytest.mark.parametrize("cell", [320, 110])
 def test_the_foot_of_a_contact_sheet_is_not_cut_off(tmp_path, cell):
     """All that it says is in blue, below the pictures, and ends before the edge."""
-    sheet = np.asarray(contact_sheet([world.ToyWorld("val")[1]], cell)).astype(int)
+    sheet = np.asarray(contact_sheet([(data.load("toy", None, "val")[1], "")], cell)).astype(int)
     foot = sheet[cell + 50 :]
     blue = (foot[..., 2] > 200) & (foot[..., 0] < 100)
     assert 0.5 < np.flatnonzero(blue.any(0)).max() / (4 * cell) < 0.99 and not blue[:, -3:].any()
@@ -377,6 +387,42 @@ def test_coconut_category_is_drawn_by_seed(coco):
     assert drawn[3] == data.load("coconut", coco, "val", seed=3)[0].query
 
 
+def test_crowds_of_one_category_stay_apart_and_need_no_polygon(coco):
+    """Two crowds became the box around both, and one without pixels counted against whoever found it."""
+    for shape in ({"segmentation": {"size": [30, 40], "counts": [0, 3, 1197]}}, {}):
+        kept = [a if shape else {k: v for k, v in a.items() if k != "segmentation"} for a in ANNOTATIONS[:2]]
+        crowds = [
+            {"id": 90 + i, "image_id": 1, "category_id": 1, "iscrowd": 1, "bbox": box} | shape
+            for i, box in enumerate(([1, 2, 10, 5], [30, 20, 4, 6]))
+        ]
+        dump(coco / "annotations/instances_val2017.json", instances() | {"annotations": kept + crowds})
+        (cats,) = data.load("coco-detection", coco, "val")
+        assert cats.crowds == [[1, 2, 11, 7], [30, 20, 34, 26]] and len(cats.boxes) == 2
+        assert (cats.ignore is None) == (not shape)
+
+
+def test_reasonsegs_outline_belongs_to_the_shape():
+    """As LISA's cv2.polylines paints it. The slow twin walks along each edge, a whole pixel at a time."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
+        corners = (60 + rng.uniform(5, 50, (9, 1)) * np.stack([np.cos(angles), np.sin(angles)], 1)).astype(int)
+        shape = {"label": "target", "points": corners.tolist()}
+        drawn = layouts._painted([shape], False, (120, 120))
+        inside = Image.new("1", (120, 120))
+        ImageDraw.Draw(inside).polygon([tuple(xy) for xy in corners.tolist()], fill=1)
+        edge = np.zeros_like(drawn)
+        for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, 1, axis=0), strict=True):
+            for t in np.linspace(0, 1, max(abs(x2 - x1), abs(y2 - y1)) + 1):
+                x, y = x1 + t * (x2 - x1), y1 + t * (y2 - y1)
+                if abs(x % 1 - 0.5) > 0.01 and abs(y % 1 - 0.5) > 0.01:  # half-way either pixel would do
+                    edge[round(y), round(x)] = True
+        assert drawn[edge].all() and drawn[np.asarray(inside)].all()
+        assert (edge & ~np.asarray(inside)).any()  # filling alone leaves some of it out
+        extra = drawn & ~np.asarray(inside) & ~edge
+        assert extra.sum() < 0.1 * edge.sum() + 4
+
+
 def test_reasonseg(tmp_path):
     shape = lambda label, *box: {"label": label, "points": np.reshape(rectangle(*box), (4, 2)).tolist()}  # noqa: E731
     shapes = [shape("ignore", 8, 8, 12, 12), shape("target", 5, 5, 20, 20), shape("target", 30, 5, 34, 9)]
@@ -493,8 +539,7 @@ def test_jsonl_and_groundingsuite(tmp_path):
     picture(tmp_path / "photos/1.jpg")
     mask = np.zeros((30, 40), dtype=bool)
     mask[3:10, 5:25] = True
-    rle = data.encode_rle(mask) | {"size": [30, 40]}
-    rle["counts"] = rle["counts"].decode()
+    rle = data.encode_rle(mask)
     lines = [
         {"query": "boxes", "boxes": [[1, 2, 3, 4], [5, 6, 7, 8]], "points": [[[2, 3]], [[6, 7]]]},
         {"query": "polygons", "polygons": [[rectangle(1, 1, 5, 5), rectangle(8, 1, 9, 5)]]},
@@ -558,7 +603,7 @@ def test_bad_lines_are_named(tmp_path, line):
     refuses("line 2", "jsonl", tmp_path)
 
 
-LARGER = data.encode_rle(np.ones((60, 80), dtype=bool))["counts"].decode()
+LARGER = data.encode_rle(np.ones((60, 80), dtype=bool))["counts"]
 
 
 @pytest.mark.parametrize(
@@ -667,7 +712,7 @@ def test_the_toy_world_needs_no_other_layout(tmp_path):
     shutil.copytree(Path(world.__file__).parent, tmp_path / "toy", ignore=shutil.ignore_patterns("*.safetensors"))
     code = "import data; print(data.box_of(data.load('toy', split='val')[0].mask).tolist())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
-    union = data.box_of(world.ToyWorld("val")[0].mask).tolist()
+    union = data.box_of(data.load("toy", None, "val")[0].mask).tolist()
     assert done.returncode == 0 and json.loads(done.stdout) == union, done.stderr
 
 

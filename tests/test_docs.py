@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 import evaluate
+import model as models
 import recipes
 import train
 from engine.check import check_rewards
@@ -226,7 +227,7 @@ def test_the_step_to_copy_is_the_one_that_training_takes():
     texts = [policy.decode(ids, mask) for ids, mask in zip(rollout.ids, rollout.mask, strict=True)]
     reward, _, _ = train.judge(recipe, policy, segmenter, batch, texts, train.rewards.RankQueue(), None)
     assert torch.equal(reward, mine["reward"]) and reward.std() > 0
-    micros = train.cut_rollout(recipe, policy, batch, rollout)
+    micros = models.pack_rollout(policy, batch.prompts, rollout, recipe.max_row_tokens, recipe.rows_per_batch)
     train.add_reference(mine["reference"], micros, recipe.temperature)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     for _ in range(recipe.updates_per_rollout):
@@ -242,15 +243,16 @@ def test_the_memory_page_is_what_is_computed_and_within_a_tenth_of_what_was_meas
 
     from engine import memory
     from studies import memory as page
+    from studies.bench import config_of, real_size
 
     text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
     page.main()
     said = capsys.readouterr().out
     assert len(said.splitlines()) == 8 and said in text
 
-    full = memory.parts(recipes.RECIPES["drseg"], page.config_of(recipes.QWEN25_3B), 1, False)
+    full = memory.parts(recipes.RECIPES["drseg"], config_of(real_size(recipes.QWEN25_3B)), 1, False)
     tight = dataclasses.replace(recipes.RECIPES["drseg"], lora_rank=64, prompts_at_once=1, max_row_tokens=4096)
-    lora = memory.parts(tight, page.config_of(recipes.QWEN25_7B), 1, False)
+    lora = memory.parts(tight, config_of(real_size(recipes.QWEN25_7B)), 1, False)
     start = full["weights"] + full["reference"] + full["replica"] + memory.SAM2_LARGE
     computed = [start, start + full["gradients"] + full["Adam"], lora["frozen"] + lora["weights"] + memory.SAM2_LARGE]
     computed.append(computed[-1] + lora["gradients"] + lora["Adam"] + lora["activations"])
@@ -260,11 +262,11 @@ def test_the_memory_page_is_what_is_computed_and_within_a_tenth_of_what_was_meas
 
     # --collapse adds a convolution over LENS's queries: 2,048 x 64 x 2,048 parameters, 1 GiB
     lens = (dataclasses.replace(recipes.RECIPES["lens"], collapse=c) for c in (False, True))
-    plain, collapsed = (memory.parts(r, page.config_of(recipes.QWEN25_3B), 1, False)["weights"] for r in lens)
+    plain, collapsed = (memory.parts(r, config_of(real_size(recipes.QWEN25_3B)), 1, False)["weights"] for r in lens)
     assert collapsed - plain == pytest.approx(1.0, rel=0.01)
 
     # a GPU that is too small is told so before anything is loaded, with what would fit
-    config = page.config_of(recipes.QWEN25_7B)
+    config = config_of(real_size(recipes.QWEN25_7B))
     said = memory.warning(recipes.RECIPES["drseg"], config, 1, False, 48.0)
     assert "needs about" in said and "there are 48. With --lora_rank 64 it is about 24" in said
     assert memory.warning(recipes.RECIPES["drseg"], config, 4, True, 79.1) == ""

@@ -24,11 +24,13 @@ import grpo
 import model as models
 import recipes
 import rewards
+import train
 from benchmarks import metrics, overlap, published, records
-from engine.checkpoint import fingerprint, load_recipe, save_recipe
-from toy import make, world
+from engine.checkpoint import load_recipe, save_recipe, weights_digest
+from toy import make
 
 ROOT = Path(__file__).parents[1]
+HELD_OUT = data.load("toy", None, "val")
 DRSEG = recipes.miniature(recipes.RECIPES["drseg"])
 LENS = recipes.miniature(recipes.RECIPES["lens"])
 
@@ -45,7 +47,7 @@ def record(intersection=None, union=None, area=0, *, none=False, ok=True, said_n
         truth_boxes=[],
         boxes=[],
         count=None,
-        ignore_box=None,
+        crowds=[],
         iou=iou,
         intersection=intersection,
         union=union,
@@ -106,6 +108,23 @@ def test_segmentation_rules_by_hand():
     m = metrics.segmentation_metrics(table)
     assert (m["giou"], m["answerable_n"], m["answerable_giou"]) == (2.5 / 8, 6, 2.5 / 6)
     assert metrics.segmentation_metrics([])["giou"] is None
+
+
+def test_refusals_alone_make_no_giou():
+    """Boxes alone, and lines on which nothing fits: their masks are known (empty). gIoU was the share of refusals, and
+    the best checkpoint the one that refused everything."""
+    box = [0, 0, 9, 9]
+    seen = record(truth_boxes=[box], boxes=[box])
+    right = [seen] * 9 + [record(0, 25, 25, none=True, boxes=[box])]
+    refusing = [record(truth_boxes=[box], boxes=[], said_none=True)] * 9 + [record(0, 0, 0, none=True, said_none=True)]
+    scores = {}
+    for when, table, n_acc, iou in (("1", refusing, 1, 0), ("2", right, 0, 1)):
+        m = metrics.segmentation_metrics(table) | {"box_miou": metrics.box_miou(table)}
+        assert (m["mask_n"], m["giou"], m["p50"], m["answerable_giou"], m["miou"]) == (0, *[None] * 4)
+        assert (m["n_acc"], m["box_miou"]) == (n_acc, iou)
+        scores[when] = m
+    assert train.best_of({"before": scores["2"]} | scores) == "2"
+    assert "100.00 2" in train.told(scores) and "no mask that a gIoU" in train.told(scores)
 
 
 def test_order_changes_no_digit():
@@ -195,7 +214,7 @@ def detections(seed: int = 0) -> list[dict]:
                 query=("cat", "dog", "mug")[i % 3],
                 truth_boxes=truth,
                 boxes=boxes,
-                ignore_box=crowd,
+                crowds=[crowd] if crowd else [],
             )
         )
     return table
@@ -215,7 +234,7 @@ def test_detection_against_pycocotools_on_its_own_format(tmp_path):
     found = []
     for r in table:
         where = {"image_id": int(r["image_id"]), "category_id": names[r["query"]]}
-        for box, crowd in [*[(b, 0) for b in r["truth_boxes"]], *[(b, 1) for b in [r["ignore_box"]] if b]]:
+        for box, crowd in [*[(b, 0) for b in r["truth_boxes"]], *[(b, 1) for b in r["crowds"]]]:
             x, y, w, h = xywh(box)
             truth["annotations"].append(
                 {**where, "id": len(truth["annotations"]) + 1, "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd}
@@ -251,7 +270,7 @@ def test_a_huge_box_is_wrong_and_not_ignored():
 
 
 def test_precision_and_recall_against_loops():
-    table = [r | {"ignore_box": None} for r in detections(1)]
+    table = [r | {"crowds": []} for r in detections(1)]
     hits = 0
     for r in table:  # one-to-one, the largest box first, each takes the free true box that it overlaps most
         free = list(r["truth_boxes"])
@@ -308,7 +327,7 @@ def test_answers_come_back_in_original_pixels():
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_oracle_is_perfect_where_the_schema_has_words(name):
-    recipe, held = recipes.RECIPES[name], world.ToyWorld("val")
+    recipe, held = recipes.RECIPES[name], HELD_OUT
     spec = rewards.SCHEMAS[recipe.schema]
     sayable = [i for i in range(60) if len(held[i].boxes) in [1] + [0, 2, 3, 4] * spec.many]
     m = evaluate.evaluate("oracle", "truth", held, recipe, indices=sayable)
@@ -320,7 +339,7 @@ def test_oracle_is_perfect_where_the_schema_has_words(name):
 
 
 def test_data_of_boxes_alone_have_no_true_mask_to_paint():
-    sample = next(s for s in map(world.ToyWorld("val").__getitem__, range(60)) if len(s.boxes))
+    sample = next(s for s in map(HELD_OUT.__getitem__, range(60)) if len(s.boxes))
     sample = dataclasses.replace(sample, object_masks=[])
     (r,) = evaluate.answer_samples("oracle", "truth", [sample], DRSEG)
     assert len(r["boxes"]) and r["truth_mask"] is r["iou"] is None
@@ -330,7 +349,7 @@ def test_malformed_segzero_predicts_nothing_though_the_parser_keeps_its_box(monk
     monkeypatch.setattr(
         evaluate, "oracle_answer", lambda *_: '<think></think><answer>{"bbox": [0, 0, 112, 112]}</answer>'
     )
-    r = next(evaluate.answer_samples("oracle", "truth", world.ToyWorld("val"), recipes.RECIPES["segzero"], indices=[1]))
+    r = next(evaluate.answer_samples("oracle", "truth", HELD_OUT, recipes.RECIPES["segzero"], indices=[1]))
     assert (r["boxes"], r["area"], r["iou"], r["answer_ok"]) == ([], 0, 0.0, False)
 
 
@@ -338,7 +357,7 @@ def test_a_box_read_leniently_is_scored_and_its_answer_a_parse_failure(monkeypat
     """LENS's released evaluation takes any four numbers in brackets; how many answers needed that has to be seen."""
     said = iter(["<think></think><answer>[0, 0, 112, 112]</answer>", "<think></think><answer>none</answer>"])
     monkeypatch.setattr(evaluate, "oracle_answer", lambda *_: next(said))
-    table = list(evaluate.answer_samples("oracle", "truth", world.ToyWorld("val"), LENS, indices=[0, 1]))
+    table = list(evaluate.answer_samples("oracle", "truth", HELD_OUT, LENS, indices=[0, 1]))
     assert [(r["boxes"], r["answer_ok"]) for r in table] == [([[0, 0, 112, 112]], False), ([], False)]
     m = metrics.all_metrics(table, "toy")
     assert (m["parse_failures"], m["read_leniently"], m["n"]) == (2, 1, 2)
@@ -354,7 +373,7 @@ def test_prompts_mode_cuts_what_sam2_sees(mode, kept):
             self.seen = {(len(o.points), len(o.negative_points)) for answer in answers for o in answer}
             return [torch.zeros(112, 112, dtype=torch.bool) for _ in index]
 
-    spy, held = Spy(), world.ToyWorld("val")
+    spy, held = Spy(), HELD_OUT
     one = next(i for i in range(50) if len(held[i].boxes) == 1 and held[i].negative_points(2) is not None)
     list(evaluate.answer_samples("oracle", spy, held, recipes.RECIPES["genseg-g"], indices=[one], prompts_mode=mode))
     assert spy.seen == {kept}
@@ -392,7 +411,7 @@ def test_batch_size_does_not_change_answers(tiny, temperature):
         records = evaluate.answer_samples(
             policy,
             segmenter,
-            world.ToyWorld("val"),
+            HELD_OUT,
             DRSEG,
             indices=[4, 0, 9, 7],
             batch_size=batch_size,
@@ -408,7 +427,7 @@ def test_batch_size_does_not_change_answers(tiny, temperature):
 def test_lens_masks_packed_as_alone(tiny):
     """Four completions of two prompts in two rows, and each in a row of its own: the same masks' logits."""
     policy, segmenter = tiny_models(tiny, "lens")
-    held = world.ToyWorld("val")
+    held = HELD_OUT
     images = [held[0].image, held[1].image]
     prompts = policy.encode(images, [data.build_prompt("the red cross", "lens", "pixels"), "hi"])
     embeddings = segmenter.embed(images)
@@ -439,7 +458,7 @@ def test_lens_masks_packed_as_alone(tiny):
 
 def test_lens_mask_does_not_need_a_readable_text(tiny):
     policy, segmenter = tiny_models(tiny, "lens")
-    r = next(evaluate.answer_samples(policy, segmenter, world.ToyWorld("val"), LENS, indices=[1], max_new_tokens=4))
+    r = next(evaluate.answer_samples(policy, segmenter, HELD_OUT, LENS, indices=[1], max_new_tokens=4))
     assert not r["answer_ok"] and r["boxes"] == []
     assert r["area"] > 0 and r["iou"] == r["intersection"] / r["union"]
 
@@ -534,7 +553,7 @@ def test_two_processes_agree_with_one(tiny, tmp_path):
 def test_one_photo(tiny, tmp_path, capsys):
     """Two requests, twice: a folder each time, nothing beside the photo, and what cannot be read is said."""
     (tmp_path / "mine").mkdir()
-    world.ToyWorld("val")[3].image.resize((90, 60)).convert("L").save(tmp_path / "mine" / "p.jpg")
+    HELD_OUT[3].image.resize((90, 60)).convert("L").save(tmp_path / "mine" / "p.jpg")
     asked = dict(model=str(tiny / "q25"), segmenter=str(tiny / "sam2"), image=str(tmp_path / "mine" / "p.jpg"))
     asked |= {"query": ("the red one", "<b>it</b>"), "output_dir": str(tmp_path / "seen")}
     out = run(capsys, **asked)
@@ -565,7 +584,7 @@ def test_one_photo_shows_lens_mask_beside_the_boxs(tiny, tmp_path, monkeypatch, 
     policy, segmenter = tiny_models(tiny, "lens")
     text = '<think>There.</think><answer>{"bbox_2d": [10, 10, 60, 60]}</answer>'
     monkeypatch.setattr(policy, "decode", lambda ids, mask: [text] * len(ids))
-    world.ToyWorld("val")[3].image.save(tmp_path / "p.png")
+    HELD_OUT[3].image.save(tmp_path / "p.png")
     options = evaluate.Options(image=str(tmp_path / "p.png"), query=("it",))
     evaluate.photo(policy, segmenter, LENS, tmp_path / "seen", options, {"max_new_tokens": 4})
     mask, box_mask = (np.asarray(Image.open(tmp_path / "seen" / f"1.{n}.png")) > 0 for n in ("mask", "box-mask"))
@@ -610,11 +629,11 @@ def test_a_recipe_that_does_not_match_is_refused(tiny):
 
 
 def test_fingerprint_follows_the_weights(tiny, tmp_path):
-    before = fingerprint(tiny / "sam2")
+    before = weights_digest(tiny / "sam2")
     state = models.load_segmenter(str(tiny / "sam2"))
     state.no_mem_embed.data += 1
     make.save_segmenter(state, tmp_path)
-    assert before and before != fingerprint(tmp_path)
+    assert before and before != weights_digest(tmp_path)
 
 
 def test_choose_and_overlap(tmp_path, capsys):
@@ -644,7 +663,7 @@ def test_choose_and_overlap(tmp_path, capsys):
 
 def test_a_picture_that_breaks_while_answering_is_not_scored(tmp_path, capsys, monkeypatch):
     """Of thousands of pictures a thousand are opened before; one of the others ended the evaluation, every time."""
-    world = data.load("toy", None, "val")
+    world = HELD_OUT
     makers = [partial(world.__getitem__, i) for i in range(12)]
 
     def broken():
@@ -657,13 +676,19 @@ def test_a_picture_that_breaks_while_answering_is_not_scored(tmp_path, capsys, m
     assert "not scored: half a picture" in run(capsys, **asked)
     kept = json.loads((tmp_path / "metrics.json").read_text())
     assert kept["n"] == 11 and kept["not_scored"] == {"wrong": 1, "skipped": 0, "why": ["half a picture"]}
+    again = run(capsys, score=str(tmp_path / "predictions.jsonl"))
+    assert again.startswith("toy val without 1 sample that could not be read")
+    partly = records.read_run(tmp_path) | {"dataset": "refcocog"}
+    assert "(not comparable: 1 sample could not be read; the answers are the truth" in published.show(
+        kept | {"not_scored": 1}, partly
+    )
     makers[:] = [makers[4]]
     with pytest.raises(data.BadData, match="nothing to score"):
         evaluate.main(evaluate.Options(**asked | {"output_dir": str(tmp_path / "none")}))
 
 
 def test_an_answer_is_asked_again_where_the_pixels_that_do_not_count_have_changed():
-    sample = dataclasses.replace(world.ToyWorld("val")[1], ignore_mask=None)
+    sample = dataclasses.replace(HELD_OUT[1], ignore_mask=None)
     found = next(evaluate.answer_samples("oracle", "truth", [sample], recipes.RECIPES["genseg"]))
     assert records.is_of(found, sample)
     beside = np.zeros((sample.height, sample.width), dtype=bool)
@@ -672,7 +697,7 @@ def test_an_answer_is_asked_again_where_the_pixels_that_do_not_count_have_change
     assert not records.is_of(found, dataclasses.replace(sample, is_sentence=True))
 
 
-def test_overlap_by_hand(capsys):
+def test_overlap_by_hand():
     tested = [("1", "the red cup"), ("1", "a dog "), ("2", "a dog"), ("3", "A dog")]
     sample = sample_of(np.eye(3, dtype=bool))
     made = [partial(dataclasses.replace, sample, image_id=i, query=q) for i, q in [("1", "a dog"), ("9", "x")]]
@@ -685,8 +710,6 @@ def test_overlap_by_hand(capsys):
         pictures=3, pictures_shared=1, expressions=4, expressions_on_shared_pictures=2, expressions_verbatim=2
     )
     assert overlap.overlap(tested, *there) == counted
-    overlap.main("toy", "toy", "val", "val", "")
-    assert re.findall(r"expressions\D*(\d+)", capsys.readouterr().out) == ["200"] * 3
 
 
 def test_released_sets_stand_beside_their_rows():

@@ -56,7 +56,7 @@ def first_error(*args) -> str:
 
 
 def compressed(mask) -> str:
-    return data.encode_rle(mask)["counts"].decode()
+    return data.encode_rle(mask)["counts"]
 
 
 WHOLE = compressed(np.ones(SIZE[::-1], dtype=bool))

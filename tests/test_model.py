@@ -615,7 +615,7 @@ def test_segmenter_equals_sams_own_predictor(sam, big):
     spread = np.random.default_rng(0).uniform(0.1, 0.9, (3, 3, 2))
     points = boxes[:, None, :2] + spread * (boxes[:, None, 2:] - boxes[:, None, :2])
     labels = np.array([[1, 0, 1]] * 3)
-    got = {k: big.segment(embeddings, index, boxes, points[:, :k], labels[:, :k], chunk=2) for k in (0, 1, 3)}
+    got = {k: list(big.segment(embeddings, index, boxes, points[:, :k], labels[:, :k], chunk=2)) for k in (0, 1, 3)}
     inside = 0
     for i, image in enumerate(images):
         predictor.set_image(np.array(image))
@@ -654,7 +654,7 @@ def test_sam2_1_by_its_hub_id_equals_its_own_predictor(size, tmp_path, monkeypat
 def test_nothing_to_segment(tiny):
     image = noise_image(SIZES[0], 0)
     nothing = np.zeros((0, 4)), np.zeros((0, 1, 2)), np.zeros((0, 1))
-    assert tiny.segment(tiny.embed([image]), [], *nothing) == []
+    assert list(tiny.segment(tiny.embed([image]), [], *nothing)) == []
     with pytest.raises(ValueError, match="no pictures"):
         tiny.embed([])
 
@@ -667,9 +667,10 @@ def test_batched_masks_equal_one_by_one(tiny):
     sizes = np.array([SIZES[i] for i in index], float)
     boxes = np.concatenate([rng.uniform(0, 0.4, (7, 2)) * sizes, rng.uniform(0.5, 1, (7, 2)) * sizes], 1)
     points, labels = rng.uniform(0, 1, (7, 2, 2)) * sizes[:, None], np.tile([1, 0], (7, 1))
-    got = tiny.segment(together, index, boxes, points, labels)
+    got = list(tiny.segment(together, index, boxes, points, labels))
     for n, i in enumerate(index):
-        alone = tiny.segment(tiny.embed([images[i]]), [0], boxes[n : n + 1], points[n : n + 1], labels[n : n + 1])[0]
+        one = boxes[n : n + 1], points[n : n + 1], labels[n : n + 1]
+        (alone,) = tiny.segment(tiny.embed([images[i]]), [0], *one)
         assert alone.shape == SIZES[i][::-1]
         agree(got[n], alone)
 
@@ -691,7 +692,8 @@ def test_union_equals_a_loop_over_objects(tiny):
         for o in objects:
             points = np.array([*o.points, *o.negative_points], float).reshape(1, -1, 2)
             labels = np.array([[1] * len(o.points) + [0] * len(o.negative_points)]).reshape(1, -1)
-            truth |= tiny.segment(embeddings, [i], o.box[None], points, labels)[0].numpy()
+            (part,) = tiny.segment(embeddings, [i], o.box[None], points, labels)
+            truth |= part.numpy()
         agree(mask, truth)
     assert not got[1].any()
 
@@ -699,21 +701,21 @@ def test_union_equals_a_loop_over_objects(tiny):
 def test_union_holds_one_mask_at_a_time(tiny, monkeypatch):
     """512 objects on 12 megapixels were 6 GB: each mask joins its answer's before the next but one is made."""
     made: list = []
-    each_mask = tiny.each_mask
+    segment = tiny.segment
 
     def noted(*args):
-        for mask in each_mask(*args):
+        for mask in segment(*args):
             made.append(weakref.ref(mask))
             assert sum(ref() is not None for ref in made) <= 2  # this one, and the one that is being joined
             yield mask
             del mask
 
-    monkeypatch.setattr(tiny, "each_mask", noted)
+    monkeypatch.setattr(tiny, "segment", noted)
     tiny.union(tiny.embed([noise_image(SIZES[0], 0)]), [0], [[Thing([5, 5, 40, 40])] * 5])
     assert len(made) == 5
 
 
-def test_the_image_encoder_in_16_bits_makes_the_same_masks():
+def test_the_image_encoder_in_16_bits_makes_the_same_masks(monkeypatch):
     """On drawn pictures with the shipped weights: masks differ by an odd border pixel."""
     segmenter = models.load_segmenter("toy/sam2")
     samples = [s for s in data.load("toy", None, "val")[:24] if len(s.boxes)]
@@ -721,11 +723,11 @@ def test_the_image_encoder_in_16_bits_makes_the_same_masks():
     boxes = np.stack([s.boxes[0] for s in samples])
     found = []
     for half in (False, True):
-        segmenter.half = half
+        monkeypatch.setattr(models.Segmenter, "in_16_bits", half)
         embeddings = segmenter.embed([s.image for s in samples])
         assert embeddings.features.dtype == torch.float32
         nothing = np.zeros((len(samples), 0, 2)), np.zeros((len(samples), 0), dtype=np.int32)
-        found.append(segmenter.segment(embeddings, index, boxes, *nothing))
+        found.append(list(segmenter.segment(embeddings, index, boxes, *nothing)))
     ious = [models.mask_iou(a, b) for a, b in zip(*found, strict=True)]
     assert np.mean(ious) > 0.98 and any(iou < 1 for iou in ious)  # not the same numbers twice
 

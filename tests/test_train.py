@@ -32,7 +32,7 @@ import train
 from benchmarks import report
 from engine import checkpoint, journal
 from engine.check import check_rewards
-from engine.run import build, build_reference, full_copy, learning_rate_factor, start
+from engine.run import build, build_reference, build_replica, give_room, learning_rate_factor, refresh, start
 from toy import world
 from toy.make import writes_in
 from train import load_batch, oracle_rollout, update
@@ -70,7 +70,7 @@ def gradients(setting, advantages, **changes):
     recipe = replace(recipe, max_grad_norm=1e9, beta=0.0, **changes)  # no reference in these
     policy.zero_grad()
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.0)
-    micros = train.cut_rollout(recipe, policy, batch, rollout)
+    micros = models.pack_rollout(policy, batch.prompts, rollout, recipe.max_row_tokens, recipe.rows_per_batch)
     values = update(accelerator, policy, optimizer, micros, batch, rollout, advantages, recipe)
     found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     return found, values, len(micros)
@@ -108,7 +108,7 @@ def test_end_token_is_trained_and_nothing_after_it():
             assert rollout.mask[p, g, :n].all() and not rollout.mask[p, g, n:].any()
             assert ended[p, g, : n - 1].sum() == 0  # the end token, if there is one, is the last
     assert ended.any()
-    micros = train.cut_rollout(recipe, policy, batch, rollout)
+    micros = models.pack_rollout(policy, batch.prompts, rollout, recipe.max_row_tokens, recipe.rows_per_batch)
     at = torch.cat([m.at for m in micros])
     # every token of a completion once, no other
     assert sorted(at.tolist()) == rollout.mask.flatten().nonzero()[:, 0].tolist()
@@ -195,11 +195,11 @@ def test_two_updates_equal_those_by_hand(name):
     masks = [target.mask for target in batch.targets] if name == "lens" else [0, 1]
     assert not np.array_equal(masks[0], masks[1])
     advantages = torch.tensor([[1.0, -1.0, 0.5, -0.5], [-2.0, 1.0, 1.0, 0.0], [0.3, 0.3, -0.9, 0.3]])
-    reference = full_copy(policy, torch.float32)
+    reference = build_reference(recipe, policy.device)
     torch.manual_seed(0)
     for p in reference.parameters():
         p.data += 0.003 * torch.randn_like(p)
-    micros = train.cut_rollout(replace(recipe, rows_per_batch=2), policy, batch, rollout)
+    micros = models.pack_rollout(policy, batch.prompts, rollout, recipe.max_row_tokens, rows_per_batch=2)
     train.add_reference(reference, micros, recipe.temperature)
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.03)
@@ -545,6 +545,9 @@ def test_the_last_lines_count_the_requests_with_a_mask():
     none = some | {"mask_n": 0, "giou": None}
     assert "20 requests, and no mask" in train.told({"after": none})
     assert train.best_of({"before": none, "1": none, "after": none}) == "1"
+    boxes = none | {"box_miou": 0.25}
+    assert train.told({"before": boxes, "after": boxes}).endswith("the boxes' IoU, percent: 25.00 before, 25.00 after")
+    assert train.best_of({"before": boxes, "1": none, "after": boxes}) == "after"
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
@@ -606,7 +609,7 @@ def test_unparsable_and_empty_completions_are_judged():
 def test_nan_stops_the_step():
     recipe, accelerator, policy, _, batch, rollout = setup("drseg", beta=0.0)
     before = [p.detach().clone() for p in policy.parameters()]
-    micros = train.cut_rollout(recipe, policy, batch, rollout)
+    micros = models.pack_rollout(policy, batch.prompts, rollout, recipe.max_row_tokens, recipe.rows_per_batch)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
     with pytest.raises(FloatingPointError, match="nan"):
         update(accelerator, policy, optimizer, micros, batch, rollout, torch.full((3, 4), float("nan")), recipe)
@@ -646,7 +649,11 @@ def test_reward_check_takes_weights_left_out():
 
 def test_replica_has_weights_in_16_bits_and_frequencies_in_32():
     policy = setup("drseg")[2]
-    copied = full_copy(policy, torch.bfloat16).vlm
+    replica = build_replica(policy, torch.bfloat16)
+    assert not any(p.untyped_storage().size() for p in replica.parameters())  # no memory until it writes
+    give_room(replica, True)
+    refresh(replica, policy)
+    copied = replica.vlm
     assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in copied.parameters())
     assert copied.state_dict().keys() == policy.vlm.state_dict().keys()
     for (name, copy), kept in zip(copied.named_buffers(), policy.vlm.buffers(), strict=True):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """The miniature's world: pictures of a few drawn shapes, and requests that each picture answers without doubt.
 
-    samples = data.load("toy", split="val")     # or ToyWorld("val"); each drawn when asked for
+    samples = data.load("toy", split="val")     # each drawn when asked for
 
 The networks that live in it lie beside this file; make.py made them.
 """
@@ -10,7 +10,7 @@ The networks that live in it lie beside this file; make.py made them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -168,23 +168,6 @@ def toy_query(rng: np.random.Generator, objects: list[dict]) -> tuple[str, str, 
 scene_of = functools.lru_cache(512)(toy_scene)  # what is held out is drawn once
 
 
-class ToyWorld(Sequence):
-    """The miniature's samples: drawn when asked for, the same ones every time."""
-
-    def __init__(self, split: str):
-        self.seed, self.length = TOY_SPLITS[split]
-        self.split = split
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(index)
-        scene = scene_of(self.seed, index)
-        return scene_sample(scene, f"toy/{self.split}/{index}/{scene['kind']}")
-
-
 def scene_sample(scene: dict, id: str) -> Sample:
     """A toy scene as a Sample."""
     masks = [scene["objects"][i]["mask"] for i in scene["targets"]]
@@ -203,9 +186,16 @@ def scene_sample(scene: dict, id: str) -> Sample:
     )
 
 
+def toy_sample(split: str, index: int) -> Sample:
+    """The miniature's sample with this index: the same one every time."""
+    seed, _ = TOY_SPLITS[split]
+    scene = scene_of(seed, index)
+    return scene_sample(scene, f"toy/{split}/{index}/{scene['kind']}")
+
+
 def read(want: Wanted) -> list[Callable[[], Sample]]:
     """data.load's reader: for every scene of the split a function that makes its Sample."""
     if want.split not in TOY_SPLITS:
         raise BadData(f"toy has no split {want.split!r}. It has: {', '.join(TOY_SPLITS)}.")
-    world = ToyWorld(want.split)
-    return [functools.partial(world.__getitem__, i) for i in range(len(world))]
+    _, length = TOY_SPLITS[want.split]
+    return [functools.partial(toy_sample, want.split, i) for i in range(length)]
