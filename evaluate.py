@@ -507,6 +507,8 @@ def load_networks(options: Options, recipe: Recipe, masks: str, device: torch.de
             dtype=torch.float32 if device.type == "cpu" else getattr(torch, recipe.dtype),
             segmenter=options.segmenter,
         ).eval()
+        if recipe.num_queries and policy.context is None and PartialState().is_main_process:
+            print(f"note: {options.model} has no context module: masks are SAM2's, of the written boxes, not LENS's")
     own = getattr(policy, "segmenter", None)  # LENS: with the mask decoder that was trained with it
     if own and options.segmenter not in ("", "none", "truth", own.name):
         raise data.BadData("a LENS checkpoint brings its own SAM2, trained with it: leave --segmenter out.")

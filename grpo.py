@@ -325,7 +325,10 @@ def require_plain_attention(model) -> None:
         raise ValueError(
             f"{name} has layers of {', '.join(other)}: only full attention sees a packed row as it is meant"
         )
-    if hasattr(model, "create_masks_for_generate"):  # Gemma 3, PaliGemma: a prompt that is seen both ways
+    if not getattr(model, "_supports_attention_backend", True):  # Bloom, MPT, Falcon
+        raise ValueError(f"{name} does not attend through transformers' registry: a packed row's mask may not reach it")
+    # Gemma 3, PaliGemma: a prompt that is seen both ways. (Doge has said so since some version after 5.17.)
+    if hasattr(model, "create_masks_for_generate") or config.model_type == "doge":
         raise ValueError(f"{name} makes attention masks of its own, which a packed row's mask would replace")
     if getattr(config, "sliding_window", None):
         window = f"a sliding window of {config.sliding_window} tokens, which a packed row would undo"

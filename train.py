@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import sys
@@ -70,9 +71,16 @@ def read_order(order: list[int], recipe: Recipe, step: int, place: int) -> Itera
     The place in the data is a function of the step alone: there is no sampler to save, and no short last batch. With
     order [10, 11, 12] and two prompts a step, steps 0 to 2 may take [11, 10], [12, 10], [12, 11].
     """
-    at = step * recipe.prompts_per_step + place
-    shuffled = np.random.default_rng([recipe.seed, at // len(order)]).permutation(order)
-    yield from np.roll(shuffled, -(at % len(order))).tolist()
+    n = len(order)
+    epoch, start = divmod(step * recipe.prompts_per_step + place, n)
+    shuffled = permutation(recipe.seed, epoch, n)
+    yield from (order[shuffled[(start + k) % n]] for k in range(n))
+
+
+@functools.lru_cache(2)  # a step may end one epoch and begin the next
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of an epoch's n samples."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def draw(run: Run, step: int, places: Sequence[int]) -> list[tuple[int, data.Sample]]:

@@ -78,9 +78,12 @@ def newest(output_dir: Path) -> Path | None:
     return next(reversed(all_of(output_dir)), None)
 
 
-# What --resume cannot change: it lives in the optimizer's state, the queue, or the shape of what learns; and the model
-# that the run started from is what KL holds on to.
+# What --resume cannot change: it lives in the optimizer's state, the queue, or the shape of what learns; the model that
+# the run started from is what KL holds on to; and these many prompts and updates are what a step's number counts, for
+# the place in the data and for the learning rate.
 KEPT = (
+    "prompts_per_step",
+    "updates_per_rollout",
     "model",
     "learning_rate",
     "weight_decay",

@@ -35,11 +35,12 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import (
     AutocastKwargs,
@@ -288,6 +289,7 @@ def launch(recipe: Recipe, output_dir: Path, tracker: str | None) -> Accelerator
 
 def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> Run:
     """From a recipe to a run, or back to the newest checkpoint of one. SystemExit, with what to do, if it cannot be."""
+    began = time.time()
     accelerator = launch(recipe, output_dir, tracker)
     main = accelerator.is_main_process
     sharded = accelerator.distributed_type == "FSDP"
@@ -295,8 +297,6 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         print(f"note: {line}")
 
     last = checkpoint.to_go_on_from(output_dir, resume)
-    if main:
-        (output_dir / "stop").unlink(missing_ok=True)  # of a run that had ended by itself (Stopping)
     if accelerator.device.type == "cuda":
         room = torch.cuda.mem_get_info()[1] / memory.GIB
         recipe, said = memory.fit(recipe, models.config_of(recipe.model), accelerator.num_processes, sharded, room)
@@ -314,7 +314,7 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     samples = data.load(
         recipe.dataset, recipe.data_root, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
     )
-    order = examine(samples, segmenter, recipe, main)
+    order = agreed(examine(samples, segmenter, recipe, main), main)
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
     replica = build_replica(policy, getattr(torch, recipe.dtype)) if recipe.needs_replica(sharded) else None
     policy, optimizer, schedule = prepare(recipe, accelerator, policy, steps)
@@ -349,12 +349,24 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
         run.lock = lock(output_dir)
+        stop = output_dir / "stop"
+        if stop.exists() and stop.stat().st_mtime < began:  # of a run that had ended by itself (Stopping)
+            stop.unlink()
         # The scores before the rows, by which a slower process tells of which step the score "after" is.
         write_atomically(output_dir / "heldout.json", json.dumps(run.heldout, indent=1))
         write_atomically(output_dir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in run.rows))
     if tracker:
         open_tracker(accelerator, recipe)
     return run
+
+
+def agreed(order: list[int], main: bool) -> list[int]:
+    """Of the samples that a process can use, those that all can. One that a bad disk shows to some would give them
+    another order, and another number of steps, to wait for the others in."""
+    everywhere = set.intersection(*map(set, gather_object([order])))
+    if main and (lost := len(order) - len(everywhere)):
+        print(f"note: {data.plural(lost, 'sample')} left out, which not every process could read")
+    return [i for i in order if i in everywhere]
 
 
 # -------------------------------------------------------------------------------------- its networks and its optimizer
@@ -416,6 +428,8 @@ def add_context(recipe: Recipe, policy: models.Policy, segmenter: models.Segment
         d = policy.vlm.get_input_embeddings().weight.shape[1]
         c = segmenter.no_mem_embed.shape[-1]
         policy.context = models.ContextModule(d, c, recipe.num_queries, recipe.connector, recipe.collapse)
+        if recipe.train == "all" and PartialState().is_main_process:
+            print(f"note: {recipe.model} has no context module: it starts new, without LENS's stage one (lens-align)")
     there = policy.context.config | {"segmenter": segmenter.name}
     for name in ("num_queries", "connector", "collapse", "segmenter"):
         if (has := there[name]) != getattr(recipe, name):

@@ -36,7 +36,7 @@ import recipes
 import train
 from engine import files, journal, run, waiting
 from engine.checkpoint import load_recipe
-from engine.run import build
+from engine.run import agreed, build
 
 ROOT = Path(__file__).parents[1]
 QUICK = "--toy --dataset jsonl --num_generations 4 --eval_samples 0 --max_completion 60 --save_every 1 --keep 9".split()
@@ -292,6 +292,8 @@ def test_resume_refuses_what_it_could_not_change_and_says_what_has_changed(tmp_p
         ("learning_rate", "0.5", "0.00015"),
         ("queue_size", "64", "2048"),
         ("lora_rank", "8", "0"),
+        ("updates_per_rollout", "2", "1"),  # the rate counts updates: with fewer it went on below 0
+        ("prompts_per_step", "4", "2"),
     ):
         with pytest.raises(SystemExit, match=f"was trained with --{option} {was}: resume it so, or start anew with"):
             go(folder, out, *more, "--max_steps", "2", "--resume", f"--{option}", value)
@@ -710,6 +712,31 @@ def test_a_file_named_stop_ends_a_run_after_its_step_and_is_taken_away(tmp_path,
     assert stopped.value.code == 0 and seen == [0, 1]
     assert (tmp_path / "run" / "checkpoint-2").is_dir() and not (tmp_path / "run" / "stop").exists()
     assert "stopped after step 2 of 5, and saved" in capsys.readouterr().out
+
+
+def test_a_start_that_another_run_refuses_leaves_its_stop_file(tmp_path, go):
+    folder, out = draw(tmp_path / "data"), tmp_path / "run"
+    go(folder, out, "--max_steps", "1")
+    (out / "stop").touch()
+    with files.lock(out), pytest.raises(SystemExit, match="another run is writing"):
+        go(folder, out, "--max_steps", "2", "--resume")
+    assert (out / "stop").exists()
+
+
+def test_processes_train_on_what_all_of_them_can_read(monkeypatch, capsys):
+    """A disk that failed one process once gave it another order and another number of steps: both hung at the end."""
+    monkeypatch.setattr("engine.run.gather_object", lambda own: [[4, 0, 2, 3], [4, 2, 3], [0, 4, 3]])
+    assert agreed([4, 0, 2, 3], True) == [4, 3] and agreed([4, 2, 3], False) == [4, 3]
+    assert capsys.readouterr().out == "note: 2 samples left out, which not every process could read\n"
+
+
+def test_the_order_of_an_epoch_is_one_permutation_of_its_samples():
+    """Against the plain way: the whole order permuted, then turned to the place."""
+    recipe, order = recipes.Recipe(prompts_per_step=3, seed=5), [7, 3, 9, 1]
+    for step, place in [(0, 0), (1, 2), (5, 1)]:
+        at = step * 3 + place
+        plain = np.roll(np.random.default_rng([5, at // 4]).permutation(order), -(at % 4)).tolist()
+        assert list(train.read_order(order, recipe, step, place)) == plain
 
 
 def test_between_samplings_the_replica_has_no_memory(tmp_path, go, monkeypatch):

@@ -417,13 +417,23 @@ def test_layers_past_the_registry_are_refused(monkeypatch):
 
     model = hf.BloomForCausalLM(hf.BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4))
     inputs = {"input_ids": PROMPTS, "attention_mask": MASK}
-    with pytest.raises(ValueError, match="BloomForCausalLM makes attention masks of its own"):
+    with pytest.raises(ValueError, match="BloomForCausalLM does not attend through"):
         grpo.require_plain_attention(model)
     monkeypatch.setattr(grpo, "require_plain_attention", lambda model: None)
     with pytest.raises(
         ValueError, match="BloomForCausalLM cannot be sampled from here: its forward names no position_ids"
     ):
         grpo.sample(model, inputs, torch.zeros(3, 1, 4), num_generations=1, max_new_tokens=4, eos_token_id=-1)
+
+
+def test_doges_own_masks_are_refused():
+    """In transformers 5.17 nothing in its class says so, and a packed row was wrong by two nats."""
+    import transformers as hf
+
+    with torch.device("meta"):
+        model = hf.DogeForCausalLM(hf.DogeConfig(num_hidden_layers=1))
+    with pytest.raises(ValueError, match="DogeForCausalLM makes attention masks of its own"):
+        grpo.require_plain_attention(model)
 
 
 def test_a_prompt_that_is_seen_both_ways_is_refused():
