@@ -432,7 +432,7 @@ def shared(found: dict[str, dict[str, list[dict]]]) -> list[str]:
 def page() -> str:
     """docs/ablations.md from docs/ablations/*.json."""
     table = ["| study | asks | verdict | what the claim names: difference, 95 % interval |", "|---|---|---|---|"]
-    verdicts: list[str] = []
+    verdicts: list[tuple[bool, bool]] = []
     sections: list[str] = []
     missing = []
     ran_all = {}
@@ -450,8 +450,9 @@ def page() -> str:
             for d in verdict(study, found["arms"])[1]
         ]
         asks = "our own question" if study.ours else study.place
-        table.append(f"| [{name}](#{name}) | {asks} | {word} | {'; '.join(named) or '–'} |")
-        verdicts.append(word)
+        mark = "**" if study.first else ""
+        table.append(f"| {mark}[{name}](#{name}){mark} | {asks} | {word} | {'; '.join(named) or '–'} |")
+        verdicts.append((study.first, word not in ("Undecided", "Nothing named", "Too few seeds")))
         sections += lines
     out = [
         "# The papers' claims, asked of the miniature",
@@ -462,7 +463,9 @@ def page() -> str:
         "that the recipe is trained for. Runs are shorter than those of [results.md](results.md), so the same recipe",
         "and seed ends elsewhere.",
         "",
-        f"Of {len(verdicts)} studies {verdicts.count('Undecided')} are undecided: three to six seeds see only",
+        f"Of the {sum(first for first, _ in verdicts)} claims that the papers put first (bold), "
+        f"{verdicts.count((True, True))} are decided, one way or the other; of the other "
+        f"{sum(not first for first, _ in verdicts)} studies, {verdicts.count((False, True))}. So few seeds see only",
         "differences that are large or very regular.",
         "",
         *table,
