@@ -370,15 +370,21 @@ def prompt_hash(schema: str, space: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- datasets
 
 
+class Remark(str):
+    """A line on an entry that gives no sample, and is no loss to the dataset: it says again what another says."""
+
+
 class Samples(Sequence):
     """What `load` returns; a slice is again a Samples. Polygons are drawn and tables read when a sample is asked for.
 
-    `skipped` holds one sentence for each entry of the dataset that could not be used.
+    `skipped` holds one sentence for each entry of the dataset that could not be used; `lost` counts those without which
+    it is another dataset (no picture, no text, no mask), so not the Remarks.
     """
 
     def __init__(self, makers: list[Callable[[], Sample]], skipped: list[str]):
         self.makers = makers
-        self.skipped = [printable(line) for line in skipped]
+        self.skipped = [type(line)(printable(line)) for line in skipped]
+        self.lost = sum(not isinstance(line, Remark) for line in skipped)
 
     def __len__(self) -> int:
         return len(self.makers)
@@ -445,7 +451,7 @@ def load(
         reader = getattr(importlib.import_module(file), function)
         on_hub = function == "tables" and re.fullmatch(r"[\w.-]+/[\w.-]+", str(root))
         if name != "toy" and (not root or not (Path(root).exists() or on_hub)):
-            raise BadData(f"{name}: folder not found: {root}. --data_root is where {name} lies.")
+            raise BadData(f"{name}: folder not found: {root or None}. --data_root is where {name} lies.")
         collects = gc.isenabled()
         gc.disable()  # what is read is many small lists and no circles: looking for some takes a fifth of the time
         try:

@@ -317,7 +317,7 @@ def report_metrics(records: list[dict], run: dict, options: Options) -> dict:
         for name, inside in (("overlap", True), ("clean", False)):
             metrics[name] = all_metrics([r for r in records if (r["image_id"] in there) == inside], run["dataset"])
             print(f"\n{name}: pictures {'' if inside else 'not '}in {options.overlap_with} {options.overlap_split}")
-            print(show(metrics[name], run | {"split": "", "data_root": "", "not_scored": 0}))
+            print(show(metrics[name], run | {"split": "", "data_root": "", "not_read": 0}))
     return metrics
 
 
@@ -375,12 +375,11 @@ def benchmark(
         if len(answered) < len(asked):
             there = f"{out} has {len(answered)} of {len(asked)} answers: another run has written there meanwhile."
             raise data.BadData(f"{there} Start this one again, alone: it goes on from what is there.")
-        why = [*bad, *samples.skipped]
-        if why:  # the table says so now, and when it is printed again
-            run = run | {"not_scored": len(why)}
+        if lost := len(bad) + samples.lost:  # the table says so now, and when it is printed again
+            run = run | {"not_read": lost}
             write_atomically(out / "run.json", json.dumps(run, indent=1))
         metrics = report_metrics(answered, run, options)
-        if why:
+        if why := [*bad, *samples.skipped]:
             metrics["not_scored"] = {"wrong": len(bad), "skipped": len(samples.skipped), "why": why[:100]}
         write_atomically(out / "metrics.json", json.dumps(metrics, indent=1))
         report = shlex.join(["python", "-m", "benchmarks.report", str(out)])
@@ -507,7 +506,8 @@ def load_networks(options: Options, recipe: Recipe, masks: str, device: torch.de
             dtype=torch.float32 if device.type == "cpu" else getattr(torch, recipe.dtype),
             segmenter=options.segmenter,
         ).eval()
-        if recipe.num_queries and policy.context is None and PartialState().is_main_process:
+        alone = recipe.num_queries and policy.context is None and masks not in ("none", "truth")
+        if alone and PartialState().is_main_process:
             print(f"note: {options.model} has no context module: masks are SAM2's, of the written boxes, not LENS's")
     own = getattr(policy, "segmenter", None)  # LENS: with the mask decoder that was trained with it
     if own and options.segmenter not in ("", "none", "truth", own.name):

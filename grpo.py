@@ -316,8 +316,8 @@ def predicting_states(prompt_length: int, lengths: Sequence[int], between: int =
 
 def require_plain_attention(model) -> None:
     """ValueError, by name, for what packing and sampling here cannot serve: sliding windows, layers that are no
-    attention, prompts that are seen both ways, caps or scales on logits. model: from transformers, text or image-text.
-    """
+    attention or not of transformers' registry, prompts that are seen both ways, caps or scales on logits. model: from
+    transformers, text or image-text."""
     config = model.config.get_text_config()
     name = type(model).__name__
     other = sorted(set(getattr(config, "layer_types", None) or []) - {"full_attention"})
@@ -325,7 +325,7 @@ def require_plain_attention(model) -> None:
         raise ValueError(
             f"{name} has layers of {', '.join(other)}: only full attention sees a packed row as it is meant"
         )
-    if not getattr(model, "_supports_attention_backend", True):  # Bloom, MPT, Falcon
+    if not getattr(model, "_supports_attention_backend", True):  # Bloom, MPT, ...
         raise ValueError(f"{name} does not attend through transformers' registry: a packed row's mask may not reach it")
     # Gemma 3, PaliGemma: a prompt that is seen both ways. (Doge has said so since some version after 5.17.)
     if hasattr(model, "create_masks_for_generate") or config.model_type == "doge":

@@ -168,10 +168,12 @@ def parse_answer(text: str, schema: str, lenient: bool = False) -> Answer:
     if not answer.answer_ok:
         # What looks like a box is one, for whoever is to be charged for boxes: in an answer that was cut off or has no
         # tags, too. In the reasoning it is none.
-        at = text.find("<answer>")
+        behind = thought[1] if thought else 0
+        at = text.find("<answer>", behind)
         if at < 0:
-            at = thought[1] if thought else len(text) if text.startswith("<think>") else 0
-        answer.boxes_written = max(answer.boxes_written, len(_FOUR_NUMBERS.findall(text, at)))
+            at = len(text) if "<think>" in text[behind:] else behind
+        in_tags = _FOUR_NUMBERS.findall(found[0]) if found else []
+        answer.boxes_written = max(answer.boxes_written, len(in_tags), len(_FOUR_NUMBERS.findall(text, at)))
     if lenient and not answer.answer_ok:
         four = _FOUR_NUMBERS.search(found[0] if found else text)
         if four and (box := _numbers([float(v) for v in four.groups()], 4)):

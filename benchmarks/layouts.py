@@ -41,7 +41,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from benchmarks.pictures import open_image, open_mask, picture_size
-from data import MAX_PIXELS, BadData, Sample, Wanted, check_truth, encode_rle, reading, rle_fault, to_frame
+from data import MAX_PIXELS, BadData, Remark, Sample, Wanted, check_truth, encode_rle, reading, rle_fault, to_frame
 from engine.files import regular
 
 Makers = Iterator[Callable[[], Sample] | str]  # what a reader yields
@@ -189,6 +189,11 @@ def _boxes(given, xywh: bool) -> np.ndarray:
     return boxes
 
 
+def _around(crowd: dict, size) -> Sequence[float]:
+    """A crowd's box, x, y, width, height: the annotated one, or that of its pixels."""
+    return crowd.get("bbox") or coco_mask.toBbox(to_rle(crowd["segmentation"], size)).tolist()
+
+
 def _truth(
     size,
     parts=(),
@@ -225,7 +230,7 @@ def _truth(
         "points": to_frame(points, frame, size) if frame else points,
         "object_masks": masks,
         "ignore_mask": ignore,
-        "crowds": _boxes(crowds, xywh=True).tolist(),
+        "crowds": _boxes([_around(a, size) for a in crowds], xywh=True).tolist(),
         "no_target": no_target or count == 0 or (count is None and not len(boxes)),
         "count": count,
         "sentences": sentences,
@@ -378,15 +383,14 @@ def _join(folder: Path, name: str) -> Path:
 
 
 def _request(at: str, image: dict, folder: Path, annotations: list[dict], crowds=(), sentences=()) -> Callable:
-    """What makes a Sample of a query and an id, on one picture; crowds become pixels that no metric counts."""
+    """What makes a Sample of a query and an id, on one picture; no metric counts what is in crowds."""
     boxed = all("bbox" in a for a in annotations)
     boxes = [a["bbox"] for a in annotations] if boxed else None
-    around = [a["bbox"] for a in crowds if "bbox" in a]
     parts, ignored = ([a["segmentation"] for a in group if a.get("segmentation")] for group in (annotations, crowds))
     where = _join(folder, image["file_name"])
     with reading(f"{at}, its picture {where.name}"):
         size = (image["width"], image["height"])
-    more = {"parts": parts, "boxes": boxes, "xywh": boxed, "ignored": ignored, "crowds": around, "sentences": sentences}
+    more = {"parts": parts, "boxes": boxes, "xywh": boxed, "ignored": ignored, "crowds": crowds, "sentences": sentences}
     return functools.partial(_make, at, image_id=image["id"], where=where, size=size, **more)
 
 
@@ -420,7 +424,7 @@ def references(want: Wanted) -> Makers:
         at = f"{path}, reference {ref['ref_id']}"
         if (number := str(ref["ref_id"])) in read:
             same = read[number] == ref
-            yield f"{at}: stands twice" + ("" if same else ", with another content; the first is read")
+            yield Remark(f"{at}: stands twice" + ("" if same else ", with another content; the first is read"))
             continue
         read[number] = ref
         with reading(at):
@@ -548,13 +552,15 @@ def coco(want: Wanted) -> Makers:
         for c, several in objects.items():
             objects[c] = [a for n, a in enumerate(several) if not any(_same(a, b) for b in several[:n])]
             if n := len(several) - len(objects[c]):
-                yield f"{path}: {category[c]} in picture {key}: annotations left out, which repeat another: {n}"
+                what = f"annotations left out, which repeat another: {n}"
+                yield Remark(f"{path}: {category[c]} in picture {key}: {what}")
         chosen = [c for c in objects if len(objects[c]) >= (2 if want.name == "coconut" else 1)]
         if want.name == "coconut" and chosen:
             number = int(key) if key.isdigit() else zlib.crc32(key.encode())
             chosen = [chosen[np.random.default_rng([want.seed, number]).integers(len(chosen))]]
         elif want.name == "coco-detection":
-            yield from (f"{path}: {category[c]} in picture {key} is only a crowd" for c in objects if c not in chosen)
+            only = [c for c in objects if c not in chosen]
+            yield from (Remark(f"{path}: {category[c]} in picture {key} is only a crowd") for c in only)
         for c in chosen:
             query = f"All {category[c]}" if want.name == "coconut" else category[c]
             id = f"{want.name}/{want.split}/{key}/{category[c]}"
@@ -619,7 +625,8 @@ def reasonseg(want: Wanted) -> Makers:
             yield f"reasonseg: {notes[stem]}: {why}"
             continue
         if len(drawn) < len(shapes):
-            yield f"reasonseg: {notes[stem]}: {len(shapes) - len(drawn)} shapes of fewer than three points left out"
+            few = len(shapes) - len(drawn)
+            yield Remark(f"reasonseg: {notes[stem]}: {few} shapes of fewer than three points left out")
         target, ignored = (functools.partial(_painted, drawn, ignore) for ignore in (False, True))
         ignored = [ignored] if any("ignore" in s["label"].lower() for s in drawn) else []
         said = list(enumerate(texts))

@@ -168,7 +168,7 @@ def not_comparable(run: dict) -> str:
     why = [f"a draw of {run['limit']} of its samples"] if run.get("limit") else []
     drawn = tuple(run.get("make_up") or ())
     why += [f"a draw of {' + '.join(map(str, drawn))}"] if any(drawn) and name not in RECONSTRUCTED else []
-    why += [f"{data.plural(run['not_scored'], 'sample')} could not be read"] if run.get("not_scored") else []
+    why += [f"{data.plural(run['not_read'], 'sample')} could not be read"] if run.get("not_read") else []
     why += ["the answers are the truth"] if run.get("model") == "oracle" else []
     why += ["the masks are true ones"] if run.get("segmenter") == "truth" else []
     why += [RECONSTRUCTED[name]] if name in RECONSTRUCTED else []
@@ -217,7 +217,7 @@ WORDS = {
         "n": "requests",
         "n_target": "... where something fits",
         "n_no_target": "... where nothing does",
-        "mask_n": "... with a true mask",
+        "mask_n": "... with a mask to compare",
         "box_n": "... with a true box",
         "answerable_n": "... with a mask, that it is trained for",
         "short_n": "... that are phrases (ReasonSeg)",
@@ -241,7 +241,7 @@ def as_text(name: str, value: float | None) -> str:
 def with_mask(metrics: dict) -> str:
     """The requests that the figures of masks are over, in words: those without a true mask have no part in them."""
     n, asked = metrics.get("mask_n"), metrics["n"]
-    return data.plural(asked, "request") if n in (None, asked) else f"the {n} of {asked} requests with a mask"
+    return data.plural(asked, "request") if n in (None, 0, asked) else f"the {n} of {asked} requests with a mask"
 
 
 def explained(metrics: dict) -> dict[str, list[tuple[str, str, str]]]:
@@ -249,7 +249,7 @@ def explained(metrics: dict) -> dict[str, list[tuple[str, str, str]]]:
     lines = {
         how: [(k, as_text(k, metrics[k]), words[k]) for k in words if k in metrics] for how, words in WORDS.items()
     }
-    if "mask_n" in metrics and metrics["mask_n"] < metrics["n"]:
+    if 0 < metrics.get("mask_n", 0) < metrics["n"]:
         lines = {f"percent (masks: over {with_mask(metrics)})": lines.pop("percent")} | lines
     return {how: found for how, found in lines.items() if found}
 
@@ -266,7 +266,7 @@ def show(metrics: dict, run: dict) -> str:
     these are not comparable where they are not. run: what run.json holds."""
     dataset, split = run["dataset"], run["split"]
     lines = [f"{dataset} {split}"]
-    if lost := run.get("not_scored"):
+    if lost := run.get("not_read"):
         lines[0] += f" without {data.plural(lost, 'sample')} that could not be read"
     for how, found in explained(metrics).items():
         lines += [f" {how}", *(f"  {name:22}{value:>8}  {word}" for name, value, word in found)]

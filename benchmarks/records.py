@@ -134,7 +134,7 @@ def read_records(path: str | Path) -> list[dict]:
             fault = str(error)
         if fault:
             raise data.BadData(
-                f"{path}, line {number}: {fault}. evaluate.py writes no such record; delete the file to start again."
+                f"{path}, line {number}: {fault}. This version writes no such record: delete the file to start again."
             )
     return found
 

@@ -248,6 +248,8 @@ def _words(run: dict, records: list[dict], old: dict | None, of_kind: dict[str, 
     if old is not None:
         gained, lost = data.plural(len(of_kind["gained"]), "request"), len(of_kind["lost"])
         intro.append(f"Before and after: {gained} gained (an IoU that rose over 0.5), {lost} lost.")
+    if lost := run.get("not_read"):
+        intro.append(f"Without {data.plural(lost, 'sample')} of the set that could not be read.")
     published, columns = beside(run["dataset"], run["split"], run["data_root"])
     was = {name: text for found in explained(before or {}).values() for name, text, _ in found}
     lines = {how: [(n, was.get(n, ""), v, w) for n, v, w in found] for how, found in explained(metrics).items()}

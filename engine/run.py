@@ -37,6 +37,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -364,6 +365,8 @@ def agreed(order: list[int], main: bool) -> list[int]:
     """Of the samples that a process can use, those that all can. One that a bad disk shows to some would give them
     another order, and another number of steps, to wait for the others in."""
     everywhere = set.intersection(*map(set, gather_object([order])))
+    if not everywhere:
+        raise SystemExit("there is no sample that every process could read: do all see the same disk?")
     if main and (lost := len(order) - len(everywhere)):
         print(f"note: {data.plural(lost, 'sample')} left out, which not every process could read")
     return [i for i in order if i in everywhere]
@@ -458,6 +461,8 @@ def add_adapters(recipe: Recipe, policy: models.Policy) -> None:
         )
     if not recipe.lora_rank:
         return
+    if find_spec("peft") is None:
+        raise SystemExit("--lora_rank needs one more package: pip install peft")
     if recipe.train == "context":
         raise SystemExit("LENS's alignment trains the context module alone: leave --lora_rank out")
     if not lora:

@@ -312,6 +312,7 @@ def test_refcoco_every_sentence_or_one(refer):
         30,
     )
     assert len(samples.skipped) == 1 and "reference 3" in samples.skipped[0] and "no polygon" in samples.skipped[0]
+    assert samples.lost == 1
     assert data.load("refcoco", refer, "val")[0].mask.sum() == AREA[12]  # an RLE as COCO's crowds have it
     one = [[s.query for s in data.load("refcoco", refer, one_expression=True, seed=seed)] for seed in range(12)]
     assert all(len(queries) == 2 for queries in one) and {q[0] for q in one} == {"left cat", "big cat", "cat one"}
@@ -399,6 +400,14 @@ def test_crowds_of_one_category_stay_apart_and_need_no_polygon(coco):
         (cats,) = data.load("coco-detection", coco, "val")
         assert cats.crowds == [[1, 2, 11, 7], [30, 20, 34, 26]] and len(cats.boxes) == 2
         assert (cats.ignore is None) == (not shape)
+    for crowd in crowds:  # none is annotated: the box of its pixels, a column of three and its like
+        del crowd["bbox"]
+        crowd["segmentation"] = {"size": [30, 40], "counts": [30, 3, 1167]}
+    both = {"annotations": ANNOTATIONS[:2] + crowds + [{**crowds[0], "id": 99, "category_id": 2}]}
+    dump(coco / "annotations/instances_val2017.json", instances() | both)
+    samples = data.load("coco-detection", coco, "val")
+    assert samples[0].crowds == [[1, 0, 2, 3]] * 2
+    assert "only a crowd" in samples.skipped[0] and (samples.lost, samples[:1].lost) == (0, 0)  # no sample is missing
 
 
 def test_reasonsegs_outline_belongs_to_the_shape():

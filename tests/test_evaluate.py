@@ -25,7 +25,7 @@ import model as models
 import recipes
 import rewards
 import train
-from benchmarks import metrics, overlap, published, records
+from benchmarks import metrics, overlap, published, records, report
 from engine.checkpoint import load_recipe, save_recipe, weights_digest
 from toy import make
 
@@ -122,6 +122,7 @@ def test_refusals_alone_make_no_giou():
         m = metrics.segmentation_metrics(table) | {"box_miou": metrics.box_miou(table)}
         assert (m["mask_n"], m["giou"], m["p50"], m["answerable_giou"], m["miou"]) == (0, *[None] * 4)
         assert (m["n_acc"], m["box_miou"]) == (n_acc, iou)
+        assert "masks: over" not in published.show(m, {"dataset": "jsonl", "split": "val"})
         scores[when] = m
     assert train.best_of({"before": scores["2"]} | scores) == "2"
     assert "100.00 2" in train.told(scores) and "no mask that a gIoU" in train.told(scores)
@@ -628,7 +629,7 @@ def test_a_recipe_that_does_not_match_is_refused(tiny):
         load_recipe(tiny / "bare")
 
 
-def test_fingerprint_follows_the_weights(tiny, tmp_path):
+def test_the_digest_follows_the_weights(tiny, tmp_path):
     before = weights_digest(tiny / "sam2")
     state = models.load_segmenter(str(tiny / "sam2"))
     state.no_mem_embed.data += 1
@@ -679,6 +680,7 @@ def test_a_picture_that_breaks_while_answering_is_not_scored(tmp_path, capsys, m
     again = run(capsys, score=str(tmp_path / "predictions.jsonl"))
     assert again.startswith("toy val without 1 sample that could not be read")
     partly = records.read_run(tmp_path) | {"dataset": "refcocog"}
+    assert "Without 1 sample of the set that could not be read." in report.build(tmp_path)
     assert "(not comparable: 1 sample could not be read; the answers are the truth" in published.show(
         kept | {"not_scored": 1}, partly
     )

@@ -324,7 +324,13 @@ def test_a_box_in_a_malformed_answer_costs_the_no_target_penalty():
     assert score(f"<think>a</think><answer></answer><answer>{there}</answer>") == -10
     for numbers in ("[1e2, 100, 300, 300]", "[10.12345678901, 100, 300, 300]"):
         assert score(said('[{"bbox_2d": ' + numbers)) == -10, numbers
-    for thought in (f"<think>At {there}?", f"<think>At {there}?</think>", f"<think>{there}</think><answer>no</answer>"):
+    for thought in (
+        f"<think>At {there}?",
+        f"\n<think>At {there}?",
+        f"<think>An <answer> at {there}?</think>",
+        f"<think>At {there}?</think>",
+        f"<think>{there}</think><answer>no</answer>",
+    ):
         assert score(thought) == 0, thought  # what is only considered is not charged
     assert score(said("what?")) == 0 and score(NOTHING) == 10
     worst = parse_answer(f"A. A. A. <answer>{json.dumps([box])}</answer>", "genseg-g")  # nothing else is paid either
