@@ -51,7 +51,7 @@ from benchmarks.overlap import overlap, seen
 from benchmarks.published import show
 from benchmarks.records import choose, claim, load_samples, merge_records, read_records, read_run
 from benchmarks.report import photo_page, verdict
-from engine.check import readable
+from engine.check import agreed, readable
 from engine.checkpoint import load_recipe, newest, weights_digest
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer, true_mask
@@ -341,8 +341,10 @@ def benchmark(
         skipped = data.plural(len(samples.skipped), "skipped entry")
         print(f"not scored: {data.plural(len(bad), 'wrong sample')}, {skipped} of the data")
         print("\n".join(f"  {line}" for line in [*bad[:10], *samples.skipped[:10]]))
-    if not chosen:
+    if not any(gather_object([chosen])):
         raise data.BadData(f"nothing to score in {run['dataset']} {run['split']}")
+    here, chosen = chosen, agreed(chosen)
+    bad += [f"sample number {i}: another process could not read it" for i in sorted({*here} - {*chosen})]
     merged = mine = out / "predictions.jsonl"
     if state.process_index:
         mine = out / f"predictions.{state.process_index}.jsonl"

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
@@ -151,6 +152,15 @@ def readable(samples: data.Samples, indices: list[int], seed: int = 0) -> tuple[
         except data.BadData as error:
             bad.append(str(error))
     return good, bad
+
+
+def agreed(indices: list[int]) -> list[int]:
+    """Of the samples that this process can use, those that all can. One that a bad disk shows to some would give them
+    another order, and another number of steps, to wait for the others in. data.BadData if there is none."""
+    everywhere = set.intersection(*map(set, gather_object([indices])))
+    if not everywhere:
+        raise data.BadData("there is no sample that every process could read: do all see the same disk?")
+    return [i for i in indices if i in everywhere]
 
 
 def held_in(samples: data.Samples, order: list[int], held: data.Samples, chosen: list[int]) -> str | None:

@@ -62,7 +62,7 @@ import data
 import model as models
 import rewards
 from engine import checkpoint, memory
-from engine.check import data_digest, examine
+from engine.check import agreed, data_digest, examine
 from engine.files import lock, write_atomically
 from engine.journal import open_tracker
 from engine.waiting import AN_HOUR, patient, wait_for_the_slowest
@@ -315,7 +315,10 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     samples = data.load(
         recipe.dataset, recipe.data_root, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
     )
-    order = agreed(examine(samples, segmenter, recipe, main), main)
+    order = examine(samples, segmenter, recipe, main)
+    order, own = agreed(order), len(order)
+    if main and len(order) < own:
+        print(f"note: {data.plural(own - len(order), 'sample')} left out, which not every process could read")
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
     replica = build_replica(policy, getattr(torch, recipe.dtype)) if recipe.needs_replica(sharded) else None
     policy, optimizer, schedule = prepare(recipe, accelerator, policy, steps)
@@ -359,17 +362,6 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
     if tracker:
         open_tracker(accelerator, recipe)
     return run
-
-
-def agreed(order: list[int], main: bool) -> list[int]:
-    """Of the samples that a process can use, those that all can. One that a bad disk shows to some would give them
-    another order, and another number of steps, to wait for the others in."""
-    everywhere = set.intersection(*map(set, gather_object([order])))
-    if not everywhere:
-        raise SystemExit("there is no sample that every process could read: do all see the same disk?")
-    if main and (lost := len(order) - len(everywhere)):
-        print(f"note: {data.plural(lost, 'sample')} left out, which not every process could read")
-    return [i for i in order if i in everywhere]
 
 
 # -------------------------------------------------------------------------------------- its networks and its optimizer

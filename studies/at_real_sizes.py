@@ -248,20 +248,24 @@ def main() -> None:
         print("ROWS " + json.dumps(run_stage(args.stages[0], args.mini)))
         return
     print(f"{bench.machine()}; {bench.versions()}", flush=True)
+    failed = False
     for stage in args.stages or SECONDS:
         command = [sys.executable, "-m", "studies.at_real_sizes", stage, "--alone", *["--mini"] * args.mini]
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS[stage])
         except subprocess.TimeoutExpired:
             print(f"{stage}: not done in {SECONDS[stage]} s", flush=True)
+            failed = True
             continue
         rows = [line for line in done.stdout.splitlines() if line.startswith("ROWS ")]
         if not rows:
             print(f"{stage}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}", flush=True)
+            failed = True
             continue
         for row in json.loads(rows[0].removeprefix("ROWS ")):
             figures = ", ".join(f"{k} {v:.3g}" for k, v in row.items() if k != "stage")
             print(f"{row['stage']:45} {figures}", flush=True)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
