@@ -327,7 +327,7 @@ def require_plain_attention(model) -> None:
         )
     if not getattr(model, "_supports_attention_backend", True):  # Bloom, MPT, ...
         raise ValueError(f"{name} does not attend through transformers' registry: a packed row's mask may not reach it")
-    # Gemma 3, PaliGemma: a prompt that is seen both ways. (Doge has said so since some version after 5.17.)
+    # Gemma 3, PaliGemma: a prompt that is seen both ways; and Doge, whose class does not say so in transformers 5.17.
     if hasattr(model, "create_masks_for_generate") or config.model_type == "doge":
         raise ValueError(f"{name} makes attention masks of its own, which a packed row's mask would replace")
     if getattr(config, "sliding_window", None):
