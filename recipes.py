@@ -600,7 +600,7 @@ def unanswerable(sample: data.Sample, recipe: Recipe) -> str | None:
     if len(sample.boxes) > 1 and not spec.many:
         return "several objects, where the schema has one"
     if spec.negatives and not sample.no_target and sample.negative_points(len(spec.negatives)) is None:
-        return "no room for background points in a box"
+        return "no room for background points in a box" if sample.object_masks else "no mask to take those points from"
     return None
 
 

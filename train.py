@@ -54,7 +54,7 @@ import rewards
 from benchmarks.published import as_text, with_mask
 from benchmarks.records import choose
 from engine import checkpoint, journal
-from engine.check import allowed, held_in, readable
+from engine.check import allowed, data_digest, held_in, readable
 from engine.files import console, write_atomically
 from engine.oracle import oracle_answer
 from engine.run import Run, Stopping, reference_of, start
@@ -531,6 +531,7 @@ def held_out_metrics(run: Run, policy: models.Policy, when: str) -> dict:
     broken: dict[int, str] = {}
     bar = f"held out, {when}"
     found = evaluate.evaluate(policy, run.segmenter, held, recipe, indices=chosen, broken=broken, bar=bar)
+    found["requests"] = data_digest(held, chosen)["digest"]
     for line in broken.values() if when == "before" else ():
         print(f"held out, not scored: {line}")
     chosen = [i for i in chosen if i not in broken]
@@ -575,6 +576,7 @@ def told(heldout: dict) -> str:
     if not heldout:
         return "nothing held out was scored (eval_samples is 0)"
     last = list(heldout.values())[-1]
+    every, heldout = heldout, comparable(heldout)
     counted = {
         "giou": f"held-out gIoU, percent, over {with_mask(last)}",
         "answerable_giou": f"  over the {last['answerable_n']} that the recipe is trained for",
@@ -589,7 +591,15 @@ def told(heldout: dict) -> str:
     for name, what in counted.items():
         values = [f"{as_text(name, scores[name])} {when}" for when, scores in heldout.items() if name in scores]
         lines += [f"{what}: {', '.join(values)}"] if values else []
+    if other := [when for when in every if when not in heldout]:
+        lines.append(f"  (other requests were held out then, so these do not compare: {', '.join(other)})")
     return "\n".join(lines)
+
+
+def comparable(heldout: dict) -> dict:
+    """The scores that are of the same requests as the last: a resumed run may hold out others."""
+    last = list(heldout.values())[-1].get("requests") if heldout else None
+    return {when: scores for when, scores in heldout.items() if scores.get("requests") == last}
 
 
 def best_of(heldout: dict) -> str:
@@ -600,7 +610,7 @@ def best_of(heldout: dict) -> str:
         scores = heldout[when]
         return scores.get("giou_true_text", scores["giou"] if scores["mask_n"] else scores.get("box_miou")) or 0.0
 
-    return max((when for when in heldout if when != "before"), key=height, default="")
+    return max((when for when in comparable(heldout) if when != "before"), key=height, default="")
 
 
 def train(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str | None = None) -> dict:

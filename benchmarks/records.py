@@ -167,11 +167,20 @@ def is_of(record: dict, sample: data.Sample) -> bool:
     return all(there == (None if mask is None else data.encode_rle(mask)) for there, mask in truths)
 
 
-def _still(record: dict, samples: data.Samples) -> bool:
+def _still(record: dict, samples: data.Samples, index: int) -> bool:
     try:
-        return is_of(record, samples[record["index"]])
+        return index < len(samples) and is_of(record, samples[index])
     except data.BadData:
         return False
+
+
+def _places(samples: data.Samples) -> dict[str, int]:
+    """The index of each sample that can be read, by its id."""
+    places = {}
+    for i in range(len(samples)):
+        with contextlib.suppress(data.BadData):
+            places[samples[i].id] = i
+    return places
 
 
 def merge_records(folder: Path, samples: data.Samples | None = None) -> list[dict]:
@@ -186,11 +195,15 @@ def merge_records(folder: Path, samples: data.Samples | None = None) -> list[dic
     records = {record["index"]: record for part in parts for record in read_records(part)}
     records = [records[i] for i in sorted(records)]
     if samples is not None:
-        stale = {r["index"] for r in records if not (r["index"] < len(samples) and _still(r, samples))}
-        if stale:
-            gone = data.plural(len(stale), "answer")
+        kept = {r["index"]: r for r in records if _still(r, samples, r["index"])}
+        if stale := [r for r in records if r["index"] not in kept]:
+            places = _places(samples)  # where a picture has gone or come, the samples behind it have moved
+            moved = [r | {"index": places[r["id"]]} for r in stale if r["id"] in places]
+            kept |= {r["index"]: r for r in moved if _still(r, samples, r["index"])}
+        if lost := len(records) - len(kept):
+            gone = data.plural(lost, "answer")
             print(f"dropped: {gone} to samples that have changed since; what is chosen of them is asked again")
-        records = [r for r in records if r["index"] not in stale]
+        records = [kept[i] for i in sorted(kept)]
     write_atomically(merged, "".join(json.dumps(record) + "\n" for record in records))
     for part in parts:
         if part != merged:

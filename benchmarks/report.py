@@ -199,11 +199,13 @@ def build(folder: Path, before: Path | None = None, limit: int = 12) -> str:
     old = None
     if before is not None:
         there = read_run(before)
-        old = {r["index"]: r for r in read_records(before / "predictions.jsonl")}
-        records = [r for r in records if all(r[k] == old.get(r["index"], {}).get(k) for k in ("id", "query"))]
+        # By id: where a picture is missing from one of the two, all indices behind it have moved.
+        theirs = {(r["id"], r["query"]): r for r in read_records(before / "predictions.jsonl")}
+        alone = [r for r in records if (r["id"], r["query"]) not in theirs]
+        records = [r for r in records if (r["id"], r["query"]) in theirs]
         if (run["dataset"], run["split"]) != (there["dataset"], there["split"]) or not records:
             raise data.BadData(f"{before} and {folder} have no request in common: nothing to compare.")
-        old = {r["index"]: old[r["index"]] for r in records}
+        old = {r["index"]: theirs[r["id"], r["query"]] for r in records}
     if not records:
         raise data.BadData(f"{folder / 'predictions.jsonl'} is empty: nothing to show.")
     samples = load_samples(run)
@@ -231,6 +233,8 @@ def build(folder: Path, before: Path | None = None, limit: int = 12) -> str:
         here = len(wanted.intersection(at))
         filters += [(kind, KINDS[kind], f"{here} of {len(at)}" if here < len(at) else len(at))] * bool(at)
     words = _words(run, records, old, of_kind)
+    if old is not None and (here := len(alone)) + (there := len(theirs) - len(records)):
+        words["intro"].append(f"Left out: {here} that only this run was asked, {there} that only the other was.")
     return render(cards=cards, filters=filters, orders=[(k, w) for k, (w, _) in orders.items()], **words)
 
 

@@ -213,7 +213,10 @@ def check_rewards(
         except data.BadData as error:
             bad.append((Lacking if isinstance(error, data.Lacks) else str)(f"{at}: {error}"))
             continue
-        most = rewards.maximum(recipe.reward, sample.no_target, **recipes.reward_options(recipe))
+        try:
+            most = rewards.maximum(recipe.reward, sample.no_target, **recipes.reward_options(recipe))
+        except ValueError as error:
+            raise SystemExit(f"--schema {recipe.schema} does not go with --reward {recipe.reward}: {error}") from None
         if not rewards.points_inside(target.points, target.boxes).all():  # not every reward looks at that
             bad.append(
                 f"{sample.id}: a point lies outside its own box, {target.points.tolist()}, {target.boxes.tolist()}"
@@ -270,6 +273,8 @@ def examine(
             f"no sample of {recipe.dataset!r} ({recipe.split}) can be used by recipe "
             f"{recipe.name!r}: see the reasons above"
         )
+    if all(samples[i].no_target for i in order):
+        raise SystemExit(f"{recipe.name} would learn from requests that nothing fits alone: see the reasons above")
     if main and segmenter and recipe.segmenter_use == "reward":
         print(f"  {mask_ceiling(samples, good, segmenter, recipe)}")
     return order

@@ -78,10 +78,11 @@ def newest(output_dir: Path) -> Path | None:
     return next(reversed(all_of(output_dir)), None)
 
 
-# What --resume cannot change: it lives in the optimizer's state, the queue, or the shape of what learns; the model that
-# the run started from is what KL holds on to; and these many prompts and updates are what a step's number counts, for
-# the place in the data and for the learning rate.
+# What --resume cannot change: it lives in the optimizer's state, the queue, or the shape of what learns; KL holds on to
+# the model that the run started from; and seed, prompts and updates say what a step's number stands for, in the data
+# and in the learning rate.
 KEPT = (
+    "seed",
     "prompts_per_step",
     "updates_per_rollout",
     "model",

@@ -153,6 +153,17 @@ def test_requests_without_a_mask_are_counted_wherever_masks_are(folder):
     assert f"percent (masks: {said})" in published.show(all_metrics(found, "toy"), records.read_run(folder))
 
 
+def test_two_runs_are_compared_by_what_was_asked_not_by_its_place(folder, tmp_path):
+    """A picture was gone from one of the two: all behind it had moved, and 20 requests in common were none."""
+    found = records.read_records(folder / "predictions.jsonl")
+    moved = [r | {"index": r["index"] - 1} for r in found[1:]]
+    (tmp_path / "run.json").write_bytes((folder / "run.json").read_bytes())
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in moved), encoding="utf-8")
+    page = re.sub(r"<[^>]+>", " ", report.build(folder, tmp_path))
+    assert "11 requests, asked as" in page and "0 gained" in page.replace(" requests", "")
+    assert "Left out: 1 that only this run was asked, 0 that only the other was." in page
+
+
 def test_two_runs_side_by_side(folder, tmp_path):
     """What the oracle answers now, after a run that could read two thirds: the same requests, gained and lost."""
     found = records.read_records(folder / "predictions.jsonl")

@@ -704,6 +704,20 @@ def test_answers_to_data_that_changed_are_dropped(tmp_path, capsys):
     assert kept(*kinds[:2], kinds[2] | {"query": "other"}, kinds[3]) == [0, 1, 3]
     assert kept(kinds[0] | {"polygons": [[[40, 30, 120, 30, 120, 90, 41, 90]]]}, *kinds[1:]) == [1, 2, 3]
     assert "dropped: 1 answer to samples that have changed" in capsys.readouterr().out
+    (tmp_path / "predictions.jsonl").write_text("\n".join(said) + "\n", encoding="utf-8")
+    without = data.Samples([samples.makers[0], *samples.makers[2:]], [])  # a picture is gone: what is behind it moves
+    assert [(r["index"], r["query"]) for r in records.merge_records(tmp_path, without)] == [
+        (0, "box 0"),
+        (1, "box 2"),
+        (2, "box 3"),
+    ]
+    assert "dropped: 1 answer" in capsys.readouterr().out
+    assert [(r["index"], r["query"]) for r in records.merge_records(tmp_path, samples)] == [
+        (0, "box 0"),
+        (2, "box 2"),
+        (3, "box 3"),
+    ]
+    assert capsys.readouterr().out == ""
 
 
 def test_all_wrong_lines_are_named_at_once(tmp_path):

@@ -31,7 +31,7 @@ import rewards
 import train
 from benchmarks import report
 from engine import checkpoint, journal
-from engine.check import check_rewards
+from engine.check import check_rewards, examine
 from engine.run import build, build_reference, build_replica, give_room, learning_rate_factor, refresh, start
 from toy import world
 from toy.make import writes_in
@@ -530,6 +530,7 @@ def test_one_giou_everywhere(tmp_path, monkeypatch, capsys):
     table = capsys.readouterr().out
     out = tmp_path / "eval-final-toy-val"
     written = json.loads((out / "metrics.json").read_text())
+    after.pop("requests")  # a digest of what was asked, by which training's own scores are told apart
     assert {name: written[name] for name in after} == after
     evaluate.main(evaluate.Options(score=str(out / "predictions.jsonl")))
     assert table.startswith(again := capsys.readouterr().out.rstrip("\n"))
@@ -545,6 +546,10 @@ def test_the_last_lines_count_the_requests_with_a_mask():
     none = some | {"mask_n": 0, "giou": None}
     assert "20 requests, and no mask" in train.told({"after": none})
     assert train.best_of({"before": none, "1": none, "after": none}) == "1"
+    other = {"before": some | {"requests": "a", "giou": 0.9}, "1": some | {"requests": "b"}}
+    assert "50.00 1" in train.told(other) and "90.00" not in train.told(other)  # a resumed run held out others
+    assert "do not compare: before" in train.told(other)
+    assert train.best_of({"5": other["before"], "after": other["1"]}) == "after"
     boxes = none | {"box_miou": 0.25}
     assert train.told({"before": boxes, "after": boxes}).endswith("the boxes' IoU, percent: 25.00 before, 25.00 after")
     assert train.best_of({"before": boxes, "1": none, "after": boxes}) == "after"
@@ -637,6 +642,19 @@ def test_reward_check_judges_masks_only_where_the_run_does():
     assert check_rewards(samples, order, recipe)[0] == order
     good, bad = check_rewards(samples, order, replace(recipe, segmenter_use="evaluation"))
     assert not good and "earns 2.000 of 6" in bad[0]
+
+
+def test_data_of_refusals_alone_and_formats_without_a_reward_are_refused():
+    """genseg-g without masks trained on what nothing fits; a format without a maximum was a traceback."""
+    every = data.load("toy", None, "train")[:60]
+    bare = [replace(s, object_masks=[]) for s in every]
+    recipe = recipes.miniature(recipes.RECIPES["genseg-g"])
+    assert recipes.usable(bare, recipe)[1].keys() == {"no mask to take those points from"}
+    with pytest.raises(SystemExit, match="would learn from requests that nothing fits alone"):
+        examine(data.Samples([lambda s=s: s for s in bare], []), None, recipe, main=False)
+    mixed = replace(recipes.miniature(recipes.RECIPES["drseg"]), schema="genseg")
+    with pytest.raises(SystemExit, match="--schema genseg does not go with --reward drseg: .*without target"):
+        examine(every, None, mixed, main=False)
 
 
 def test_reward_check_takes_weights_left_out():
