@@ -98,7 +98,7 @@ def legend(figure) -> None:
         patches.Patch(facecolor="white", hatch="....", label="missed"),
         patches.Patch(facecolor="white", hatch="//////", label="in the mask, wrongly"),
         line(":", "true outline"),
-        line("-", "box that the policy wrote"),
+        line("-", "box, as written (1, 2: in that order)"),
         lines.Line2D([], [], color="black", marker="+", linestyle="", label="its point"),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False)
