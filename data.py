@@ -371,7 +371,7 @@ def prompt_hash(schema: str, space: str) -> str:
 
 
 class Remark(str):
-    """A line on an entry that gives no sample, and is no loss to the dataset: it says again what another says."""
+    """A line on what was left out without a sample being lost: it repeats another, or cannot be asked for."""
 
 
 class Samples(Sequence):

@@ -231,8 +231,9 @@ def check_rewards(
 def examine(
     samples: data.Samples, segmenter, recipe: Recipe, main: bool, said: Sequence[str] | None = None
 ) -> list[int]:
-    """The indices to train on; says what was left out and why; SystemExit if the data do not fit the recipe. said: the
-    wrong lines that `data.py --check` has named (None: it does not run), which are then not named again."""
+    """The indices to train on, the same in all processes; says what was left out and why; SystemExit if the data do not
+    fit the recipe. said: the wrong lines that `data.py --check` has named (None: it does not run), which are then not
+    named again."""
     broken: list[str] = []
     order, left = recipes.usable(samples, recipe, main, recipe.limit, broken)
     # Distance transforms and pictures take 3 to 60 ms a sample: a seeded thousand are looked at; what else is broken
@@ -273,6 +274,9 @@ def examine(
             f"no sample of {recipe.dataset!r} ({recipe.split}) can be used by recipe "
             f"{recipe.name!r}: see the reasons above"
         )
+    order, own = agreed(order), len(order)
+    if main and len(order) < own:
+        print(f"  {data.plural(own - len(order), 'sample')} left out, which not every process could read")
     if all(samples[i].no_target for i in order):
         raise SystemExit(f"{recipe.name} would learn from requests that nothing fits alone: see the reasons above")
     if main and segmenter and recipe.segmenter_use == "reward":

@@ -62,7 +62,7 @@ import data
 import model as models
 import rewards
 from engine import checkpoint, memory
-from engine.check import agreed, data_digest, examine
+from engine.check import data_digest, examine
 from engine.files import lock, write_atomically
 from engine.journal import open_tracker
 from engine.waiting import AN_HOUR, patient, wait_for_the_slowest
@@ -316,9 +316,6 @@ def start(recipe: Recipe, output_dir: Path, resume: bool = False, tracker: str |
         recipe.dataset, recipe.data_root, recipe.split, one_expression=recipe.one_expression, seed=recipe.seed
     )
     order = examine(samples, segmenter, recipe, main)
-    order, own = agreed(order), len(order)
-    if main and len(order) < own:
-        print(f"note: {data.plural(own - len(order), 'sample')} left out, which not every process could read")
     steps = recipe.max_steps or max(1, int(recipe.epochs * len(order) / recipe.prompts_per_step))
     replica = build_replica(policy, getattr(torch, recipe.dtype)) if recipe.needs_replica(sharded) else None
     policy, optimizer, schedule = prepare(recipe, accelerator, policy, steps)
